@@ -1,0 +1,79 @@
+"""Every error that graphc raises on purpose: a stable code, one sentence, the user's line, a way out.
+
+An error is an instance of `GraphcError` built by `error(code, ...)`. The codes live in the literal table `CODES`;
+`graphc explain GC0123` prints the entry. Codes are never reused.
+"""
+
+from __future__ import annotations
+
+import linecache
+from dataclasses import dataclass
+
+__all__ = ["CODES", "Code", "GraphcError", "Loc", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loc:
+    """A line of the user's source. ``file`` is the path that Python reported; printing shortens it."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    def source(self) -> str:
+        """The text of the line, or an empty string where the file is not at hand."""
+        return linecache.getline(self.file, self.line).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One kind of error: ``title`` in a few words, ``explain`` what it means and what to do, with an example."""
+
+    code: str
+    title: str
+    explain: str
+
+
+class GraphcError(Exception):
+    """An error with a stable code.
+
+    Attributes: ``code`` ("GC0101"), ``message`` (one sentence), ``loc`` (the user's line or None), ``hint`` (a way
+    out or None). ``str(e)`` is at most 15 lines.
+    """
+
+    def __init__(self, code: str, message: str, loc: Loc | None = None, hint: str | None = None):
+        self.code, self.message, self.loc, self.hint = code, message, loc, hint
+        super().__init__(self.render())
+
+    def render(self) -> str:
+        lines = [f"{self.code}: {self.message}"]
+        if self.loc is not None:
+            lines.append(f"  at {self.loc}")
+            text = self.loc.source()
+            if text:
+                lines.append(f"    {text}")
+        if self.hint:
+            lines.extend(f"  {'hint: ' if i == 0 else '      '}{part}" for i, part in enumerate(self.hint.splitlines()))
+        return "\n".join(lines[:15])
+
+
+def error(code: str, message: str, *, loc: Loc | None = None, hint: str | None = None) -> GraphcError:
+    """Build the error for ``raise``. The code must be in `CODES`."""
+    assert code in CODES, f"unlisted error code {code}"
+    return GraphcError(code, message, loc, hint)
+
+
+CODES: dict[str, Code] = {
+    c.code: c
+    for c in (
+        # 00xx the compiler itself
+        Code(
+            "GC0001",
+            "the graph broke a rule of the compiler",
+            "A pass produced a graph that the verifier refuses. This is a defect in graphc, not in your model. Run with\n"
+            "GRAPHC_DEBUG=2 to see which pass did it, and please report it with the printed lines.",
+        ),
+    )
+}

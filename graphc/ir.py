@@ -1,0 +1,220 @@
+"""The graph IR: immutable SSA nodes over typed tensors.
+
+Grammar of the text form (`graphc.text` prints and parses it, and ``parse(print(g)) == g``)::
+
+    graph   := "graph" NAME "{" node* "return" pairs "update" pairs "}"
+    node    := values "=" OP "(" value,* ")" attrs? ":" type,* ("@" FILE ":" LINE)?
+    values  := "%" N ("," "%" N)*
+    attrs   := "{" (KEY "=" literal),* "}"          literal may be a nested graph (the body of a region)
+    pairs   := "(" (NAME "=" value),* ")"
+    type    := DTYPE "[" INT,* "]"
+
+A `Graph` is a function from named inputs and named state to named outputs and named state updates. Reads of state see
+the values from before the step; updates take effect when the step is over; the compiler decides what happens in place.
+
+Broadcasting is explicit: elementwise ops take operands of one shape, and the frontend inserts `broadcast_to`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from graphc.dtype import DType, TensorType, dtype
+from graphc.errors import Loc
+
+__all__ = ["Attrs", "Graph", "Literal", "Loc", "Node", "StateSpec", "Value", "attrs", "toposort"]
+
+Attrs = Mapping[str, Any]
+
+
+def attrs(**kwargs: Any) -> Attrs:
+    """Attributes of a node: an immutable mapping, keys sorted, of int, float, bool, str, DType, Literal, Graph, None
+    and tuples of these."""
+    return MappingProxyType(dict(sorted(kwargs.items())))
+
+
+NO_ATTRS = attrs()
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A constant array as a hashable value: dtype, shape and the little-endian bytes."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Literal:
+        return cls(dtype(array.dtype), array.shape, np.ascontiguousarray(array).tobytes())
+
+    @property
+    def array(self) -> np.ndarray:
+        return np.frombuffer(self.data, self.dtype.numpy).reshape(self.shape)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node:
+    """One operation. Nodes are compared by identity; graphs are compared by structure.
+
+    ``op`` names an entry of `graphc.ops.OPS`. ``types`` has one entry per result.
+    """
+
+    op: str
+    inputs: tuple[Value, ...]
+    attrs: Attrs
+    types: tuple[TensorType, ...]
+    loc: Loc | None = None
+
+    def out(self, index: int = 0) -> Value:
+        return Value(self, index)
+
+    @property
+    def outs(self) -> tuple[Value, ...]:
+        return tuple(Value(self, i) for i in range(len(self.types)))
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Result ``index`` of ``node``."""
+
+    node: Node
+    index: int = 0
+
+    @property
+    def type(self) -> TensorType:
+        return self.node.types[self.index]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.type.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """A piece of state: named, typed, shared by all entries compiled together."""
+
+    name: str
+    type: TensorType
+    trainable: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A straight-line program. ``nodes`` is in execution order (every node after its inputs).
+
+    ``inputs`` are the results of ``input`` nodes (attribute ``name``), in the order of the signature. State is read by
+    ``state`` nodes (attribute ``name``) and written by ``updates``: (state name, new value).
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[tuple[str, Value], ...]
+    updates: tuple[tuple[str, Value], ...] = ()
+    _users: dict[Value, tuple[Node, ...]] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def build(
+        cls,
+        name: str,
+        inputs: Iterable[Value],
+        outputs: Iterable[tuple[str, Value]],
+        updates: Iterable[tuple[str, Value]] = (),
+    ) -> Graph:
+        """The graph of all nodes that the outputs and updates need, in a stable topological order."""
+        ins, outs, ups = tuple(inputs), tuple(outputs), tuple(updates)
+        return cls(name, toposort([v for _, v in outs + ups], first=[v.node for v in ins]), ins, outs, ups)
+
+    @property
+    def results(self) -> tuple[Value, ...]:
+        """Values that leave the graph: outputs, then updates."""
+        return tuple(v for _, v in self.outputs + self.updates)
+
+    def users(self, value: Value) -> tuple[Node, ...]:
+        """The nodes that take ``value`` as an input, in order, each once."""
+        if not self._users:
+            table: dict[Value, list[Node]] = {}
+            for node in self.nodes:
+                for v in dict.fromkeys(node.inputs):
+                    table.setdefault(v, []).append(node)
+            self._users.update({v: tuple(ns) for v, ns in table.items()})
+        return self._users.get(value, ())
+
+    def rewrite(self, fn: Callable[[Node, tuple[Value, ...]], Iterable[Value] | None], name: str | None = None) -> Graph:
+        """Rebuild the graph bottom up.
+
+        ``fn(node, inputs)`` gets each node with its already rewritten inputs and returns the replacement values, one
+        per result, or None to keep the node (with the rewritten inputs). Unreachable nodes are dropped.
+        """
+        new: dict[Value, Value] = {}
+        for node in self.nodes:
+            ins = tuple(new[v] for v in node.inputs)
+            made = fn(node, ins)
+            if made is None:
+                same = all(a == b for a, b in zip(ins, node.inputs, strict=True))
+                made = (node if same else Node(node.op, ins, node.attrs, node.types, node.loc)).outs
+            for old, val in zip(node.outs, made, strict=True):
+                new[old] = val
+        return Graph.build(
+            name or self.name,
+            [new[v] for v in self.inputs],
+            [(n, new[v]) for n, v in self.outputs],
+            [(n, new[v]) for n, v in self.updates],
+        )
+
+    def structure(self) -> tuple[Any, ...]:
+        """A hashable description in which values are numbers: equal for equal graphs, whatever their identities."""
+        number: dict[Value, int] = {}
+        rows = []
+        for node in self.nodes:
+            at = tuple((k, v.structure() if isinstance(v, Graph) else v) for k, v in node.attrs.items())
+            rows.append((node.op, tuple(number[v] for v in node.inputs), at, node.types, node.loc))
+            for v in node.outs:
+                number[v] = len(number)
+        return (
+            self.name,
+            tuple(rows),
+            tuple(number[v] for v in self.inputs),
+            tuple((n, number[v]) for n, v in self.outputs),
+            tuple((n, number[v]) for n, v in self.updates),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Graph) and self.structure() == other.structure()
+
+    def __hash__(self) -> int:
+        return hash(self.structure())
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __str__(self) -> str:
+        lines = [f"graph {self.name} with {len(self.nodes)} nodes; graphc.text.print_graph(g) shows it"]
+        return "\n".join(lines)
+
+
+def toposort(roots: Iterable[Value], first: Iterable[Node] = ()) -> tuple[Node, ...]:
+    """All nodes that ``roots`` need, inputs before users, in depth-first order of the roots (stable)."""
+    order: dict[Node, None] = dict.fromkeys(first)
+    for root in roots:
+        stack: list[tuple[Node, int]] = [(root.node, 0)]
+        while stack:
+            node, i = stack.pop()
+            if node in order:
+                continue
+            if i < len(node.inputs):
+                stack.append((node, i + 1))
+                stack.append((node.inputs[i].node, 0))
+            else:
+                order[node] = None
+    return tuple(order)

@@ -1,0 +1,262 @@
+"""The loop IR: kernels as loops over buffers, between the graph and the printed code.
+
+A `Kernel` is one function ``kernel(args, scratch, tid, nthreads)``: ``args`` is a table of machine words, one per
+`Param` (the address of a tensor's first element, or an int64 value), ``scratch`` this thread's private memory. The
+statements of ``body`` run on every thread; the one PARALLEL loop at the top level of ``body`` is split between threads
+by index, so that results do not depend on their number.
+
+Grammar::
+
+    stmt   := Let(var, expr)                       bind a scalar (a lane value inside a VECTOR loop); assigned once
+            | Store(buffer, index, expr)
+            | Acc(var, combine)                    declare an accumulator, at the identity of combine
+            | Update(var, expr)                    combine into an accumulator declared outside
+            | Loop(var, start, stop, step, role, body)
+            | If(cond, body)                       cond is scalar (never a lane value)
+            | Contract(c, a, b, m, n, k, ...)      one block product on the target's microkernel
+    expr   := Const | Var | Load(buffer, index) | Call(intrinsic, args)
+    index  := Affine: offset + sum of coefficient * int64 variable, in elements
+
+Inside a VECTOR loop over v, each statement is done for a vector of lanes. A Load or Store whose index has coefficient 1
+for v is a vector access, 0 a broadcast (Load only), other coefficients a gather/scatter. A Var that holds lane values
+may not occur in an Affine. Updates of an accumulator from outside the loop keep lane-wise partials that are combined
+when the loop ends, in a fixed order. VECTOR loops do not nest; they contain only Let, Store and Update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from graphc.dtype import DType, bool_, int64
+from graphc.errors import Loc
+
+__all__ = [
+    "Acc", "Affine", "Call", "Const", "Contract", "Expr", "If", "Kernel", "Let", "Load", "Loop", "Operand", "Param",
+    "Role", "Scratch", "Stmt", "Store", "Update", "Var", "call", "walk",
+]  # fmt: skip
+
+
+class Role(Enum):
+    """What a loop is mapped to. GPU targets add grid, block and thread."""
+
+    SERIAL = "serial"
+    PARALLEL = "parallel"
+    VECTOR = "vector"
+
+
+# Expressions ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    value: int | float | bool
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Var:
+    """A loop index, a Let, an Acc or an int64 Param, by name (unique in its kernel)."""
+
+    name: str
+    dtype: DType = int64
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """``offset + sum(coefficient * var)`` in elements; vars are int64 scalars (loop indices, Lets, params)."""
+
+    offset: int = 0
+    terms: tuple[tuple[Var, int], ...] = ()
+
+    def __add__(self, other: Affine | int) -> Affine:
+        if isinstance(other, int):
+            return Affine(self.offset + other, self.terms)
+        merged: dict[Var, int] = dict(self.terms)
+        for var, coef in other.terms:
+            merged[var] = merged.get(var, 0) + coef
+        return Affine(self.offset + other.offset, tuple((v, c) for v, c in merged.items() if c))
+
+    def __mul__(self, factor: int) -> Affine:
+        return Affine(self.offset * factor, tuple((v, c * factor) for v, c in self.terms if c * factor))
+
+    def coefficient(self, var: Var) -> int:
+        return dict(self.terms).get(var, 0)
+
+    @classmethod
+    def of(cls, var: Var, coef: int = 1, offset: int = 0) -> Affine:
+        return cls(offset, ((var, coef),) if coef else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    buffer: str
+    index: Affine
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A scalar intrinsic. The set is closed and small; every target's table must have every one::
+
+        add sub mul div fma neg abs minimum maximum mod        arithmetic (integer div and mod floor)
+        exp log sqrt rsqrt tanh erf sin cos sigmoid pow floor ceil round sign   float functions
+        eq ne lt le gt ge                                      comparison, result bool
+        and or xor not shl shr                                 bool and integer
+        select(cond, a, b)   cast(x)                           cast converts to ``dtype``
+        threefry(k0, k1, c0, c1)                               Threefry-2x32-20, first word, uint32
+    """
+
+    name: str
+    args: tuple[Expr, ...]
+    dtype: DType
+
+
+Expr = Const | Var | Load | Call
+
+COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
+
+
+def call(name: str, *args: Expr, dtype: DType | None = None) -> Call:
+    """A Call whose result has the dtype of its last argument, bool for comparisons, or ``dtype``."""
+    return Call(name, args, dtype or (bool_ if name in COMPARISONS else args[-1].dtype))
+
+
+# Statements ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Let:
+    var: Var
+    expr: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    buffer: str
+    index: Affine
+    expr: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Acc:
+    """An accumulator; ``combine`` is sum, max, min or prod."""
+
+    var: Var
+    combine: str
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    var: Var
+    expr: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """``for var in range(start, stop, step)``. Bounds are ints or int64 Vars. A VECTOR loop has step 1.
+
+    ``unroll`` is the number of vectors in flight in a VECTOR loop (independent partial accumulators)."""
+
+    var: Var
+    stop: int | Var
+    body: tuple[Stmt, ...]
+    role: Role = Role.SERIAL
+    start: int | Var = 0
+    step: int = 1
+    unroll: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class If:
+    cond: Expr
+    body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A matrix in memory: ``buffer[index + i*row + j*col]``, strides in elements."""
+
+    buffer: str
+    index: Affine
+    row: int
+    col: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """``c[m, n] = (c[m, n] if accumulate else 0) + sum_k a[m, k] * b[k, n]`` on the target's register tiles.
+
+    ``a`` may have any strides; ``b`` and ``c`` have col == 1. ``m`` and ``n`` are ints; ``k`` may be a Var. All operands
+    have ``dtype``. Memory past column n of b and c is not touched.
+    """
+
+    c: Operand
+    a: Operand
+    b: Operand
+    m: int
+    n: int
+    k: int | Var
+    dtype: DType
+    accumulate: bool = False
+
+
+Stmt = Let | Store | Acc | Update | Loop | If | Contract
+
+
+# Kernels -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One word of the argument table: a buffer's address (``dtype`` of its elements) or, if ``scalar``, an int64."""
+
+    name: str
+    dtype: DType
+    scalar: bool = False
+    written: bool = False
+    comment: str = ""  # for the reader: shape and what it is
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Thread-private memory of ``size`` elements, 64-byte aligned, alive during the kernel."""
+
+    name: str
+    dtype: DType
+    size: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One function of generated code. ``name`` is for people; kernels are shared by structure (`key`).
+
+    ``lines`` are the user's lines that it came from; ``doc`` one sentence for the header; ``flops`` and ``bytes`` what
+    one launch does at best (compulsory traffic), as numbers for the roofline. They are no part of the key.
+    """
+
+    name: str
+    params: tuple[Param, ...]
+    body: tuple[Stmt, ...]
+    scratch: tuple[Scratch, ...] = ()
+    lines: tuple[Loc, ...] = field(default=(), compare=False)
+    doc: str = field(default="", compare=False)
+
+    def key(self) -> str:
+        """A canonical text of the structure: equal for kernels that may share code."""
+        params = tuple((p.name, p.dtype, p.scalar, p.written) for p in self.params)
+        return repr((params, self.scratch, self.body))
+
+    @property
+    def scratch_bytes(self) -> int:
+        return sum(-(-s.size * s.dtype.itemsize // 64) * 64 for s in self.scratch)
+
+
+def walk(body: tuple[Stmt, ...]) -> list[Stmt]:
+    """All statements, outer before inner, in order."""
+    out: list[Stmt] = []
+    for stmt in body:
+        out.append(stmt)
+        if isinstance(stmt, Loop | If):
+            out.extend(walk(stmt.body))
+    return out

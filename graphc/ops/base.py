@@ -1,0 +1,209 @@
+"""What an op is: one frozen object that holds all that is peculiar to it.
+
+An op states ``infer`` (the rule that builds the type is the rule that verifies it), ``eval`` (NumPy: the oracle),
+``vjp`` (returns graph nodes, so that gradients are optimised like everything else), ``lower`` (one of the `Lowering`
+classes: how the op becomes loop IR) and ``samples`` (inputs that the tests iterate). All are required.
+
+Passes and code generators look at the class of ``op.lower``, never at its name: a new op that lowers as a `Map` fuses,
+schedules and emits with no change elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graphc.dtype import TensorType
+from graphc.errors import Loc
+from graphc.ir import Attrs, Node, Value, attrs
+
+if TYPE_CHECKING:
+    from graphc.loop import Expr
+
+__all__ = [
+    "Contract", "Gather", "Join", "Lowering", "Map", "MapContext", "Meta", "Move", "NotDifferentiable", "Op", "Reduce",
+    "Region", "Sample", "Scatter", "Source", "Split", "apply", "apply_node", "at_loc", "get_op", "install",
+]  # fmt: skip
+
+
+# How an op becomes loops ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Map:
+    """Elementwise: result[i...] depends on operand[i...] at the same index, and on the index itself.
+
+    ``fn(args, ctx)`` returns the scalar expression of one element. ``args`` are the operands' scalar expressions;
+    ``ctx.attrs``, ``ctx.type`` (of the result), ``ctx.coords`` (one int64 expression per dimension) and
+    ``ctx.linear`` (row-major position, int64) describe the element. ``coords=True`` says that ``fn`` uses the index,
+    so that the lowering keeps the dimensions apart.
+    """
+
+    fn: Callable[[Sequence[Expr], MapContext], Expr]
+    coords: bool = False
+
+
+@dataclass(frozen=True)
+class MapContext:
+    """What a `Map` rule may know of the element that it computes."""
+
+    attrs: Attrs
+    type: TensorType
+    coords: tuple[Expr, ...] = ()
+    linear: Expr | None = None
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Reduction over attribute ``axes`` (sorted tuple; the reduced dimensions are dropped).
+
+    ``combine`` is "sum", "max", "min" or "prod".
+    """
+
+    combine: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Tensor contraction (dot_general): attributes ``batch`` and ``contract``, each a pair of tuples of axes
+    (left, right). The result's dimensions are batch, left free, right free."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Movement of elements without arithmetic, as an index map where strides can express it.
+
+    ``view(shape, strides, attrs, out_shape)`` gets the operand's shape and strides (in elements) and returns
+    ``(strides, offset)`` of the result over the same memory, or None when no strided view exists (the lowering then
+    copies).
+    """
+
+    view: Callable[[tuple[int, ...], tuple[int, ...], Attrs, tuple[int, ...]], tuple[tuple[int, ...], int] | None]
+
+
+@dataclass(frozen=True)
+class Join:
+    """Concatenation of the operands along attribute ``axis``: each operand is written to its own part of the result."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The opposite of `Join`: one result per entry of attribute ``sizes`` along attribute ``axis``, each a view."""
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Rows by index: operands (table, indices), attribute ``axis``; result = table with ``axis`` replaced by the
+    indices' dimensions. Indices out of range are an error at run time."""
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Sum of rows by index, in a fixed order (deterministic): operands (indices, rows), attribute ``size``; result has
+    shape (size, *row shape) and holds, for each index, the sum of the rows that name it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """No computation: a graph input, a state read or a constant."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A call of attribute ``body`` (a Graph whose inputs are the operands, in order, and whose outputs are the results),
+    kept together under attribute ``hint`` (a str). An attribute ``vjp`` (a Graph or None) gives the gradient by hand:
+    its inputs are the operands, the results and one cotangent per result; its outputs one cotangent per operand whose
+    dtype is a float."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """No code of its own: a pass named in ``by`` must have rewritten it away before lowering."""
+
+    by: str
+
+
+Lowering = Map | Reduce | Contract | Move | Join | Split | Gather | Scatter | Source | Region | Meta
+
+
+# The op --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NotDifferentiable:
+    """Said, not implied: gradients do not flow through this op, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input of an op for the tests: arrays and attributes. ``grad=False``: the vjp is not checked here (a kink)."""
+
+    arrays: tuple[np.ndarray, ...]
+    attrs: Attrs = attrs()  # noqa: RUF009
+    grad: bool = True
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op, in one place.
+
+    ``infer(types, attrs)`` returns the result types or raises GraphcError (codes GC01xx) for operands that do not fit.
+    ``eval(arrays, attrs)`` returns the result arrays. ``vjp(node, cotangents)`` returns one value or None per operand;
+    a cotangent is None where no gradient arrives (never all of them).
+    """
+
+    name: str
+    infer: Callable[[Sequence[TensorType], Attrs], tuple[TensorType, ...]]
+    eval: Callable[[Sequence[np.ndarray], Attrs], tuple[np.ndarray, ...]]
+    vjp: Callable[[Node, Sequence[Value | None]], Sequence[Value | None]] | NotDifferentiable
+    lower: Lowering
+    samples: Callable[[], Iterable[Sample]]
+
+    def __post_init__(self) -> None:
+        for part in ("infer", "eval", "vjp", "lower", "samples"):
+            if getattr(self, part) is None:
+                raise TypeError(f"op {self.name} lacks {part}")
+
+
+# Building nodes ------------------------------------------------------------------------------------------------------
+
+_TABLE: dict[str, Op] = {}
+_LOC: ContextVar[Loc | None] = ContextVar("loc", default=None)
+
+
+def install(ops: Iterable[Op]) -> None:
+    """Make the tuple `OPS` known to `apply` (called once, by graphc.ops)."""
+    _TABLE.update({op.name: op for op in ops})
+
+
+def get_op(name: str) -> Op:
+    return _TABLE[name]
+
+
+@contextmanager
+def at_loc(loc: Loc | None) -> Iterator[None]:
+    """Nodes built inside carry ``loc``."""
+    token = _LOC.set(loc)
+    try:
+        yield
+    finally:
+        _LOC.reset(token)
+
+
+def apply(op: str, *inputs: Value, **kwargs: Any) -> Value:
+    """Build a node of ``op`` and return its first result. Raises GraphcError when the operands do not fit."""
+    return apply_node(op, *inputs, **kwargs).out(0)
+
+
+def apply_node(op: str, *inputs: Value, **kwargs: Any) -> Node:
+    """Build a node of ``op``: its types come from the op's own ``infer``."""
+    at = attrs(**kwargs)
+    types = _TABLE[op].infer([v.type for v in inputs], at)
+    return Node(op, inputs, at, types, _LOC.get())

@@ -1,0 +1,1 @@
+"""The CPU target: Numba source over LLVM vectors."""

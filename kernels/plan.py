@@ -1,0 +1,99 @@
+"""What lowering hands to code generation, planning and the artifact: buffers, strided views and launches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from graphc.dtype import DType, Shape, contiguous_strides
+from graphc.errors import Loc
+from graphc.loop import Kernel
+
+__all__ = ["Arg", "Buffer", "EntryPlan", "Flag", "Launch", "View"]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A piece of memory. ``space`` is "arena" (placed by the planner), "state" (lives between steps; ``name`` is the
+    state's name), "const" (``name`` is the key of `EntryPlan.consts`) or "flags" (one int32 word per run-time check).
+    ``name`` is unique in its entry."""
+
+    name: str
+    space: str
+    nbytes: int
+    loc: Loc | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A strided window on a buffer; ``strides`` and ``offset`` count elements."""
+
+    buffer: Buffer
+    dtype: DType
+    shape: Shape
+    strides: Shape
+    offset: int = 0
+
+    @classmethod
+    def whole(cls, buffer: Buffer, dtype: DType, shape: Shape) -> View:
+        return cls(buffer, dtype, shape, contiguous_strides(shape))
+
+    @property
+    def contiguous(self) -> bool:
+        want = contiguous_strides(self.shape)
+        return all(d == 1 or s == w for d, s, w in zip(self.shape, self.strides, want, strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """One word of a launch's argument table: the address of element ``offset`` of ``buffer``, or ``value``.
+
+    ``reads`` and ``writes`` say what the kernel does there (for liveness, barriers and the checker)."""
+
+    buffer: Buffer | None = None
+    offset: int = 0  # bytes
+    value: int = 0
+    reads: bool = False
+    writes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One run of a kernel inside a step. ``flops`` and ``bytes``: work and compulsory traffic of this launch."""
+
+    kernel: Kernel
+    args: tuple[Arg, ...]
+    label: str
+    lines: tuple[Loc, ...] = ()
+    flops: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A run-time check inside kernels: word number = position in `EntryPlan.flags`; non-zero after a step raises."""
+
+    code: str
+    message: str
+    loc: Loc | None = None
+
+
+@dataclass(frozen=True)
+class EntryPlan:
+    """One entry after lowering: launches in order over buffers, before offsets are chosen.
+
+    ``inputs`` and ``outputs`` are contiguous arena views by name: the runtime copies inputs in before the first launch
+    and outputs out after the last."""
+
+    name: str
+    launches: tuple[Launch, ...]
+    inputs: tuple[tuple[str, View], ...]
+    outputs: tuple[tuple[str, View], ...]
+    consts: tuple[tuple[str, np.ndarray], ...] = ()
+    flags: tuple[Flag, ...] = ()
