@@ -72,8 +72,8 @@ CODES: dict[str, Code] = {
         Code(
             "GC0001",
             "the graph broke a rule of the compiler",
-            "A pass produced a graph that the verifier refuses. This is a defect in graphc, not in your model. Run with\n"
-            "GRAPHC_DEBUG=2 to see which pass did it, and please report it with the printed lines.",
+            "A pass produced a graph that the verifier refuses. This is a defect in graphc, not in your model.\n"
+            "Run with GRAPHC_DEBUG=2 to see which pass did it, and please report it with the printed lines.",
         ),
     )
 }

@@ -38,9 +38,6 @@ def attrs(**kwargs: Any) -> Attrs:
     return MappingProxyType(dict(sorted(kwargs.items())))
 
 
-NO_ATTRS = attrs()
-
-
 @dataclass(frozen=True, slots=True)
 class Literal:
     """A constant array as a hashable value: dtype, shape and the little-endian bytes."""
@@ -150,7 +147,7 @@ class Graph:
             self._users.update({v: tuple(ns) for v, ns in table.items()})
         return self._users.get(value, ())
 
-    def rewrite(self, fn: Callable[[Node, tuple[Value, ...]], Iterable[Value] | None], name: str | None = None) -> Graph:
+    def rewrite(self, fn: Rewriter, name: str | None = None) -> Graph:
         """Rebuild the graph bottom up.
 
         ``fn(node, inputs)`` gets each node with its already rewritten inputs and returns the replacement values, one
@@ -199,8 +196,11 @@ class Graph:
         return iter(self.nodes)
 
     def __str__(self) -> str:
-        lines = [f"graph {self.name} with {len(self.nodes)} nodes; graphc.text.print_graph(g) shows it"]
-        return "\n".join(lines)
+        return f"graph {self.name} with {len(self.nodes)} nodes (graphc.text.print_graph shows them)"
+
+
+# One replacement value per result, or None to keep the node.
+Rewriter = Callable[[Node, tuple[Value, ...]], Iterable[Value] | None]
 
 
 def toposort(roots: Iterable[Value], first: Iterable[Node] = ()) -> tuple[Node, ...]:

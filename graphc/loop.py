@@ -99,12 +99,12 @@ class Load:
 class Call:
     """A scalar intrinsic. The set is closed and small; every target's table must have every one::
 
-        add sub mul div fma neg abs minimum maximum mod        arithmetic (integer div and mod floor)
-        exp log sqrt rsqrt tanh erf sin cos sigmoid pow floor ceil round sign   float functions
-        eq ne lt le gt ge                                      comparison, result bool
-        and or xor not shl shr                                 bool and integer
-        select(cond, a, b)   cast(x)                           cast converts to ``dtype``
-        threefry(k0, k1, c0, c1)                               Threefry-2x32-20, first word, uint32
+    add sub mul div fma neg abs minimum maximum mod        arithmetic (integer div and mod floor)
+    exp log sqrt rsqrt tanh erf sin cos sigmoid pow floor ceil round sign   float functions
+    eq ne lt le gt ge                                      comparison, result bool
+    and or xor not shl shr                                 bool and integer
+    select(cond, a, b)   cast(x)                           cast converts to ``dtype``
+    threefry(k0, k1, c0, c1)                               Threefry-2x32-20, first word, uint32
     """
 
     name: str
@@ -187,8 +187,8 @@ class Operand:
 class Contract:
     """``c[m, n] = (c[m, n] if accumulate else 0) + sum_k a[m, k] * b[k, n]`` on the target's register tiles.
 
-    ``a`` may have any strides; ``b`` and ``c`` have col == 1. ``m`` and ``n`` are ints; ``k`` may be a Var. All operands
-    have ``dtype``. Memory past column n of b and c is not touched.
+    ``a`` may have any strides; ``b`` and ``c`` have col == 1. ``m`` and ``n`` are ints; ``k`` may be a Var. All
+    operands have ``dtype``. Memory past column n of b and c is not touched.
     """
 
     c: Operand

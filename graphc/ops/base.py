@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,8 +115,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Region:
-    """A call of attribute ``body`` (a Graph whose inputs are the operands, in order, and whose outputs are the results),
-    kept together under attribute ``hint`` (a str). An attribute ``vjp`` (a Graph or None) gives the gradient by hand:
+    """A call of attribute ``body`` (a Graph whose inputs are the operands and whose outputs are the results), kept
+    together under attribute ``hint`` (a str). An attribute ``vjp`` (a Graph or None) gives the gradient by hand:
     its inputs are the operands, the results and one cotangent per result; its outputs one cotangent per operand whose
     dtype is a float."""
 
@@ -146,7 +146,7 @@ class Sample:
     """One input of an op for the tests: arrays and attributes. ``grad=False``: the vjp is not checked here (a kink)."""
 
     arrays: tuple[np.ndarray, ...]
-    attrs: Attrs = attrs()  # noqa: RUF009
+    attrs: Attrs = field(default_factory=attrs)
     grad: bool = True
 
 
