@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ Params = dict[str, Any]
 
 def mlp_params(rng: np.random.Generator, sizes: tuple[int, int, int] = (784, 512, 10)) -> Params:
     p: Params = {}
-    for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(sizes)):
         bound = a**-0.5
         p[f"w{i}"] = rng.uniform(-bound, bound, (a, b)).astype(np.float32)
         p[f"b{i}"] = rng.uniform(-bound, bound, (b,)).astype(np.float32)

@@ -25,7 +25,8 @@ HERE = Path(__file__).parent
 # What was found to matter for the peers: glibc keeps large blocks instead of returning them to the system (up to 1.5x
 # for PyTorch and JAX), and XLA's library fusions for transformer training.
 ENV = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296"
+    ":glibc.malloc.trim_threshold=8589934592",
     "OMP_NUM_THREADS": "2",
     "GRAPHC_THREADS": "2",
 }
@@ -123,7 +124,8 @@ def main() -> None:
         out = HERE / "results"
         out.mkdir(exist_ok=True)
         (out / "train_step.json").write_text(json.dumps(results, indent=1) + "\n")
-        head = f"# Train step, float32, 2 threads, {cpu_model()}\n\n`python bench/train_step.py --rounds {args.rounds}`\n\n"
+        command = f"python bench/train_step.py --rounds {args.rounds}"
+        head = f"# Train step, float32, 2 threads, {cpu_model()}\n\n`{command}`\n\n"
         (out / "train_step.md").write_text(head + text + "\n")
 
 

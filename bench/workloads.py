@@ -34,8 +34,7 @@ def model(w: Workload) -> nn.Module:
     )  # fmt: skip
 
 
-def entries(w: Workload) -> list[Any]:
-    net = model(w)
+def train_entries(w: Workload, net: nn.Module) -> list[Any]:
     named = dict(net.named_parameters())
     opt = optim.AdamW(
         [
@@ -55,3 +54,7 @@ def entries(w: Workload) -> list[Any]:
         return {"loss": loss}
 
     return [train]
+
+
+def entries(w: Workload) -> list[Any]:
+    return train_entries(w, model(w))
