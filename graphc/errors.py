@@ -75,5 +75,29 @@ CODES: dict[str, Code] = {
             "A pass produced a graph that the verifier refuses. This is a defect in graphc, not in your model.\n"
             "Run with GRAPHC_DEBUG=2 to see which pass did it, and please report it with the printed lines.",
         ),
+        # 03xx gradients
+        Code(
+            "GC0301",
+            "the loss is not a scalar",
+            "gc.grad differentiates one number. Reduce the loss to a scalar of a float dtype first:\n"
+            "gc.grad(gc.mean(errors), params), not gc.grad(errors, params).",
+        ),
+        Code(
+            "GC0302",
+            "no gradient reaches a variable",
+            "The loss does not depend on a tensor that gc.grad was asked for, or only through integers or\n"
+            "gc.stop_gradient. A layer that is built but not called is the usual cause. Use the tensor in the model, leave\n"
+            "it out of the call, or say allow_unused=True to get zeros for it.",
+        ),
+        Code(
+            "GC0303",
+            "an op between variable and loss has no gradient",
+            "Some ops (floor, say) have no useful derivative. Wrap the operand in gc.stop_gradient where none should flow.",
+        ),
+        Code(
+            "GC0304",
+            "gradient with respect to a tensor that is not a float",
+            "Only tensors of a float dtype have gradients. Leave integers and booleans out of gc.grad.",
+        ),
     )
 }
