@@ -99,5 +99,59 @@ CODES: dict[str, Code] = {
             "gradient with respect to a tensor that is not a float",
             "Only tensors of a float dtype have gradients. Leave integers and booleans out of gc.grad.",
         ),
+        # 06xx command line, configuration and data
+        Code(
+            "GC0601",
+            "unknown configuration key",
+            "--set KEY=VALUE overrides a field of the model file's dataclass Config, and there is no field of that name.\n"
+            "The message lists the names that come close; `graphc inspect FILE.py` lists them all.",
+        ),
+        Code(
+            "GC0602",
+            "a configuration value does not fit",
+            "--set KEY=VALUE reads VALUE by the type of the field: 12 for int, 0.1 or 1e-3 for float, true or false for\n"
+            "bool, anything for str. The same code says that Config itself refused the combination of values.",
+        ),
+        Code(
+            "GC0603",
+            "the data file cannot be read",
+            "The path that --data (or --input, or --state) names does not exist or may not be read. Relative paths start\n"
+            "at the folder in which graphc runs.",
+        ),
+        Code(
+            "GC0604",
+            "the data file does not hold what was expected",
+            "A text must be UTF-8 and long enough for its held-out tenth to fill a window; an image file must be a whole\n"
+            "IDX file; an --input must be a .npy file. The message says what was found.",
+        ),
+        Code(
+            "GC0605",
+            "the model file cannot be used",
+            "A model file is a Python file with @gc.entry functions at module level, or with a dataclass Config and a\n"
+            "function entries(config) that returns such functions. `graphc train` also needs a generator\n"
+            "batches(config, split) and an entry `train` that returns a scalar `loss`.",
+        ),
+        Code(
+            "GC0606",
+            "the run cannot be resumed",
+            "A checkpoint resumes the run that wrote it: the same model file, configuration and seed. Start graphc train\n"
+            "with the settings that the message shows, or without --resume for a new run.",
+        ),
+        Code(
+            "GC0607",
+            "no such pass, kernel or entry",
+            "The name after --dump-after, --kernel or --entry does not occur. The message lists what there is.",
+        ),
+        Code(
+            "GC0608",
+            "the loss is not finite",
+            "The training loss became NaN or infinite; no checkpoint was written. A lower learning rate, a longer warm-up\n"
+            "or gradient clipping are the usual cures.",
+        ),
+        Code(
+            "GC0609",
+            "unknown error code",
+            "`graphc explain CODE` takes a code like GC0601, as errors print it; without a code it lists them all.",
+        ),
     )
 }
