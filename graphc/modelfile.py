@@ -1,0 +1,124 @@
+"""Model files: a Python file with entries and, if it wants them, a ``Config`` and data.
+
+What a file may define at module level:
+
+- ``@gc.entry`` functions, or ``entries(config)`` that returns some;
+- ``Config``, a dataclass with defaults, that ``--set`` overrides before tracing;
+- ``batches(config, split)``, what ``graphc train`` feeds the entry ``train`` ("train": without end, from the optional
+  argument ``start`` on) and ``evaluate`` ("heldout": once);
+- ``baselines(config)``, named losses to beat, and ``sample(infer, config)``, a text to show after training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from graphc.errors import GraphcError, error
+from graphc.trace import Entry
+
+__all__ = ["close_matches", "file_entries", "load_model_file", "make_config"]
+
+
+def load_model_file(path: str | Path) -> ModuleType:
+    """Import the Python file ``path`` (each time anew; its folder is importable meanwhile).
+
+    Lines in graphs and errors name the file as ``path`` does. Raises GraphcError: GC0605 when there is no such file;
+    whatever the file itself raises passes through.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise error("GC0605", f"there is no model file {path}", hint="give the path of a Python file")
+    name = f"graphc_model_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = spec_from_loader(name, SourceFileLoader(name, str(path)))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up here
+    sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def make_config(module: ModuleType, overrides: Mapping[str, Any] | None = None) -> Any:
+    """The module's ``Config(**overrides)``, or None where it has none. Strings are read by the field's type.
+
+    Raises GraphcError: GC0601 for an unknown key, GC0602 for a value that does not fit.
+    """
+    overrides = dict(overrides or {})
+    cls = getattr(module, "Config", None)
+    if cls is None:
+        if overrides:
+            message = f"{module.__file__} has no Config, so there is no key {next(iter(overrides))!r} to set"
+            raise error("GC0601", message, hint="define a dataclass Config with defaults in the model file")
+        return None
+    kinds = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key, value in overrides.items():
+        if key not in names:
+            message = f"{module.__file__} has no configuration key {key!r}"
+            raise error("GC0601", message, hint=close_matches(key, names))
+        overrides[key] = _read(key, value, kinds[key]) if isinstance(value, str) else value
+    try:
+        return cls(**overrides)
+    except ValueError as e:
+        raise error("GC0602", f"Config of {module.__file__} refuses the values: {e}") from e
+
+
+def file_entries(module: ModuleType, config: Any) -> tuple[Entry, ...]:
+    """The entries of a model file: ``entries(config)``, or the ``@gc.entry`` functions at module level in their order.
+
+    Raises GraphcError GC0605 when there are none.
+    """
+    if hasattr(module, "entries"):
+        found: Sequence[Entry] = tuple(module.entries(config))
+    else:
+        found = tuple(v for v in vars(module).values() if isinstance(v, Entry))
+    if not found:
+        hint = "decorate a function with @gc.entry(...), or define entries(config) that returns such functions"
+        raise error("GC0605", f"{module.__file__} has no entries", hint=hint)
+    return tuple(found)
+
+
+def close_matches(name: str, names: Sequence[str]) -> str:
+    """A hint: the names that come close to ``name``, or all of them."""
+    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+    return ("did you mean " if near else "there is ") + ", ".join(near or sorted(names)) + ("?" if near else "")
+
+
+_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def _read(key: str, text: str, kind: Any) -> Any:
+    """``text`` as a value of the field's type; an optional type reads "none" as None."""
+    options = typing.get_args(kind)
+    if type(None) in options:
+        if text.lower() == "none":
+            return None
+        kind = next(k for k in options if k is not type(None))
+    try:
+        if kind is bool:
+            return _BOOLS[text.lower()]
+        if kind in (int, float):
+            return kind(text)
+    except (KeyError, ValueError):
+        raise _wrong_value(key, text, kind.__name__) from None
+    if kind is str:
+        return text
+    raise _wrong_value(key, text, f"{kind}, which the command line cannot write")
+
+
+def _wrong_value(key: str, text: str, kind: str) -> GraphcError:
+    return error("GC0602", f"{key}={text!r} does not fit: {key} is {kind}")
