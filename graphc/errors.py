@@ -103,26 +103,27 @@ CODES: dict[str, Code] = {
         Code(
             "GC0601",
             "unknown configuration key",
-            "--set KEY=VALUE overrides a field of the model file's dataclass Config, and there is no field of that name.\n"
+            "--set KEY=VALUE overrides a field of the model file's dataclass Config, which has no field of that name.\n"
             "The message lists the names that come close; `graphc inspect FILE.py` lists them all.",
         ),
         Code(
             "GC0602",
             "a configuration value does not fit",
-            "--set KEY=VALUE reads VALUE by the type of the field: 12 for int, 0.1 or 1e-3 for float, true or false for\n"
-            "bool, anything for str. The same code says that Config itself refused the combination of values.",
+            "--set KEY=VALUE reads VALUE by the type of the field: 12 for int, 0.1 or 1e-3 for float, true or\n"
+            "false for bool, anything for str. The same code says that Config itself refused the combination of values,\n"
+            "or that an environment variable of graphc has a value out of range.",
         ),
         Code(
             "GC0603",
             "the data file cannot be read",
-            "The path that --data (or --input, or --state) names does not exist or may not be read. Relative paths start\n"
-            "at the folder in which graphc runs.",
+            "The path that --data (or --input, or --state) names does not exist or may not be read. Relative paths\n"
+            "start at the folder in which graphc runs.",
         ),
         Code(
             "GC0604",
             "the data file does not hold what was expected",
-            "A text must be UTF-8 and long enough for its held-out tenth to fill a window; an image file must be a whole\n"
-            "IDX file; an --input must be a .npy file. The message says what was found.",
+            "A text must be UTF-8 and long enough for its held-out tenth to fill a window; an image file must be a\n"
+            "whole IDX file; an --input must be a .npy file. The message says what was found.",
         ),
         Code(
             "GC0605",
@@ -134,8 +135,8 @@ CODES: dict[str, Code] = {
         Code(
             "GC0606",
             "the run cannot be resumed",
-            "A checkpoint resumes the run that wrote it: the same model file, configuration and seed. Start graphc train\n"
-            "with the settings that the message shows, or without --resume for a new run.",
+            "A checkpoint resumes the run that wrote it: the same model file, configuration and seed. Start graphc\n"
+            "train with the settings that the message shows, or without --resume for a new run.",
         ),
         Code(
             "GC0607",
@@ -145,8 +146,8 @@ CODES: dict[str, Code] = {
         Code(
             "GC0608",
             "the loss is not finite",
-            "The training loss became NaN or infinite; no checkpoint was written. A lower learning rate, a longer warm-up\n"
-            "or gradient clipping are the usual cures.",
+            "The training loss became NaN or infinite; no checkpoint was written. A lower learning rate, a longer\n"
+            "warm-up or gradient clipping are the usual cures.",
         ),
         Code(
             "GC0609",

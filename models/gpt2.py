@@ -23,16 +23,22 @@ from graphc.data import TextCorpus, random_windows, sample_text, text_corpus, wi
 
 PRESETS: dict[str, dict[str, Any]] = {
     # nanoGPT's settings for a CPU
-    "nano": dict(n_layer=4, n_head=4, n_embd=128, n_positions=64, dropout=0.0, batch_size=12, max_iters=2000),
+    "nano": {
+        "n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 64, "dropout": 0.0,
+        "batch_size": 12, "max_iters": 2000,
+    },
     # nanoGPT's "baby GPT" on tinyshakespeare
-    "baby": dict(n_layer=6, n_head=6, n_embd=384, n_positions=256, dropout=0.2, batch_size=64, max_iters=5000),
+    "baby": {
+        "n_layer": 6, "n_head": 6, "n_embd": 384, "n_positions": 256, "dropout": 0.2,
+        "batch_size": 64, "max_iters": 5000,
+    },
     # the smallest published GPT-2, 124 M parameters
-    "small": dict(
-        n_layer=12, n_head=12, n_embd=768, n_positions=1024, dropout=0.1, batch_size=4, max_iters=100_000,
-        vocab_size=50257, learning_rate=6e-4, min_lr=6e-5, beta2=0.95, warmup_iters=2000,
-    ),
+    "small": {
+        "n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "dropout": 0.1, "vocab_size": 50257,
+        "batch_size": 4, "max_iters": 100_000, "learning_rate": 6e-4, "min_lr": 6e-5, "beta2": 0.95, "warmup_iters": 2000,
+    },
 }  # fmt: skip
-COMMON = dict(vocab_size=0, learning_rate=1e-3, min_lr=1e-4, beta2=0.99, warmup_iters=100)
+COMMON = {"vocab_size": 0, "learning_rate": 1e-3, "min_lr": 1e-4, "beta2": 0.99, "warmup_iters": 100}
 
 ACTIVATIONS = {
     "gelu_new": lambda x: gc.gelu(x, approximate="tanh"),  # the name that transformers gives to GPT-2's own
