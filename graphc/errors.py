@@ -75,6 +75,85 @@ CODES: dict[str, Code] = {
             "A pass produced a graph that the verifier refuses. This is a defect in graphc, not in your model.\n"
             "Run with GRAPHC_DEBUG=2 to see which pass did it, and please report it with the printed lines.",
         ),
+        Code(
+            "GC0002",
+            "a node has no value",
+            "The interpreter met a node that a pass should have rewritten away. This is a defect in graphc, not in your\n"
+            "model: please report it with the printed graph.",
+        ),
+        Code(
+            "GC0003",
+            "a value was not given",
+            "The graph reads an input or a piece of state that the caller did not pass. Give every input of the entry by\n"
+            "name, and every state that the graph declares.",
+        ),
+        # 01xx shapes and dtypes in the model
+        Code(
+            "GC0101",
+            "shapes do not match",
+            "Elementwise operations take operands of one shape; a dimension of 1 is repeated, others must be equal.\n"
+            "Example: x[128, 10] + b[128] fails, because dimensions are matched from the right: 10 against 128.\n"
+            "Write x + b[:, None], or look for a transposed or mis-sized operand.",
+        ),
+        Code(
+            "GC0102",
+            "dtypes do not match",
+            "The operands of this operation must have one dtype. Example: gc.maximum(x, n) with x float32 and n int32.\n"
+            "Convert one of them: gc.astype(n, gc.float32).",
+        ),
+        Code(
+            "GC0103",
+            "the operation does not take this dtype",
+            "Some operations exist for some dtypes only. Example: gc.exp(n) with n int32, or x & y on floats.\n"
+            "Convert first: gc.exp(gc.astype(n, gc.float32)).",
+        ),
+        Code(
+            "GC0104",
+            "bad axis",
+            "An axis counts dimensions from 0, each may be named once, and max and min need at least one element.\n"
+            "Example: gc.sum(x, axis=2) with x of shape (3, 4), whose axes are 0 and 1.",
+        ),
+        Code(
+            "GC0105",
+            "reshape changes the number of elements",
+            "A reshape keeps all elements in row-major order. Example: a (3, 4) tensor has 12 elements and can become\n"
+            "(2, 6), not (2, 5). Use -1 for one dimension to have it computed.",
+        ),
+        Code(
+            "GC0106",
+            "cannot broadcast",
+            "broadcast_to repeats dimensions of size 1 and adds dimensions on the left. Example: (3, 1) can become\n"
+            "(2, 3, 4); (3,) cannot become (3, 4): write x[:, None] first.",
+        ),
+        Code(
+            "GC0107",
+            "the inner dimensions of a product differ",
+            "A matrix product needs as many columns on the left as rows on the right, and equal batch dimensions.\n"
+            "Example: x[128, 784] @ w[512, 784] fails; write x @ w.T.",
+        ),
+        Code(
+            "GC0108",
+            "slice or split out of bounds",
+            "A slice lies within its dimension and steps forward; the sizes of a split add up to the dimension.\n"
+            "Example: splitting 10 columns into (4, 4) leaves 2 over.",
+        ),
+        Code(
+            "GC0109",
+            "bad attribute",
+            "A node carries a setting that its operation does not understand. From the Python functions this is a defect in\n"
+            "graphc; from graph text written by hand, compare with what `graphc inspect --graph` prints.",
+        ),
+        Code(
+            "GC0110",
+            "the region does not fit its operands",
+            "A region (a named piece of the graph, such as attention) was called with operands of other types than it was\n"
+            "traced with, or its hand-written gradient has the wrong inputs or outputs. The message lists both sides.",
+        ),
+        Code(
+            "GC0111",
+            "wrong number of operands",
+            "The operation takes a fixed number of operands. Example: add takes two.",
+        ),
         # 03xx gradients
         Code(
             "GC0301",
@@ -98,6 +177,12 @@ CODES: dict[str, Code] = {
             "GC0304",
             "gradient with respect to a tensor that is not a float",
             "Only tensors of a float dtype have gradients. Leave integers and booleans out of gc.grad.",
+        ),
+        Code(
+            "GC0420",
+            "an index is out of range",
+            "gc.take, embedding lookups and scatter_add need indices from 0 to size - 1; negative ones do not count from the\n"
+            "end. Example: a token id of 50257 in a vocabulary of 50257. Check the data and the vocabulary's size.",
         ),
         # 06xx command line, configuration and data
         Code(
