@@ -239,5 +239,104 @@ CODES: dict[str, Code] = {
             "unknown error code",
             "`graphc explain CODE` takes a code like GC0601, as errors print it; without a code it lists them all.",
         ),
+        Code(
+            "GC0401",
+            "an argument is missing or unexpected",
+            "An entry is called with exactly the arguments of its @gc.entry line, by name:\n"
+            "\n"
+            "    program.train(x=x, y=y)",
+        ),
+        Code(
+            "GC0402",
+            "an argument has the wrong dtype",
+            "Arguments are not converted silently, since that hides mistakes and costs time. Convert where the array is made:\n"
+            "\n"
+            "    program.infer(x=x.astype('float32'))\n"
+            "\n"
+            "Python numbers and lists of them are taken when they fit the dtype without loss.",
+        ),
+        Code(
+            "GC0403",
+            "an argument has the wrong shape",
+            "A program is compiled for fixed shapes. Give an array of the declared shape, or compile an entry for the other one.",
+        ),
+        Code(
+            "GC0404",
+            "there is no such entry or state",
+            "The program has other names; the message lists them.",
+        ),
+        Code(
+            "GC0501",
+            "not an artifact",
+            "The file is not a .gcx file at all, or is cut off at the end.",
+        ),
+        Code(
+            "GC0502",
+            "a damaged artifact",
+            "Names, sizes, offsets or types in the file contradict each other. Nothing of it was run.",
+        ),
+        Code(
+            "GC0503",
+            "another format version",
+            "The file was written by a graphc whose artifact format this one does not read.",
+        ),
+        Code(
+            "GC0504",
+            "a digest does not match",
+            "A member of the artifact is not what was written. Nothing of it was run.",
+        ),
+        Code(
+            "GC0505",
+            "the artifact was built for another machine",
+            "Native code in the artifact needs CPU features that this machine does not have, or another system. Where the\n"
+            "compiler is installed, graphc.load rebuilds the program from its graph and says so.",
+        ),
+        Code(
+            "GC0506",
+            "native code of unknown origin",
+            "The artifact was not built by this user on this machine, so its native code is not run. Where the compiler is\n"
+            "installed, graphc.load rebuilds it from the graph; otherwise say graphc.load(path, trust=True) if you trust the source.",
+        ),
+        Code(
+            "GC0507",
+            "an artifact cannot be read or written",
+            "The operating system refused; the message says why.",
+        ),
+        Code(
+            "GC0610",
+            "an environment variable has a wrong value",
+            "The GRAPHC_ variables are numbers or folders; `graphc doctor` lists them.",
+        ),
+        Code(
+            "GC0701",
+            "the program needs more memory than its budget",
+            "The plan's peak is above --memory-budget. The table lists the largest tensors, their lifetimes (in launches) and\n"
+            "lines. Make the batch smaller, or raise the budget.",
+        ),
+        Code(
+            "GC0801",
+            "the state has other names",
+            "A checkpoint or mapping lacks state of the program or has names that it does not know. strict=False skips both.",
+        ),
+        Code(
+            "GC0802",
+            "a piece of state has another shape or dtype",
+            "The checkpoint was saved by another model or another configuration. Nothing was overwritten.",
+        ),
+        Code(
+            "GC0803",
+            "two entries declare a state differently",
+            "Entries that are compiled together share their state by name, so shape, dtype and trainable must agree.",
+        ),
+        Code(
+            "GC0804",
+            "a damaged safetensors file",
+            "Lengths, names or offsets in the file contradict each other. Nothing was loaded.",
+        ),
+        Code(
+            "GC0805",
+            "a state file cannot be read or written",
+            "The operating system refused; the message says why.",
+        ),
     )
 }

@@ -1,0 +1,124 @@
+"""What must hold in a manifest before anything of it is used: names, ranges and references.
+
+The decoder has checked types; here numbers are checked against each other. An argument that points outside of its
+block, a shape that does not fit, a member that is not there: each is GC0502. The ISA is a question to the machine, not
+to the file, and is asked by the runtime.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from graphc.artifact_records import (
+    ARENA,
+    CONST,
+    FLAGS,
+    FORMAT,
+    SPACES,
+    STATE,
+    VALUE,
+    EntryRecord,
+    Manifest,
+    PortRecord,
+)
+from graphc.dtype import DTYPES
+from graphc.errors import error
+
+__all__ = ["LIMIT", "check_manifest", "check_member_name"]
+
+LIMIT = 1 << 46  # bytes in one block: more than any machine has, small enough that sums never overflow
+_MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
+_SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def check_member_name(name: str) -> None:
+    """A relative path of plain names: nothing that leaves a folder when the file is unpacked."""
+    if len(name) > 255 or not _MEMBER.fullmatch(name):
+        raise _invalid(f"member name {name!r}")
+
+
+def check_manifest(manifest: Manifest, members: Iterable[str]) -> None:
+    """Raise GC0502 unless ``manifest`` is consistent and refers to ``members`` only."""
+    have = set(members)
+    _require(manifest.format == FORMAT, "format")
+    _require(set(manifest.digests) == have, "digests: the members differ")
+    named = [manifest.team, *(k.object for k in manifest.kernels), *(k.source for k in manifest.kernels)]
+    for member in [*named, *(e.graph for e in manifest.entries), *(e.fused for e in manifest.entries)]:
+        _require(member in have, f"member {member!r} is missing")
+    for kernel in manifest.kernels:
+        _require(bool(_SYMBOL.fullmatch(kernel.symbol)), f"kernel symbol {kernel.symbol!r}")
+    _require(0 < manifest.target.vector_bytes <= 4096, "target.vector_bytes")
+    _block("state", manifest.state, manifest.state_bytes)
+    _block("consts", manifest.consts, manifest.const_bytes)
+    _unique("entries", (e.name for e in manifest.entries))
+    for entry in manifest.entries:
+        _entry(entry, manifest)
+
+
+def _entry(entry: EntryRecord, manifest: Manifest) -> None:
+    at = f"entry {entry.name!r}"
+    _require(entry.name.isidentifier(), at)
+    for size in (entry.arena_bytes, entry.scratch_bytes, entry.lower_bound_bytes):
+        _require(0 <= size <= LIMIT, f"{at}: sizes")
+    _ports(f"{at} inputs", entry.inputs, entry.arena_bytes)
+    _ports(f"{at} outputs", entry.outputs, entry.arena_bytes)
+    for tensor in entry.tensors:
+        _require(_inside(tensor.offset, tensor.nbytes, entry.arena_bytes), f"{at}: tensor {tensor.name!r}")
+        _require(-1 <= tensor.start <= tensor.end <= len(entry.launches), f"{at}: lifetime of {tensor.name!r}")
+    room: Mapping[int, int] = {
+        ARENA: entry.arena_bytes,
+        STATE: manifest.state_bytes,
+        CONST: manifest.const_bytes,
+        FLAGS: 4 * len(entry.checks),
+    }
+    for number, launch in enumerate(entry.launches):
+        _require(0 <= launch.kernel < len(manifest.kernels), f"{at}: kernel of launch {number}")
+        _require(launch.flops >= 0 and launch.bytes >= 0, f"{at}: work of launch {number}")
+        for space, where, extent in launch.args:
+            _require(0 <= space < len(SPACES), f"{at}: an argument of launch {number}")
+            if space != VALUE:
+                _require(_inside(where, extent, room[space]), f"{at}: an argument of launch {number} is out of range")
+
+
+def _block(what: str, ports: Iterable[PortRecord], nbytes: int) -> None:
+    """Tensors of a block: inside it and apart."""
+    ports = list(ports)
+    _require(0 <= nbytes <= LIMIT, f"size of {what}")
+    _ports(what, ports, nbytes)
+    end = 0
+    for port in sorted(ports, key=lambda p: p.offset):
+        _require(port.offset >= end, f"{what} {port.name!r} overlaps another")
+        end = port.offset + port.nbytes
+
+
+def _ports(what: str, ports: Iterable[PortRecord], nbytes: int) -> None:
+    ports = list(ports)
+    _unique(what, (p.name for p in ports))
+    for port in ports:
+        _require(port.dtype in DTYPES, f"dtype of {what} {port.name!r}")
+        _require(len(port.shape) <= 64 and all(0 <= d <= LIMIT for d in port.shape), f"shape of {what} {port.name!r}")
+        _require(_inside(port.offset, port.nbytes, nbytes), f"{what} {port.name!r} is out of range")
+        _require(port.offset % 64 == 0, f"{what} {port.name!r} is not aligned")
+
+
+def _inside(offset: int, size: int, room: int) -> bool:
+    return 0 <= offset and 0 <= size and offset + size <= room
+
+
+def _unique(what: str, names: Iterable[str]) -> None:
+    names = list(names)
+    _require(len(names) == len(set(names)), f"{what}: a name occurs twice")
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise _invalid(what)
+
+
+def _invalid(what: str) -> Exception:
+    return error(
+        "GC0502",
+        f"the artifact is not valid: {what}",
+        hint="The file is damaged or was not written by graphc; compile the model again.",
+    )

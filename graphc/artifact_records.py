@@ -1,0 +1,255 @@
+"""The records of an artifact's manifest, and the strict decoder that turns JSON from elsewhere into them.
+
+The dataclasses are the format: a field is a key of the JSON object, its annotation what the decoder accepts. Nothing
+is converted or ignored: a missing key, an unknown key, a value of another type or out of range is GC0502.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from math import prod
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from graphc.dtype import DTYPES, TensorType
+from graphc.errors import Loc, error
+
+__all__ = [
+    "ARENA", "CONST", "FLAGS", "FORMAT", "SPACES", "STATE", "VALUE", "Check", "ConstRecord", "EntryRecord",
+    "KernelRecord", "LaunchRecord", "Manifest", "PortRecord", "Provenance", "StateRecord", "TargetRecord",
+    "TensorRecord", "decode", "encode",
+]  # fmt: skip
+
+FORMAT = 1
+
+# The first number of a launch argument [space, number, extent]: what the number counts from.
+SPACES = ("value", "arena", "state", "const", "flags")
+VALUE, ARENA, STATE, CONST, FLAGS = range(5)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Which compiler made the file and from what. ``source`` is the sha256 of the traced graphs' text."""
+
+    graphc: str
+    numba: str
+    llvm: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRecord:
+    """Where the native objects run: ``features`` are LLVM's names of CPU features that must be present."""
+
+    name: str
+    triple: str
+    features: tuple[str, ...]
+    vector_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PortRecord:
+    """An input or output: a contiguous tensor at ``offset`` bytes of its entry's arena."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def type(self) -> TensorType:
+        return TensorType(DTYPES[self.dtype], self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class ConstRecord(PortRecord):
+    """A constant at ``offset`` bytes of the constant block."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateRecord(PortRecord):
+    """A piece of state at ``offset`` bytes of the state block."""
+
+    trainable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRecord:
+    """A kernel: ``symbol`` in the object at member ``object``, printed as member ``source``."""
+
+    name: str
+    symbol: str
+    object: str
+    source: str
+    doc: str
+    lines: tuple[Loc, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRecord:
+    """One run of kernel number ``kernel``. Each of ``args`` is (space, number, extent): the address ``number`` bytes
+    into that space, of which the kernel uses at most ``extent`` bytes; or, for `VALUE`, the number itself."""
+
+    kernel: int
+    args: tuple[tuple[int, int, int], ...]
+    barrier: bool
+    label: str
+    lines: tuple[Loc, ...]
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A run-time check: its flag word is not 0 after a step that failed it."""
+
+    code: str
+    message: str
+    loc: Loc | None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """A tensor of the arena during launches ``start`` .. ``end`` (inputs from -1)."""
+
+    name: str
+    nbytes: int
+    offset: int
+    start: int
+    end: int
+    loc: Loc | None
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRecord:
+    """One entry: its plan, ready to run. ``graph`` and ``fused`` are members: the graph as traced and after passes."""
+
+    name: str
+    loc: Loc | None
+    graph: str
+    fused: str
+    inputs: tuple[PortRecord, ...]
+    outputs: tuple[PortRecord, ...]
+    arena_bytes: int
+    lower_bound_bytes: int
+    scratch_bytes: int
+    launches: tuple[LaunchRecord, ...]
+    checks: tuple[Check, ...]
+    tensors: tuple[TensorRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """``manifest.json``. ``digests`` has the sha256 of every other member; ``options`` what the compile was asked."""
+
+    format: int
+    provenance: Provenance
+    target: TargetRecord
+    options: dict[str, str]
+    team: str
+    state: tuple[StateRecord, ...]
+    state_bytes: int
+    consts: tuple[ConstRecord, ...]
+    const_bytes: int
+    kernels: tuple[KernelRecord, ...]
+    entries: tuple[EntryRecord, ...]
+    digests: dict[str, str]
+
+
+def encode(value: Any) -> Any:
+    """The JSON form of a record."""
+    if is_dataclass(value):
+        return {f.name: encode(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple):
+        return [encode(v) for v in value]
+    return value
+
+
+# The decoder -----------------------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+Decoder = Callable[[Any, str], Any]
+
+
+def decode(cls: type[T], data: object) -> T:
+    """The record of type ``cls`` in parsed JSON. Raises GC0502 with the place of the first thing that does not fit."""
+    made: T = _decoder(cls)(data, "manifest")
+    return made
+
+
+def _bad(where: str, want: str) -> Exception:
+    return error("GC0502", f"the manifest is not valid: {where} is not {want}", hint=_DAMAGED)
+
+
+_DAMAGED = "The file is damaged or was not written by graphc; compile the model again."
+
+
+@cache
+def _decoder(kind: Any) -> Decoder:
+    if kind in (int, str, bool):
+        return _scalar(kind)
+    if get_origin(kind) is UnionType:  # X | None
+        inner = _decoder(get_args(kind)[0])
+        return lambda data, where: None if data is None else inner(data, where)
+    if get_origin(kind) is tuple:
+        return _tuple(get_args(kind))
+    if get_origin(kind) is dict:
+        return _strings
+    return _record(kind)
+
+
+def _scalar(kind: type) -> Decoder:
+    def run(data: Any, where: str) -> Any:
+        if type(data) is not kind:
+            raise _bad(where, f"of type {kind.__name__}")
+        if kind is int and not -(2**63) <= data < 2**63:
+            raise _bad(where, "a 64-bit integer")
+        return data
+
+    return run
+
+
+def _tuple(args: tuple[Any, ...]) -> Decoder:
+    if args == (int, int, int):
+        return _triple
+    one = _decoder(args[0])
+
+    def run(data: Any, where: str) -> Any:
+        if type(data) is not list:
+            raise _bad(where, "a list")
+        return tuple([one(item, where) for item in data])
+
+    return run
+
+
+def _triple(data: Any, where: str) -> Any:
+    """Launch arguments: the many small ones, so without a call per number."""
+    if type(data) is not list or [type(v) for v in data] != [int, int, int]:
+        raise _bad(where, "three integers")
+    if any(not -(2**63) <= v < 2**63 for v in data):
+        raise _bad(where, "three 64-bit integers")
+    return tuple(data)
+
+
+def _strings(data: Any, where: str) -> Any:
+    if type(data) is not dict or any(type(k) is not str or type(v) is not str for k, v in data.items()):
+        raise _bad(where, "an object of strings")
+    return data
+
+
+def _record(cls: type) -> Decoder:
+    hints = get_type_hints(cls)
+    parts = {f.name: _decoder(hints[f.name]) for f in fields(cls)}
+
+    def run(data: Any, where: str) -> Any:
+        if type(data) is not dict or data.keys() != parts.keys():
+            raise _bad(where, f"an object with the keys {', '.join(parts)}")
+        return cls(*[part(data[name], f"{where}.{name}") for name, part in parts.items()])
+
+    return run

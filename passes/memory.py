@@ -1,0 +1,189 @@
+"""Memory: offsets in one arena for tensors whose lifetimes are known.
+
+Dynamic storage allocation is NP-hard; graphs of training steps are kind to it. Every order of greedy placement is a
+valid plan, so several orders are tried and the smallest arena is kept:
+
+- placement: each tensor goes into the tightest gap between the tensors already placed that live at the same time
+  (greedy best fit, as in Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference",
+  arXiv 2001.03288), else above them;
+- orders: those alive at the fullest launch first (they must fit without a gap), by size, by lifetime, by start;
+- improvement: a tensor that sticks out above the lower bound moves forward in the best order, and it is tried again.
+
+The lower bound is the largest live set: the most bytes that are alive at one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from graphc.errors import Loc
+
+__all__ = ["ALIGN", "Lifetime", "MemoryPlan", "Placed", "largest_live_set", "plan_memory"]
+
+ALIGN = 64  # bytes: one cache line, one AVX-512 vector
+_WORK = 30_000  # placements that the search may spend: well under a second, and the same plan on every machine
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """A tensor of ``nbytes`` that holds its value during launches ``start`` .. ``end``, both included.
+
+    Inputs start at -1 (copied in before the first launch), outputs end at the number of launches."""
+
+    name: str
+    nbytes: int
+    start: int
+    end: int
+    loc: Loc | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A tensor in its place: ``offset`` in bytes from the start of the arena, a multiple of `ALIGN`."""
+
+    life: Lifetime
+    offset: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Where each tensor lives. ``arena_bytes`` is the end of the last one, ``lower_bound_bytes`` the largest live set:
+    no plan with these lifetimes is smaller."""
+
+    placed: tuple[Placed, ...]
+    arena_bytes: int
+    lower_bound_bytes: int
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        return {p.life.name: p.offset for p in self.placed}
+
+    def __str__(self) -> str:
+        over = self.arena_bytes / self.lower_bound_bytes - 1 if self.lower_bound_bytes else 0.0
+        rows = [
+            f"arena {self.arena_bytes:,} bytes, largest live set {self.lower_bound_bytes:,} ({over:.2%} above)",
+            f"{'bytes':>14} {'offset':>14} {'launches':>12}  tensor",
+        ]
+        for p in sorted(self.placed, key=lambda p: (-p.life.nbytes, p.offset)):
+            life = p.life
+            where = f" at {life.loc}" if life.loc else ""
+            rows.append(f"{life.nbytes:>14,} {p.offset:>14,} {f'{life.start}..{life.end}':>12}  {life.name}{where}")
+        return "\n".join(rows)
+
+
+def plan_memory(lifetimes: Sequence[Lifetime]) -> MemoryPlan:
+    """Choose offsets. Before: names are unique, ``start <= end``. After: tensors alive at the same launch are apart.
+
+    Example: a (64 bytes, launches 0..1), b (64, 1..2), c (64, 2..3): a at 0, b at 64, c at 0; arena 128.
+    """
+    search = _Search(lifetimes)
+    best = search.run() if lifetimes else np.zeros(0, np.int64)
+    end = max((int(o) + life.nbytes for o, life in zip(best, lifetimes, strict=True)), default=0)
+    placed = tuple(Placed(life, int(o)) for life, o in zip(lifetimes, best, strict=True))
+    return MemoryPlan(placed, end, largest_live_set(lifetimes))
+
+
+def largest_live_set(lifetimes: Sequence[Lifetime]) -> int:
+    """The most bytes alive at one launch."""
+    change: dict[int, int] = {}
+    for life in lifetimes:
+        change[life.start] = change.get(life.start, 0) + life.nbytes
+        change[life.end + 1] = change.get(life.end + 1, 0) - life.nbytes
+    most = live = 0
+    for when in sorted(change):
+        live += change[when]
+        most = max(most, live)
+    return most
+
+
+class _Search:
+    """Tries orders until one is within 0.2 % of the bound or the work is spent."""
+
+    def __init__(self, lifetimes: Sequence[Lifetime]):
+        self.size = np.array([max(-(-life.nbytes // ALIGN), 1) * ALIGN for life in lifetimes], np.int64)
+        self.start = np.array([life.start for life in lifetimes], np.int64)
+        self.end = np.array([life.end for life in lifetimes], np.int64)
+        padded = [Lifetime(e.name, int(s), e.start, e.end) for e, s in zip(lifetimes, self.size, strict=True)]
+        self.bound = largest_live_set(padded)
+        self.enough = self.bound + self.bound // 512
+
+    def run(self) -> np.ndarray:
+        best, best_end, best_order = np.zeros(0, np.int64), -1, []
+        for order in self._orders():
+            offsets, end = self._place(order)
+            if best_end < 0 or end < best_end:
+                best, best_end, best_order = offsets, end, order
+            if end <= self.enough:
+                return best
+        return self._improve(best, best_end, best_order)
+
+    def _orders(self) -> list[list[int]]:
+        n = range(len(self.size))
+        span = self.end - self.start + 1
+        load = self._load()
+        return [
+            sorted(n, key=lambda i: (-load[i], -span[i], i)),
+            sorted(n, key=lambda i: (-load[i], -self.size[i], i)),
+            sorted(n, key=lambda i: (-self.size[i], -span[i], i)),
+            sorted(n, key=lambda i: (-span[i] * self.size[i], i)),
+            sorted(n, key=lambda i: (-span[i], -self.size[i], i)),
+            sorted(n, key=lambda i: (self.start[i], -self.size[i], i)),
+        ]
+
+    def _load(self) -> list[int]:
+        """For each tensor, the most bytes alive at a launch of its lifetime."""
+        first, last = int(self.start.min()), int(self.end.max())
+        change = np.zeros(last - first + 2, np.int64)
+        np.add.at(change, self.start - first, self.size)
+        np.add.at(change, self.end - first + 1, -self.size)
+        live = np.cumsum(change)
+        return [int(live[s - first : e - first + 1].max()) for s, e in zip(self.start, self.end, strict=True)]
+
+    def _improve(self, best: np.ndarray, best_end: int, order: list[int]) -> np.ndarray:
+        """Move a tensor that sticks out above the bound, and a random one, forward; keep what does not get worse."""
+        random = Random(0)
+        offsets = best
+        for _ in range(_WORK // len(order)):
+            high = [k for k, i in enumerate(order) if offsets[i] + self.size[i] > self.bound]
+            trial = list(order)
+            for k in (random.choice(high), random.randrange(len(order))):
+                trial.insert(random.randrange(k + 1), trial.pop(k))
+            trial_offsets, end = self._place(trial)
+            if end <= best_end:
+                offsets, best_end, order = trial_offsets, end, trial
+            if best_end <= self.enough:
+                break
+        return offsets
+
+    def _place(self, order: Sequence[int]) -> tuple[np.ndarray, int]:
+        """Offsets when the tensors are placed in ``order``, and the end of the highest."""
+        offsets = np.zeros(len(order), np.int64)
+        sorted_by_offset = np.zeros(len(order), np.int64)  # the first ``count`` are placed
+        top = 0
+        for count, i in enumerate(order):
+            placed = sorted_by_offset[:count]
+            alive = placed[(self.start[placed] <= self.end[i]) & (self.end[placed] >= self.start[i])]
+            offsets[i] = at = _tightest_gap(offsets[alive], self.size[alive], int(self.size[i]))
+            here = int(np.searchsorted(offsets[placed], at))
+            sorted_by_offset[here + 1 : count + 1] = sorted_by_offset[here:count].copy()
+            sorted_by_offset[here] = i
+            top = max(top, at + int(self.size[i]))
+        return offsets, top
+
+
+def _tightest_gap(offsets: np.ndarray, sizes: np.ndarray, size: int) -> int:
+    """Where ``size`` bytes fit best between tensors at sorted ``offsets``: the smallest gap that holds them, else the
+    end of the last."""
+    if not len(offsets):
+        return 0
+    ends = np.maximum.accumulate(offsets + sizes)
+    gaps = offsets - np.concatenate(([0], ends[:-1]))
+    fits = np.flatnonzero(gaps >= size)
+    if not len(fits):
+        return int(ends[-1])
+    tightest = fits[np.argmin(gaps[fits])]
+    return int(ends[tightest - 1]) if tightest else 0

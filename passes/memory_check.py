@@ -1,0 +1,85 @@
+"""Proof that a memory plan is sound, by running it on names instead of numbers.
+
+The arena is simulated in granules of 64 bytes: each remembers which tensor was written there last. Walking the
+launches in order, a read must find every granule of its tensor still owned by that tensor. So the proof needs no
+lifetimes and shares no idea with the planner: whoever overwrites a tensor that is read later is caught at that read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphc.errors import error
+
+__all__ = ["Access", "check_memory"]
+
+_GRANULE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What one launch does: names of the arena tensors that it reads and writes, whole or in part."""
+
+    label: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+def check_memory(
+    places: Mapping[str, tuple[int, int]],
+    arena_bytes: int,
+    inputs: Iterable[str],
+    accesses: Sequence[Access],
+    outputs: Iterable[str],
+) -> None:
+    """Raise GC0002 unless the plan is sound.
+
+    ``places`` maps a tensor to (offset, nbytes). Sound means: every tensor is inside the arena and aligned; tensors
+    touched by one launch are apart; every read, and every output at the end, finds what was written.
+    """
+    arena = _Arena(places, arena_bytes)
+    for name in inputs:
+        arena.write(name, "the inputs")
+    for access in accesses:
+        arena.apart({*access.reads, *access.writes}, access.label)
+        for name in access.reads:
+            arena.read(name, access.label)
+        for name in access.writes:
+            arena.write(name, access.label)
+    for name in outputs:
+        arena.read(name, "the outputs")
+
+
+class _Arena:
+    def __init__(self, places: Mapping[str, tuple[int, int]], arena_bytes: int):
+        self.number = {name: i for i, name in enumerate(places, 1)}
+        self.span: dict[str, slice] = {}
+        for name, (offset, nbytes) in places.items():
+            if offset < 0 or offset % _GRANULE or offset + nbytes > arena_bytes:
+                raise _unsound(f"tensor {name} is at {offset} with {nbytes} bytes in an arena of {arena_bytes}")
+            self.span[name] = slice(offset // _GRANULE, -(-(offset + nbytes) // _GRANULE))
+        self.owner = np.zeros(-(-arena_bytes // _GRANULE), np.int32)  # 0: nobody wrote here yet
+
+    def apart(self, names: set[str], label: str) -> None:
+        spans = sorted((self.span[name].start, self.span[name].stop, name) for name in names)
+        for (_, stop, one), (start, _, other) in zip(spans, spans[1:], strict=False):
+            if start < stop:
+                raise _unsound(f"{label} uses {one} and {other}, which share memory")
+
+    def read(self, name: str, label: str) -> None:
+        held = self.owner[self.span[name]]
+        if (held != self.number[name]).any():
+            other = int(held[held != self.number[name]][0])
+            by = next((n for n, i in self.number.items() if i == other), None)
+            what = f"{by} has overwritten it" if by else "nothing has written it"
+            raise _unsound(f"{label} reads {name}, but {what}")
+
+    def write(self, name: str, label: str) -> None:
+        self.owner[self.span[name]] = self.number[name]
+
+
+def _unsound(message: str) -> Exception:
+    return error("GC0002", message, hint="This is a defect in graphc, not in your model. Please report it.")
