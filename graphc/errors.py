@@ -195,8 +195,8 @@ CODES: dict[str, Code] = {
             "GC0602",
             "a configuration value does not fit",
             "--set KEY=VALUE reads VALUE by the type of the field: 12 for int, 0.1 or 1e-3 for float, true or\n"
-            "false for bool, anything for str. The same code says that Config itself refused the combination of values,\n"
-            "or that an environment variable of graphc has a value out of range.",
+            "false for bool, anything for str. The same code says that Config itself refused the combination of\n"
+            "values, or that an environment variable of graphc has a value out of range.",
         ),
         Code(
             "GC0603",

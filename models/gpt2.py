@@ -35,7 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # the smallest published GPT-2, 124 M parameters
     "small": {
         "n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "dropout": 0.1, "vocab_size": 50257,
-        "batch_size": 4, "max_iters": 100_000, "learning_rate": 6e-4, "min_lr": 6e-5, "beta2": 0.95, "warmup_iters": 2000,
+        "batch_size": 4, "max_iters": 100_000,
+        "learning_rate": 6e-4, "min_lr": 6e-5, "beta2": 0.95, "warmup_iters": 2000,
     },
 }  # fmt: skip
 COMMON = {"vocab_size": 0, "learning_rate": 1e-3, "min_lr": 1e-4, "beta2": 0.99, "warmup_iters": 100}
