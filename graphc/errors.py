@@ -78,14 +78,14 @@ CODES: dict[str, Code] = {
         Code(
             "GC0002",
             "a node has no value",
-            "The interpreter met a node that a pass should have rewritten away. This is a defect in graphc, not in your\n"
-            "model: please report it with the printed graph.",
+            "The interpreter met a node that a pass should have rewritten away. This is a defect in graphc, not in\n"
+            "your model: please report it with the printed graph.",
         ),
         Code(
             "GC0003",
             "a value was not given",
-            "The graph reads an input or a piece of state that the caller did not pass. Give every input of the entry by\n"
-            "name, and every state that the graph declares.",
+            "The graph reads an input or a piece of state that the caller did not pass. Give every input of the entry\n"
+            "by name, and every state that the graph declares.",
         ),
         # 01xx shapes and dtypes in the model
         Code(
@@ -98,7 +98,7 @@ CODES: dict[str, Code] = {
         Code(
             "GC0102",
             "dtypes do not match",
-            "The operands of this operation must have one dtype. Example: gc.maximum(x, n) with x float32 and n int32.\n"
+            "The operands of this operation must have one dtype. Example: gc.maximum(x, n) with x float32, n int32.\n"
             "Convert one of them: gc.astype(n, gc.float32).",
         ),
         Code(
@@ -140,14 +140,14 @@ CODES: dict[str, Code] = {
         Code(
             "GC0109",
             "bad attribute",
-            "A node carries a setting that its operation does not understand. From the Python functions this is a defect in\n"
-            "graphc; from graph text written by hand, compare with what `graphc inspect --graph` prints.",
+            "A node carries a setting that its operation does not understand. From the Python functions this is a defect\n"
+            "in graphc; from graph text written by hand, compare with what `graphc inspect --graph` prints.",
         ),
         Code(
             "GC0110",
             "the region does not fit its operands",
-            "A region (a named piece of the graph, such as attention) was called with operands of other types than it was\n"
-            "traced with, or its hand-written gradient has the wrong inputs or outputs. The message lists both sides.",
+            "A region (a named piece of the graph, such as attention) was called with operands of other types than it\n"
+            "was traced with, or its hand-written gradient has the wrong inputs or outputs. The message lists both sides.",
         ),
         Code(
             "GC0111",
@@ -181,8 +181,8 @@ CODES: dict[str, Code] = {
         Code(
             "GC0420",
             "an index is out of range",
-            "gc.take, embedding lookups and scatter_add need indices from 0 to size - 1; negative ones do not count from the\n"
-            "end. Example: a token id of 50257 in a vocabulary of 50257. Check the data and the vocabulary's size.",
+            "gc.take, embedding lookups and scatter_add need indices from 0 to size - 1; negative ones do not count from\n"
+            "the end. Example: a token id of 50257 in a vocabulary of 50257. Check the data and the vocabulary's size.",
         ),
         # 06xx command line, configuration and data
         Code(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graphc.dtype import TensorType
-from graphc.errors import Loc
+from graphc.errors import GraphcError, Loc
 from graphc.ir import Attrs, Node, Value, attrs
 
 if TYPE_CHECKING:
@@ -203,7 +203,10 @@ def apply(op: str, *inputs: Value, **kwargs: Any) -> Value:
 
 
 def apply_node(op: str, *inputs: Value, **kwargs: Any) -> Node:
-    """Build a node of ``op``: its types come from the op's own ``infer``."""
+    """Build a node of ``op``: its types come from the op's own ``infer``, whose errors get the current line."""
     at = attrs(**kwargs)
-    types = _TABLE[op].infer([v.type for v in inputs], at)
+    try:
+        types = _TABLE[op].infer([v.type for v in inputs], at)
+    except GraphcError as e:
+        raise GraphcError(e.code, e.message, e.loc or _LOC.get(), e.hint) from None
     return Node(op, inputs, at, types, _LOC.get())

@@ -58,10 +58,10 @@ def eval_dot(arrays: Sequence[Array], at: Attrs) -> tuple[Array, ...]:
         return tuple(x.shape[i] for i in axes)
 
     batch, inner = dims(a, ab), prod(dims(a, ac))
-    left = a.transpose(*ab, *af, *ac).reshape(*batch, prod(dims(a, af)), inner)
-    right = b.transpose(*bb, *bc, *bf).reshape(*batch, inner, prod(dims(b, bf)))
+    left = a.transpose((*ab, *af, *ac)).reshape((*batch, prod(dims(a, af)), inner))
+    right = b.transpose((*bb, *bc, *bf)).reshape((*batch, inner, prod(dims(b, bf))))
     with np.errstate(all="ignore"):
-        return (np.matmul(left, right).reshape(*batch, *dims(a, af), *dims(b, bf)),)
+        return (np.matmul(left, right).reshape((*batch, *dims(a, af), *dims(b, bf))),)
 
 
 def vjp_dot(n: Node, g: Value) -> list[Value]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def view_reshape(shape: Shape, strides: Shape, at: Attrs, out_shape: Shape) -> t
             wide, j = wide * out_shape[j], j + 1
             while size < wide:
                 group, size, i = [*group, old[i]], size * old[i][0], i + 1
-        if any(a[1] != b[1] * b[0] for a, b in zip(group, group[1:], strict=False)):
+        if any(a[1] != b[1] * b[0] for a, b in pairwise(group)):
             return None
         dims = out_shape[first:j]
         inner = [1, *accumulate(reversed(dims), lambda p, d: p * d)][: len(dims)]

@@ -16,7 +16,7 @@ __all__ = ["REGION", "walk_graph"]
 
 
 def walk_graph(graph: Graph, inputs: Sequence[Array], state: Mapping[str, Array]) -> dict[Value, Array]:
-    """Evaluate the nodes of ``graph`` in order; ``inputs`` belong to ``graph.inputs``, ``state`` to state nodes by name.
+    """Evaluate the nodes of ``graph`` in order. ``inputs`` belong to ``graph.inputs``, ``state`` has the state by name.
 
     Returns the values of ``graph.results``; others are dropped after their last use.
     """
