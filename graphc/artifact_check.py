@@ -103,7 +103,7 @@ def _ports(what: str, ports: Iterable[PortRecord], nbytes: int) -> None:
 
 
 def _inside(offset: int, size: int, room: int) -> bool:
-    return 0 <= offset and 0 <= size and offset + size <= room
+    return min(offset, size) >= 0 and offset + size <= room
 
 
 def _unique(what: str, names: Iterable[str]) -> None:

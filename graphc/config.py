@@ -46,7 +46,7 @@ class Settings:
 
 
 def settings() -> Settings:
-    """Read the environment. Raises GC0610 for a value that is not a number in its range."""
+    """Read the environment. Raises GC0602 for a value that is not a number in its range."""
     folder = os.environ.get("GRAPHC_CACHE")
     return Settings(
         cache=Path(folder).expanduser() if folder else _user_cache() / "graphc",

@@ -249,7 +249,7 @@ CODES: dict[str, Code] = {
         Code(
             "GC0402",
             "an argument has the wrong dtype",
-            "Arguments are not converted silently, since that hides mistakes and costs time. Convert where the array is made:\n"
+            "Arguments are not converted silently, since that hides mistakes and costs time. Convert the array:\n"
             "\n"
             "    program.infer(x=x.astype('float32'))\n"
             "\n"
@@ -258,7 +258,7 @@ CODES: dict[str, Code] = {
         Code(
             "GC0403",
             "an argument has the wrong shape",
-            "A program is compiled for fixed shapes. Give an array of the declared shape, or compile an entry for the other one.",
+            "A program is compiled for fixed shapes. Give an array of the declared shape, or compile another entry.",
         ),
         Code(
             "GC0404",
@@ -288,14 +288,15 @@ CODES: dict[str, Code] = {
         Code(
             "GC0505",
             "the artifact was built for another machine",
-            "Native code in the artifact needs CPU features that this machine does not have, or another system. Where the\n"
-            "compiler is installed, graphc.load rebuilds the program from its graph and says so.",
+            "Native code in the artifact needs CPU features that this machine does not have, or another system. Where\n"
+            "the compiler is installed, graphc.load rebuilds the program from its graph and says so.",
         ),
         Code(
             "GC0506",
             "native code of unknown origin",
-            "The artifact was not built by this user on this machine, so its native code is not run. Where the compiler is\n"
-            "installed, graphc.load rebuilds it from the graph; otherwise say graphc.load(path, trust=True) if you trust the source.",
+            "The artifact was not built by this user on this machine, so its native code is not run. Where the\n"
+            "compiler is installed, graphc.load rebuilds it from the graph; otherwise, if you trust where the file comes\n"
+            "from, say graphc.load(path, trust=True).",
         ),
         Code(
             "GC0507",
@@ -303,20 +304,16 @@ CODES: dict[str, Code] = {
             "The operating system refused; the message says why.",
         ),
         Code(
-            "GC0610",
-            "an environment variable has a wrong value",
-            "The GRAPHC_ variables are numbers or folders; `graphc doctor` lists them.",
-        ),
-        Code(
             "GC0701",
             "the program needs more memory than its budget",
-            "The plan's peak is above --memory-budget. The table lists the largest tensors, their lifetimes (in launches) and\n"
-            "lines. Make the batch smaller, or raise the budget.",
+            "The plan's peak is above --memory-budget. The table lists the largest tensors, their lifetimes (in launches)\n"
+            "and lines. Make the batch smaller, or raise the budget.",
         ),
         Code(
             "GC0801",
             "the state has other names",
-            "A checkpoint or mapping lacks state of the program or has names that it does not know. strict=False skips both.",
+            "A checkpoint or mapping lacks state of the program or has names that it does not know. With strict=False,\n"
+            "both are skipped.",
         ),
         Code(
             "GC0802",
@@ -337,6 +334,18 @@ CODES: dict[str, Code] = {
             "GC0805",
             "a state file cannot be read or written",
             "The operating system refused; the message says why.",
+        ),
+        Code(
+            "GC0008",
+            "the memory plan is not sound",
+            "A checker that shares no code with the planner found that a tensor is overwritten while it is needed.\n"
+            "This is a defect in graphc, not in your model; please report it with the printed line.",
+        ),
+        Code(
+            "GC0009",
+            "a kernel did not compile",
+            "The generated source of a kernel was refused by the compiler behind the target. This is a defect in\n"
+            "graphc; please report it with the kernel's source file, which the message names.",
         ),
     )
 }

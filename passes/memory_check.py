@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def check_memory(
     accesses: Sequence[Access],
     outputs: Iterable[str],
 ) -> None:
-    """Raise GC0002 unless the plan is sound.
+    """Raise GC0008 unless the plan is sound.
 
     ``places`` maps a tensor to (offset, nbytes). Sound means: every tensor is inside the arena and aligned; tensors
     touched by one launch are apart; every read, and every output at the end, finds what was written.
@@ -65,7 +66,7 @@ class _Arena:
 
     def apart(self, names: set[str], label: str) -> None:
         spans = sorted((self.span[name].start, self.span[name].stop, name) for name in names)
-        for (_, stop, one), (start, _, other) in zip(spans, spans[1:], strict=False):
+        for (_, stop, one), (start, _, other) in pairwise(spans):
             if start < stop:
                 raise _unsound(f"{label} uses {one} and {other}, which share memory")
 
@@ -82,4 +83,4 @@ class _Arena:
 
 
 def _unsound(message: str) -> Exception:
-    return error("GC0002", message, hint="This is a defect in graphc, not in your model. Please report it.")
+    return error("GC0008", message, hint="This is a defect in graphc, not in your model. Please report it.")
