@@ -1,0 +1,56 @@
+# One virtual environment in .venv, editable: ./graphc alone is no whole package, since graphc.passes, graphc.kernels
+# and graphc.models stand at the top of the repository.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+TORCH  ?= torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types peers parity bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1|/' | column -t -s '|' 2>/dev/null \
+	  || grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST)
+
+$(VENV)/base: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/base
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/base  ## train GPT-2 nano on real text (a minute or two)
+	$(BIN)/graphc train models/gpt2.py
+
+test: $(VENV)/dev  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/dev  ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/dev  ## check types, on an installed copy: mypy does not follow the editable mapping
+	rm -rf build/types
+	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
+	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p graphc
+
+peers: $(VENV)/dev  ## install PyTorch and transformers, for parity
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet 'transformers>=4.48'
+
+parity: peers  ## compare with PyTorch, live
+	$(BIN)/python -m pytest tests/parity
+
+bench: $(VENV)/dev  ## time the train steps beside PyTorch and JAX
+	$(BIN)/python -m pip install --quiet '$(TORCH)' 'jax>=0.5'
+	$(BIN)/python bench/train_step.py
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
