@@ -102,6 +102,11 @@ class GPT2(nn.Module):
         return self.lm_head(self.transformer(ids))
 
 
+def model(w: Any) -> nn.Module:
+    """The model of a `worker.Workload`."""
+    return GPT2(w.vocab, w.positions, w.width, w.layers, w.heads) if w.positions else MLP()
+
+
 def load(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     """Copy weights by name; every parameter must be there."""
     for name, p in model.named_parameters():

@@ -57,7 +57,7 @@ def torch_step(w: Workload, compile: bool) -> Callable[[], object]:
 
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    model = peers.GPT2(w.vocab, w.positions, w.width, w.layers, w.heads) if w.positions else peers.MLP()
+    model = peers.model(w)
     step = peers.train_step(model, w.lr, w.betas, peers.decay_groups(model, w.decay), 1.0, compile)
     x, y = (torch.from_numpy(a) for a in w.data())
     return lambda: step(x, y)

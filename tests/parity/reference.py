@@ -61,9 +61,7 @@ def run_torch(work: Workload) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     import torch
 
     torch.manual_seed(0)
-    model = (
-        peers.GPT2(work.vocab, work.positions, work.width, work.layers, work.heads) if work.positions else peers.MLP()
-    )
+    model = peers.model(work)
     peers.load(model, weights({n: tuple(p.shape) for n, p in model.named_parameters()}))
     x, y = (torch.from_numpy(a) for a in batch(work, 0))
     peers.cross_entropy(model(x), y).backward()
