@@ -83,9 +83,9 @@ CODES: dict[str, Code] = {
         ),
         Code(
             "GC0003",
-            "a value was not given",
-            "The graph reads an input or a piece of state that the caller did not pass. Give every input of the entry\n"
-            "by name, and every state that the graph declares.",
+            "an input or a piece of state is missing or does not fit",
+            "The graph reads an input or a piece of state that the caller did not pass, or passed with another dtype\n"
+            "or shape. Give every input of the entry by name, and every state that the graph declares.",
         ),
         # 01xx shapes and dtypes in the model
         Code(
@@ -140,14 +140,15 @@ CODES: dict[str, Code] = {
         Code(
             "GC0109",
             "bad attribute",
-            "A node carries a setting that its operation does not understand. From the Python functions this is a defect\n"
-            "in graphc; from graph text written by hand, compare with what `graphc inspect --graph` prints.",
+            "A node carries a setting that its operation does not understand. From the Python functions this is a\n"
+            "defect in graphc; from graph text written by hand, compare with what `graphc inspect --graph` prints.",
         ),
         Code(
             "GC0110",
             "the region does not fit its operands",
             "A region (a named piece of the graph, such as attention) was called with operands of other types than it\n"
-            "was traced with, or its hand-written gradient has the wrong inputs or outputs. The message lists both sides.",
+            "was traced with, or its hand-written gradient has the wrong inputs or outputs. The message lists both\n"
+            "sides.",
         ),
         Code(
             "GC0111",
@@ -165,13 +166,14 @@ CODES: dict[str, Code] = {
             "GC0302",
             "no gradient reaches a variable",
             "The loss does not depend on a tensor that gc.grad was asked for, or only through integers or\n"
-            "gc.stop_gradient. A layer that is built but not called is the usual cause. Use the tensor in the model, leave\n"
-            "it out of the call, or say allow_unused=True to get zeros for it.",
+            "gc.stop_gradient. A layer that is built but not called is the usual cause. Use the tensor in the model,\n"
+            "leave it out of the call, or say allow_unused=True to get zeros for it.",
         ),
         Code(
             "GC0303",
             "an op between variable and loss has no gradient",
-            "Some ops (floor, say) have no useful derivative. Wrap the operand in gc.stop_gradient where none should flow.",
+            "Some ops (floor, say) have no useful derivative. Wrap the operand in gc.stop_gradient where none should\n"
+            "flow.",
         ),
         Code(
             "GC0304",
@@ -181,8 +183,15 @@ CODES: dict[str, Code] = {
         Code(
             "GC0420",
             "an index is out of range",
-            "gc.take, embedding lookups and scatter_add need indices from 0 to size - 1; negative ones do not count from\n"
-            "the end. Example: a token id of 50257 in a vocabulary of 50257. Check the data and the vocabulary's size.",
+            "gc.take, embedding lookups and scatter_add need indices from 0 to size - 1; negative ones do not count\n"
+            "from the end. Example: a token id of 50257 in a vocabulary of 50257. Check the data and the vocabulary's\n"
+            "size.",
+        ),
+        Code(
+            "GC0550",
+            "the graph text cannot be read",
+            "The text form of a graph has a defect in the line that the message names: a missing mark, a value used\n"
+            "before its definition, a malformed constant.",
         ),
         # 06xx command line, configuration and data
         Code(
@@ -295,8 +304,8 @@ CODES: dict[str, Code] = {
             "GC0506",
             "native code of unknown origin",
             "The artifact was not built by this user on this machine, so its native code is not run. Where the\n"
-            "compiler is installed, graphc.load rebuilds it from the graph; otherwise, if you trust where the file comes\n"
-            "from, say graphc.load(path, trust=True).",
+            "compiler is installed, graphc.load rebuilds it from the graph; otherwise, if you trust where the file\n"
+            "comes from, say graphc.load(path, trust=True).",
         ),
         Code(
             "GC0507",
@@ -306,14 +315,14 @@ CODES: dict[str, Code] = {
         Code(
             "GC0701",
             "the program needs more memory than its budget",
-            "The plan's peak is above --memory-budget. The table lists the largest tensors, their lifetimes (in launches)\n"
-            "and lines. Make the batch smaller, or raise the budget.",
+            "The plan's peak is above --memory-budget. The table lists the largest tensors, their lifetimes (in\n"
+            "launches) and lines. Make the batch smaller, or raise the budget.",
         ),
         Code(
             "GC0801",
             "the state has other names",
-            "A checkpoint or mapping lacks state of the program or has names that it does not know. With strict=False,\n"
-            "both are skipped.",
+            "A checkpoint or mapping lacks state of the program or has names that it does not know. With\n"
+            "strict=False, both are skipped.",
         ),
         Code(
             "GC0802",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Contract", "Gather", "Join", "Lowering", "Map", "MapContext", "Meta", "Move", "NotDifferentiable", "Op", "Reduce",
-    "Region", "Sample", "Scatter", "Source", "Split", "apply", "apply_node", "at_loc", "get_op", "install",
+    "Region", "Sample", "Scatter", "Source", "Split", "apply", "apply_node", "at_loc", "get_op", "install", "known_op",
 ]  # fmt: skip
 
 
@@ -185,6 +185,10 @@ def install(ops: Iterable[Op]) -> None:
 
 def get_op(name: str) -> Op:
     return _TABLE[name]
+
+
+def known_op(name: str) -> bool:
+    return name in _TABLE
 
 
 @contextmanager
