@@ -26,8 +26,7 @@ def differentiate(graph: Graph) -> Graph:
     Example: ``%2 = sin(%1); %3 = grad(%2, %1)`` becomes ``%2 = sin(%1); %3 = cos(%1)`` (times a cotangent of one,
     which `simplify` removes).
 
-    Raises GC0301 (the loss is no float scalar), GC0302 (a variable does not reach the loss), GC0303 (an op on the way
-    has no gradient), GC0304 (a variable is not of a float dtype).
+    Raises GC0302 (a variable does not reach the loss), GC0303 (an op on the way has no gradient).
     """
     if not _mentions_grad(graph):
         return graph
@@ -36,9 +35,7 @@ def differentiate(graph: Graph) -> Graph:
     def expand(node: Node, inputs: tuple[Value, ...]) -> Iterable[Value] | None:
         if isinstance(get_op(node.op).lower, Region) and _mentions_grad(node.attrs["body"]):
             with at_loc(node.loc):
-                return apply_node(
-                    node.op, *inputs, **{**node.attrs, "body": differentiate(node.attrs["body"])}
-                ).outs
+                return apply_node(node.op, *inputs, **{**node.attrs, "body": differentiate(node.attrs["body"])}).outs
         if node.op == "grad":
             return _gradients(inputs[0], inputs[1:], node.loc, bool(node.attrs.get("allow_unused", False)))
         return None
@@ -51,22 +48,14 @@ def _mentions_grad(graph: Graph) -> bool:
 
 
 def _gradients(loss: Value, wrt: Sequence[Value], loc: Loc | None, allow_unused: bool) -> list[Value]:
-    """d loss / d v for each v of ``wrt``, with the type of v."""
-    if loss.shape != () or not loss.dtype.is_float:
-        raise error(
-            "GC0301",
-            f"the loss must be one float (a scalar), but it is {loss.type}",
-            loc=loss.node.loc or loc,
-            hint="reduce it first, for example with gc.mean(loss) or gc.sum(loss)",
-        )
-    for v in wrt:
-        if not v.dtype.is_float:
-            raise error("GC0304", f"{_describe(v)} is {v.type}: only float tensors have gradients", loc=loc)
+    """d loss / d v for each v of ``wrt``, with the type of v. (That ``loss`` is a float scalar, `infer` has checked.)"""
     with at_loc(loc):
         found = _backward({loss: full(1, loss.dtype, ())}, wrt)
         missing = [v for v in wrt if v not in found]
         if missing and not allow_unused:
-            names = ", ".join(map(_describe, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            names = ", ".join(map(_describe, missing[:5])) + (
+                f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            )
             raise error(
                 "GC0302",
                 f"no gradient reaches {names}: the loss does not depend on it",

@@ -1,0 +1,96 @@
+"""Which passes run, in what order, and why in that order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from graphc.ir import Graph
+from graphc.passes.cse import cse
+from graphc.passes.dce import dce
+from graphc.passes.differentiate import differentiate
+from graphc.passes.fold import fold
+from graphc.passes.simplify import simplify
+from graphc.verify import verify
+
+__all__ = ["ORDER", "PIPELINE", "Constraint", "Observer", "Pass", "check_order", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One row of the pipeline: a unique name, a pure function and what it does in a sentence."""
+
+    name: str
+    run: Callable[[Graph], Graph]
+    does: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """Pass ``before`` runs earlier than pass ``after``, for a reason."""
+
+    before: str
+    after: str
+    reason: str
+
+
+PIPELINE = (
+    Pass("differentiate", differentiate, "Writes out every gradient."),
+    Pass("simplify", simplify, "Applies local algebra until nothing changes."),
+    Pass("fold", fold, "Computes what depends on constants alone."),
+    # Again, for what folding has brought to light: pow(x, 1 + 1) is x * x only once the exponent is one constant.
+    Pass("simplify_folded", simplify, "Applies local algebra to what folding has made constant."),
+    Pass("cse", cse, "Merges equal computations."),
+    Pass("dce", dce, "Drops what nobody needs, also inside regions."),
+)
+
+ORDER = (
+    Constraint("differentiate", "simplify", "simplify removes stop_gradient, which only differentiate understands"),
+    Constraint("differentiate", "dce", "dce drops the gradient rules of regions and trims what they refer to"),
+    Constraint("simplify", "fold", "broadcasts of constants have moved to the end, so that folding works on scalars"),
+    Constraint("fold", "simplify_folded", "the second run is there for the constants that folding makes"),
+    Constraint("simplify_folded", "cse", "equal computations have the same form only once they are simplified"),
+    Constraint("cse", "dce", "merged regions may have results that only one of them used"),
+)
+
+Observer = Callable[[str, Graph, Graph, float], None]
+
+
+def check_order(pipeline: Sequence[Pass], order: Sequence[Constraint]) -> None:
+    """Raise ValueError where ``pipeline`` breaks ``order``, names a pass twice, or lacks one that ``order`` names."""
+    names = [p.name for p in pipeline]
+    if len(set(names)) != len(names):
+        raise ValueError(f"a pass is named twice in {names}")
+    for c in order:
+        if c.before not in names or c.after not in names:
+            raise ValueError(f"no such pass: {c.before} before {c.after}")
+        if names.index(c.before) > names.index(c.after):
+            raise ValueError(f"{c.before} must run before {c.after}: {c.reason}")
+
+
+check_order(PIPELINE, ORDER)
+
+
+def run(graph: Graph, stop_after: str | None = None, observe: Observer | None = None, check: bool = False) -> Graph:
+    """Run the passes on a traced graph, up to and including ``stop_after``.
+
+    ``observe(name, before, after, seconds)`` is called after each pass. ``check``: the verifier looks at the graph
+    before the first pass and after each one; it raises GC0001 where a pass breaks a rule. A ``stop_after`` that names
+    no pass is a ValueError.
+    """
+    if stop_after is not None and stop_after not in [p.name for p in PIPELINE]:
+        raise ValueError(f"no pass is named {stop_after!r}; there are {', '.join(p.name for p in PIPELINE)}")
+    if check:
+        verify(graph)
+    for p in PIPELINE:
+        start, before = perf_counter(), graph
+        graph = p.run(before)
+        seconds = perf_counter() - start
+        if check:
+            verify(graph)
+        if observe is not None:
+            observe(p.name, before, graph, seconds)
+        if p.name == stop_after:
+            break
+    return graph
