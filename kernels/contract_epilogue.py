@@ -1,0 +1,38 @@
+"""The elementwise part of a fused contraction: which arrays it touches, and its statements for one element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from graphc.ir import Graph, Node, Value
+from graphc.kernels.lower_element import Array, Elements
+from graphc.kernels.plan import Buffer, View
+from graphc.loop import Affine, Expr, Let
+
+__all__ = ["Epilogue"]
+
+
+class Epilogue:
+    """The body of a fused contraction after its ``dot``, over the space of the product.
+
+    ``arrays`` are what it reads besides the product (and the positions that it uses), each once; ``identity`` says
+    that there is nothing to compute and the product itself is the only result; ``cost`` is its work per element.
+    """
+
+    def __init__(self, body: Graph, dot: Node, operands: Mapping[Value, View]):
+        kind = dot.types[0]
+        self._product = View.whole(Buffer("product", "scratch", kind.nbytes), kind.dtype, kind.shape)
+        outputs = [v for _, v in body.outputs]
+        self._elements = Elements(kind.shape, {**operands, dot.out(): self._product}, outputs)
+        self.results = len(outputs)
+        self.identity = outputs == [dot.out()]
+        self.arrays = [a for a in self._elements.arrays if a.view is not self._product]
+        self.cost = sum(item.cost for item in self._elements.items)
+
+    def statements(self, product: Expr, index: Callable[[Array], Affine], suffix: str) -> tuple[list[Let], list[Expr]]:
+        """The lets of one element and the value of each result, where ``product`` is the element of the dot and
+        ``index(array)`` the place of the element in an array. ``suffix`` keeps names unique in the kernel."""
+        items = self._elements.items
+        env = {i: product for i, item in enumerate(items) if item.array and item.array.view is self._product}
+        lets = self._elements.emit(range(len(items)), env, index, suffix)
+        return lets, [env[i] for i in self._elements.roots]
