@@ -356,5 +356,116 @@ CODES: dict[str, Code] = {
             "The generated source of a kernel was refused by the compiler behind the target. This is a defect in\n"
             "graphc; please report it with the kernel's source file, which the message names.",
         ),
+        # 02xx tracing
+        Code(
+            "GC0201",
+            "control flow on a traced value",
+            "A model is traced once; what a tensor holds is known only when the program runs. So `if x > 0:`,\n"
+            "`while`, `and`, `or` and `not` cannot take tensors. Write gc.where(x > 0, a, b), or combine\n"
+            "conditions with & and |.",
+        ),
+        Code(
+            "GC0202",
+            "a traced value has no elements yet",
+            "float(x), int(x), x.item(), np.asarray(x), NumPy functions and iteration need numbers that exist\n"
+            "only when the program runs. Use the gc function of the same name, or return the tensor from the\n"
+            "entry and read it there.",
+        ),
+        Code(
+            "GC0203",
+            "a traced value is changed in place",
+            "x[0] = 1 has no meaning in a graph: tensors are values. Write x = gc.where(mask, new, x) or\n"
+            "gc.concat([...]). Rebinding is fine: x += 1. What lives between runs is declared with gc.state and\n"
+            "written with .assign.",
+        ),
+        Code(
+            "GC0204",
+            "an entry does not return a dict of tensors",
+            'Outputs have names: return {"loss": loss}. An entry that only updates state may return {}.',
+        ),
+        Code(
+            "GC0205",
+            "an index that is not known while tracing",
+            "x[key] takes ints, slices with positive steps, None, ... and integer tensors. Masks would give a\n"
+            "shape that depends on data: use gc.where(mask, x, 0).",
+        ),
+        Code(
+            "GC0206",
+            "a state is assigned twice",
+            "An entry says once what a state becomes. Compute the final value in a local variable, then assign\nit.",
+        ),
+        Code(
+            "GC0207",
+            "a state cannot hold this value",
+            "The shape and dtype of state are fixed by its initial value, which is a NumPy array or a number.",
+        ),
+        Code(
+            "GC0208",
+            "not a tensor, or no such element type",
+            "Functions take tensors, NumPy arrays and Python numbers of the element types float64, float32,\n"
+            "int64, int32, int16, int8, uint32, uint8 and bool.",
+        ),
+        Code(
+            "GC0209",
+            "a tensor from another trace",
+            "A tensor belongs to the entry (or checkpointed function) in which it was made. Keep tensors in local\n"
+            "variables, not in globals or on modules; what lives between runs is declared with gc.state.",
+        ),
+        Code(
+            "GC0210",
+            "tensor computation outside of an entry",
+            "gc functions build a graph. Put the code in a function marked with @gc.entry and compile it with\n"
+            "gc.compile.",
+        ),
+        Code(
+            "GC0211",
+            "two pieces of state have one name",
+            'State is shared by name. Name one of the modules: net = Net().named("actor"), which prefixes its\n'
+            "names; keep modules of a list in nn.ModuleList; declare gc.state outside of entries, once.",
+        ),
+        Code(
+            "GC0212",
+            "a large constant",
+            "A NumPy array in a model becomes a constant of the program. From 64 KiB on, make it state or an\ninput.",
+        ),
+        Code(
+            "GC0213",
+            "state without a name",
+            'A parameter gets its name from the module that it is an attribute of; others need name="...".',
+        ),
+        Code(
+            "GC0214",
+            "specs and arguments of an entry do not match",
+            'Each argument of the function has one spec: @gc.entry(x=gc.spec((128, 784), "float32")) for def\n'
+            "train(x).",
+        ),
+        Code(
+            "GC0215",
+            "an entry is called directly",
+            "Entries are compiled first: program = gc.compile(train), then program.train(x=...). Inside another\n"
+            "entry, a call is inlined.",
+        ),
+        Code(
+            "GC0216",
+            "a module is not set up like this",
+            "Modules hold parameters, state and other modules as attributes. To change a parameter's value before\n"
+            "compiling, use load_state_dict; inside an entry, use .assign.",
+        ),
+        Code(
+            "GC0217",
+            "arguments of a layer or function do not fit together",
+            "A size, probability or mode that the layer or function does not accept; the message names it.",
+        ),
+        Code(
+            "GC0305",
+            "a gradient inside a checkpoint",
+            "gc.grad must be taken outside of the checkpointed function.",
+        ),
+        Code(
+            "GC0306",
+            "gradients do not match the optimizer's parameters",
+            "opt.update takes one gradient per parameter, in the order in which the optimizer got the parameters:\n"
+            "opt.update(gc.grad(loss, net.parameters())).",
+        ),
     )
 }

@@ -1,0 +1,152 @@
+"""What is being traced right now: the scope that owns new nodes, and the user's line that makes them.
+
+A `Scope` is one graph under construction: an entry (no parent) or a region inside one (a checkpoint, an attention).
+Values are immutable, so a scope records no nodes: only what enters it (inputs, state reads, values captured from the
+scopes around it) and what leaves it through state.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from graphc.dtype import TensorType
+from graphc.errors import GraphcError, Loc, error
+from graphc.ir import Node, Value
+from graphc.ops import base
+
+if TYPE_CHECKING:
+    from graphc.tensor import State
+
+__all__ = ["Scope", "current", "emit", "entering", "user_loc"]
+
+
+class Scope:
+    """One graph under construction.
+
+    ``registry`` maps the names of state to the objects that own them; all entries of a program share one, so that a
+    name means one thing. ``reads`` and ``writes`` belong to the outermost scope, except that writes inside a region
+    are kept there until it closes.
+    """
+
+    def __init__(self, name: str, parent: Scope | None = None, registry: dict[str, State] | None = None):
+        self.name, self.parent = name, parent
+        self.root: Scope = parent.root if parent else self
+        self.registry: dict[str, State] = {} if registry is None else registry
+        self.inputs: list[Value] = []
+        self.captured: dict[Value, Value] = {}
+        self.reads: dict[State, Value] = {}
+        self.writes: dict[State, tuple[Value, Loc | None]] = {}
+        self.counters: dict[str, int] = {}
+        self.undo: list[Callable[[], None]] = []
+
+    def input(self, name: str, type: TensorType) -> Value:
+        value = emit("input", name=name, dtype=type.dtype, shape=type.shape).out(0)
+        self.inputs.append(value)
+        return value
+
+    def within(self, outer: Scope) -> bool:
+        scope: Scope | None = self
+        while scope is not None and scope is not outer:
+            scope = scope.parent
+        return scope is outer
+
+    def bring(self, value: Value, owner: Scope) -> Value:
+        """``value`` of ``owner`` (this scope or one around it) as a value of this scope: captured if need be."""
+        if owner is self:
+            return value
+        assert self.parent is not None
+        value = self.parent.bring(value, owner)
+        if value not in self.captured:
+            self.captured[value] = emit(
+                "input", name=f"captured{len(self.captured)}", dtype=value.dtype, shape=value.shape
+            ).out(0)
+        return self.captured[value]
+
+    def count(self, what: str) -> int:
+        """0, 1, 2 … for each call in one entry."""
+        n = self.root.counters.get(what, 0)
+        self.root.counters[what] = n + 1
+        return n
+
+    def register(self, name: str, state: State) -> None:
+        """Claim ``name`` for ``state``. Raises GC0211 when another object has it."""
+        owner = self.root.registry.setdefault(name, state)
+        if owner is not state:
+            raise error(
+                "GC0211",
+                f"two pieces of state are both named {name!r}",
+                loc=user_loc(),
+                hint="give one of the modules a name of its own: net = Net().named('actor');\n"
+                "modules in a list or dict need nn.ModuleList; gc.state and nn.Parameter take name=",
+            )
+
+
+_CURRENT: ContextVar[Scope | None] = ContextVar("scope", default=None)
+
+
+def current() -> Scope | None:
+    """The innermost scope, or None outside of tracing."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def entering(scope: Scope) -> Iterator[Scope]:
+    token = _CURRENT.set(scope)
+    try:
+        yield scope
+    finally:
+        _CURRENT.reset(token)
+
+
+# The user's line -----------------------------------------------------------------------------------------------------
+
+# Models that ship with graphc are user code: their lines are what a reader of an error wants.
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_MODELS = _PACKAGE + "models" + os.sep
+
+# The file as `Loc` shows it, by the name that Python reports; None for files of graphc itself.
+_SHOWN: dict[str, str | None] = {}
+
+
+def _shown(file: str) -> str | None:
+    """The path from here if the file lies below the working directory, else the last part: never an absolute path,
+    which would make artifacts differ between machines."""
+    absolute = os.path.abspath(file)
+    if absolute.startswith(_PACKAGE) and not absolute.startswith(_MODELS):
+        return None
+    here = os.getcwd() + os.sep
+    shown = absolute[len(here) :] if absolute.startswith(here) else os.path.basename(file)
+    lines = linecache.getlines(file)
+    if lines:  # so that Loc.source() finds the text under the short name; None: never check the file's time
+        linecache.cache[shown] = (sum(map(len, lines)), None, lines, shown)
+    return shown
+
+
+def user_loc() -> Loc | None:
+    """The line of the nearest frame outside of graphc."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file not in _SHOWN:
+            _SHOWN[file] = _shown(file)
+        shown = _SHOWN[file]
+        if shown is not None:
+            return Loc(shown, frame.f_lineno)
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def emit(op: str, *operands: Value, **attrs: Any) -> Node:
+    """Build a node at the user's line. Errors of the op's rules get that line too."""
+    loc = user_loc()
+    with base.at_loc(loc):
+        try:
+            return base.apply_node(op, *operands, **attrs)
+        except GraphcError as e:
+            raise e if e.loc else GraphcError(e.code, e.message, loc, e.hint) from None
