@@ -1,0 +1,307 @@
+"""Running an artifact: arguments in, one native call, results out. Needs numpy and llvmlite, no compiler.
+
+`gc.compile` makes an artifact in memory and runs it through this module too, so a program behaves the same whether it
+was compiled or loaded. All addresses are fixed when a program is made; a step copies its inputs into the arena, calls
+`gc_run` once, reads the flag words and copies the outputs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from graphc import artifact_tensors
+from graphc.artifact import CONSTS, STATE_FILE, Artifact, is_trusted, trust
+from graphc.artifact_records import ARENA, CONST, FLAGS, STATE, VALUE, EntryRecord, PortRecord
+from graphc.config import settings
+from graphc.dtype import TensorType
+from graphc.errors import Loc, error
+from graphc.runtime_arguments import bind
+from graphc.runtime_memory import MemoryReport
+from graphc.runtime_native import Block, Code, Team, check_machine
+
+__all__ = ["Entry", "KernelInfo", "Program", "StateView", "load"]
+
+_GUARD = 4096  # bytes behind the arena in which a measured run shows that a kernel left it
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None, trusted: bool = False) -> Program:
+    """The program in a ``.gcx`` file, with the state that it was saved with.
+
+    Raises GC0501 to GC0504 and GC0507 (`Artifact.read`), GC0505 when its native code cannot run on this machine, and
+    GC0506 when it was not built by this user on this machine and ``trusted`` does not vouch for it.
+    """
+    artifact = Artifact.read(path)
+    check_machine(artifact.manifest.target)
+    if not trusted and not is_trusted(artifact):
+        message = f"{os.fspath(path)} was not built by this user on this machine, so its native code is not run"
+        hint = "graphc.load(path, trust=True) runs it; with numba installed it is rebuilt from its graph."
+        raise error("GC0506", message, hint=hint)
+    return Program(artifact, threads=threads)
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """A kernel of an entry: ``count`` launches that together do ``flops`` and move ``bytes`` at least."""
+
+    name: str
+    symbol: str
+    source: str
+    doc: str
+    lines: tuple[Loc, ...]
+    flops: int
+    bytes: int
+    count: int
+
+
+class Program:
+    """Entries over one state. ``program.train(x=..., y=...)`` runs the entry ``train``; `entries` has them by name.
+
+    Calls from several threads run one after the other.
+    """
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None):
+        check_machine(artifact.manifest.target)
+        self.threads = settings().threads if threads is None else threads
+        manifest = artifact.manifest
+        code = Code(artifact)
+        self._lock = threading.RLock()
+        self._team = Team(code, self.threads)
+        self._state = Block(manifest.state_bytes)
+        self._consts = _filled(Block(manifest.const_bytes), manifest.consts, artifact.tensors(CONSTS))
+        self._arena = Block(max((e.arena_bytes for e in manifest.entries), default=0), _GUARD)
+        self._stride = max((e.scratch_bytes for e in manifest.entries), default=0)
+        self._scratch = Block(self._stride * self.threads)
+        _filled(self._state, manifest.state, artifact.tensors(STATE_FILE))
+        # The state lives in its block from now on; the artifact's own copy is let go.
+        members = {name: bytes(data) for name, data in artifact.members.items() if name != STATE_FILE}
+        self._artifact = replace(artifact, members=members)
+        self.state = StateView({p.name: _view(self._state, p) for p in manifest.state})
+        addresses = [code.address(k.symbol) for k in manifest.kernels]
+        self.entries = {e.name: Entry(self, e, addresses) for e in manifest.entries}
+
+    @property
+    def artifact(self) -> Artifact:
+        """The program as data, with the values that the state has now."""
+        with self._lock:
+            return self._artifact.with_state(self.state)
+
+    def __getattr__(self, name: str) -> Entry:
+        entries: dict[str, Entry] = self.__dict__.get("entries", {})
+        if name not in entries:
+            raise AttributeError(f"the program has no entry {name!r}; it has {', '.join(entries) or 'none'}")
+        return entries[name]
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.entries]
+
+    def __repr__(self) -> str:
+        return f"<graphc.Program {', '.join(self.entries)}: {len(self.state)} state tensors, {self.threads} threads>"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the program with its present state as a ``.gcx`` file, trusted on this machine. Raises GC0507."""
+        artifact = self.artifact
+        artifact.write(path)
+        trust(artifact)
+
+    def save_state(self, path: str | os.PathLike[str]) -> None:
+        """Write all state (parameters, optimizer slots, counters, RNG) as safetensors. Raises GC0805."""
+        with self._lock:
+            artifact_tensors.write_file(path, self.state)
+
+    def load_state(self, path: str | os.PathLike[str], strict: bool = True) -> None:
+        """Read what `save_state` wrote: the next step is bit-identical to the one that would have followed.
+
+        ``strict=False`` skips names that the file lacks or that the program does not know. Raises GC0801, GC0802,
+        GC0804, GC0805; then nothing was overwritten.
+        """
+        self.load_state_dict(artifact_tensors.read_file(path), strict)
+
+    def load_state_dict(self, tensors: Mapping[str, np.ndarray], strict: bool = True) -> None:
+        """As `load_state`, from arrays by name, whose shapes and dtypes must be those of the state."""
+        with self._lock:
+            self.state.assign(tensors, strict)
+
+    def close(self) -> None:
+        """Stop the worker threads (a later call starts them again)."""
+        with self._lock:
+            self._team.close()
+
+
+class StateView(Mapping[str, np.ndarray]):
+    """The live state by name: arrays that share the program's memory. Write with ``state[name] = values`` or into the
+    array (``state[name][:] = 0``)."""
+
+    def __init__(self, views: dict[str, np.ndarray]):
+        self._views = views
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._views[name]
+
+    def __setitem__(self, name: str, values: Any) -> None:
+        self.assign({name: np.asarray(values)}, strict=False, unknown=True)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def assign(self, tensors: Mapping[str, np.ndarray], strict: bool, unknown: bool | None = None) -> None:
+        """Overwrite by name, all or nothing. ``unknown`` (default: ``strict``) refuses names that do not exist."""
+        missing = [name for name in self._views if name not in tensors]
+        extra = [name for name in tensors if name not in self._views]
+        if extra and (strict if unknown is None else unknown):
+            raise error("GC0801", f"the program has no state {_some(extra)}", hint=_some_names(self._views))
+        if missing and strict:
+            raise error("GC0801", f"the tensors given lack state {_some(missing)}", hint="strict=False keeps theirs.")
+        pairs = [(view, tensors[name], name) for name, view in self._views.items() if name in tensors]
+        for view, new, name in pairs:
+            if new.dtype.name != view.dtype.name or new.shape != view.shape:
+                message = f"state {name!r} is {_type(view)}, but the value given is {_type(new)}"
+                raise error("GC0802", message, hint="Nothing was overwritten. It belongs to another configuration.")
+        for view, new, _ in pairs:
+            np.copyto(view, new)
+
+
+class Entry:
+    """One entry of a program: call it with its arguments by name."""
+
+    def __init__(self, program: Program, record: EntryRecord, kernels: list[int]):
+        self.name = record.name
+        self.specs: dict[str, TensorType] = {p.name: p.type for p in record.inputs}
+        self._program, self._record = program, record
+        self._inputs = {p.name: _view(program._arena, p) for p in record.inputs}
+        self._outputs = {p.name: _view(program._arena, p) for p in record.outputs}
+        self._flags = np.zeros(max(len(record.checks), 1), np.int32)
+        self._table, self._launches = self._link(kernels)
+
+    def __call__(self, /, **arguments: Any) -> dict[str, np.ndarray]:
+        """Run one step and return its outputs as fresh arrays.
+
+        Arrays must have exactly the dtype and shape of `specs`; Python numbers and lists of them are converted where
+        they fit. Raises GC0401 to GC0403 for arguments, and the code of a check that failed inside the step; the
+        state then is what the step made of it.
+        """
+        return self._step(arguments, None)
+
+    def timed(self, /, **arguments: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """As a call, and the nanoseconds of each launch ([launches] int64)."""
+        stamps = np.zeros(len(self._launches) + 1, np.int64)
+        return self._step(arguments, stamps), np.diff(stamps)
+
+    @property
+    def memory(self) -> MemoryReport:
+        return MemoryReport.of(self._record, self._program._artifact.manifest, self._program.threads)
+
+    @property
+    def graph(self) -> str:
+        """The graph as traced, as text."""
+        return self._program._artifact.text(self._record.graph)
+
+    @property
+    def fused_graph(self) -> str:
+        """The graph after all passes, as text: one call per kernel."""
+        return self._program._artifact.text(self._record.fused)
+
+    @property
+    def kernels(self) -> list[KernelInfo]:
+        """The kernels of the entry in order of first launch."""
+        artifact = self._program._artifact
+        infos: dict[int, KernelInfo] = {}
+        for launch in self._record.launches:
+            k = artifact.manifest.kernels[launch.kernel]
+            was = infos.get(launch.kernel)
+            if was is None:
+                was = KernelInfo(k.name, k.symbol, artifact.text(k.source), k.doc, k.lines, 0, 0, 0)
+            infos[launch.kernel] = replace(
+                was, flops=was.flops + launch.flops, bytes=was.bytes + launch.bytes, count=was.count + 1
+            )
+        return list(infos.values())
+
+    @property
+    def flops(self) -> int:
+        return sum(launch.flops for launch in self._record.launches)
+
+    @property
+    def bytes(self) -> int:
+        """Compulsory memory traffic of a step."""
+        return sum(launch.bytes for launch in self._record.launches)
+
+    def measured_peak_bytes(self, /, **arguments: Any) -> int:
+        """Run a step on a patterned arena and see which bytes changed: what `memory.peak_bytes` predicts, measured.
+
+        The state is put back afterwards. Missing arguments are zeros.
+        """
+        program, memory = self._program, self.memory
+        arguments = {n: np.zeros(t.shape, t.dtype.numpy) for n, t in self.specs.items()} | arguments
+        touched = np.zeros(memory.arena_bytes + _GUARD, bool)
+        with program._lock:
+            before = program._state.bytes.copy()
+            for pattern in (0x5A, 0xA5):  # a byte that happens to hold one pattern does not hold the other
+                program._arena.bytes[: len(touched)] = pattern
+                self._step(arguments, None)
+                program._state.bytes[:] = before
+                touched |= program._arena.bytes[: len(touched)] != pattern
+        changed = np.flatnonzero(touched)
+        arena = int(changed[-1]) + 1 if len(changed) else 0
+        return memory.peak_bytes - memory.arena_bytes + arena
+
+    def _step(self, arguments: dict[str, Any], times: np.ndarray | None) -> dict[str, np.ndarray]:
+        program = self._program
+        arrays = bind(self._record, self.specs, arguments)
+        with program._lock:
+            for name, slot in self._inputs.items():
+                np.copyto(slot, arrays[name])
+            self._flags[:] = 0
+            program._team.run(self._launches, program._scratch, program._stride, times)
+            if self._flags.any():
+                failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
+                raise error(failed.code, failed.message, loc=failed.loc)
+            return {name: slot.copy() for name, slot in self._outputs.items()}
+
+    def _link(self, kernels: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The argument tables, one after the other, and the launch records that point into them."""
+        program = self._program
+        base = {
+            VALUE: 0,
+            ARENA: program._arena.address,
+            STATE: program._state.address,
+            CONST: program._consts.address,
+            FLAGS: self._flags.ctypes.data,
+        }
+        words = [base[space] + number for launch in self._record.launches for space, number, _ in launch.args]
+        table = np.array(words or [0], np.int64)
+        rows, at = [], table.ctypes.data
+        for launch in self._record.launches:
+            rows.append((kernels[launch.kernel], at, int(launch.barrier), 0))
+            at += 8 * len(launch.args)
+        return table, np.array(rows, np.int64).reshape(-1, 4)
+
+
+def _view(block: Block, port: PortRecord) -> np.ndarray:
+    return block.view(port.type.dtype.numpy, port.shape, port.offset)
+
+
+def _filled(block: Block, ports: tuple[Any, ...], tensors: Mapping[str, np.ndarray]) -> Block:
+    for port in ports:
+        np.copyto(_view(block, port), tensors[port.name])
+    return block
+
+
+def _type(array: np.ndarray) -> str:
+    return f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
+
+
+def _some_names(views: Mapping[str, object]) -> str:
+    return f"It has {_some(sorted(views))}." if views else "It has no state."

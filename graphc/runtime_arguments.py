@@ -1,0 +1,72 @@
+"""Arguments of an entry: names, dtypes and shapes are checked before anything is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from graphc.artifact_records import EntryRecord
+from graphc.dtype import DType, TensorType
+from graphc.errors import GraphcError, error
+
+__all__ = ["bind"]
+
+
+def bind(entry: EntryRecord, specs: Mapping[str, TensorType], arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arguments as arrays of exactly the declared dtype and shape (any strides).
+
+    Arrays of NumPy and of other libraries (``__dlpack__``, ``__array__``) are taken as they are and never converted.
+    Python numbers and (nested) lists of them become the declared dtype: floats for a float, integers in range for
+    anything that holds integers, bools for a bool. Raises GC0401 (names), GC0402 (dtype), GC0403 (shape).
+    """
+    missing = [name for name in specs if name not in arguments]
+    extra = [name for name in arguments if name not in specs]
+    if missing or extra:
+        what = f"argument {missing[0]!r} is missing" if missing else f"argument {extra[0]!r} is unexpected"
+        raise _refuse(entry, "GC0401", f"{entry.name}: {what}", specs)
+    arrays = {}
+    for name, spec in specs.items():
+        array = _as_array(arguments[name], spec.dtype)
+        if array is None or array.dtype.name != spec.dtype.name:
+            got = type(arguments[name]).__name__ if array is None else array.dtype.name
+            raise _refuse(entry, "GC0402", f"{entry.name}: argument {name!r} must be {spec}, but is {got}", specs)
+        if array.shape != spec.shape:
+            message = f"{entry.name}: argument {name!r} must have shape {spec.shape}, but has {array.shape}"
+            raise _refuse(entry, "GC0403", message, specs)
+        arrays[name] = array
+    return arrays
+
+
+def _as_array(value: Any, dtype: DType) -> np.ndarray | None:
+    """``value`` as an array; None where it is no array and does not become one of ``dtype`` without loss."""
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value)
+    if hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
+    if hasattr(value, "__array__"):
+        return np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        return None
+    return _convert(array, dtype)
+
+
+def _convert(array: np.ndarray, dtype: DType) -> np.ndarray | None:
+    """An array made of Python numbers, in ``dtype``. A float is rounded to a narrower float: Python has only one."""
+    if array.dtype.kind == "b" and dtype.kind == "b":
+        return array
+    if array.dtype.kind in "iu" and dtype.is_integer:
+        info = np.iinfo(dtype.numpy)
+        inside = array.size == 0 or (int(array.min()) >= info.min and int(array.max()) <= info.max)
+        return array.astype(dtype.numpy) if inside else None
+    if array.dtype.kind in "iuf" and dtype.is_float:
+        return array.astype(dtype.numpy)
+    return None
+
+
+def _refuse(entry: EntryRecord, code: str, message: str, specs: Mapping[str, TensorType]) -> GraphcError:
+    wanted = ", ".join(f"{name}: {spec}" for name, spec in specs.items()) or "no arguments"
+    return error(code, message, loc=entry.loc, hint=f"{entry.name} takes {wanted}")

@@ -1,0 +1,153 @@
+"""Native memory, code and threads of a loaded program: llvmlite and ctypes, no compiler.
+
+The contract with the code in an artifact: every kernel is ``void kernel(int64* args, int64 scratch, int64 tid, int64
+nthreads)``, and the team object has::
+
+    void gc_run(int64* ctl, int64* launches, int64 n, int64 nthreads, int64 scratch, int64 stride, int64* times)
+    void gc_worker(int64* ctl, int64 tid)      runs in a thread of ours until gc_stop; tid from 1
+    void gc_stop(int64* ctl)
+
+A launch is four words: kernel address, address of its argument table, barrier before it (0 or 1), unused. ``times`` is
+0 or room for n + 1 time stamps in ns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from graphc.artifact import Artifact
+from graphc.artifact_records import TargetRecord
+from graphc.errors import error
+
+__all__ = ["Block", "Code", "Team", "check_machine"]
+
+_WORDS = ctypes.c_int64
+_CTL_BYTES = 512
+_HUGE = 1 << 21  # bytes of a huge page: blocks from here on ask for them
+
+
+class Block:
+    """``nbytes`` of zeroed memory at ``address``, page-aligned, with as many bytes of guard behind as asked for."""
+
+    def __init__(self, nbytes: int, guard: int = 0):
+        self.nbytes = nbytes
+        self._map = mmap.mmap(-1, max(nbytes + guard, 1))
+        if nbytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            try:
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:
+                pass  # a kernel without huge pages: slower, not wrong
+        self.bytes = np.frombuffer(self._map, np.uint8)
+        self.address: int = self.bytes.ctypes.data
+
+    def view(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> np.ndarray:
+        """The tensor at ``offset``, writable, sharing memory."""
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return self.bytes[offset : offset + size].view(dtype).reshape(shape)
+
+
+def check_machine(target: TargetRecord) -> None:
+    """Raise GC0505 when native code for ``target`` cannot run here."""
+    here = llvm.get_process_triple().split("-")
+    there = target.triple.split("-")
+    if target.name != "cpu" or here[0] != there[0] or here[2:3] != there[2:3]:
+        what = f"{target.name} on {target.triple}; this machine is cpu on {'-'.join(here)}"
+        raise error("GC0505", f"the artifact was built for {what}", hint=_REBUILD)
+    features = llvm.get_host_cpu_features()
+    missing = [f for f in target.features if not features.get(f, False)]
+    if missing:
+        raise error("GC0505", f"the artifact needs a CPU with {', '.join(missing)}", hint=_REBUILD)
+
+
+_REBUILD = "Install graphc with numba to rebuild it from its graph, or compile the model on this machine."
+
+
+class Code:
+    """The native objects of an artifact in executable memory."""
+
+    def __init__(self, artifact: Artifact):
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        machine = llvm.Target.from_default_triple().create_target_machine()
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        manifest = artifact.manifest
+        for member in dict.fromkeys([manifest.team, *(k.object for k in manifest.kernels)]):
+            try:
+                self._engine.add_object_file(llvm.ObjectFileRef.from_data(bytes(artifact.members[member])))
+            except RuntimeError as problem:
+                raise error("GC0502", f"the artifact is damaged: {member} is no object file ({problem})") from None
+        self._engine.finalize_object()
+
+    def address(self, symbol: str) -> int:
+        """The address of a function. Raises GC0502 when no object defines it."""
+        found: int = self._engine.get_function_address(symbol)
+        if not found:
+            raise error("GC0502", f"the artifact is damaged: no object defines {symbol}")
+        return found
+
+
+class Team:
+    """``nthreads`` threads that run launches together: the caller's and ``nthreads - 1`` workers.
+
+    Workers start with the first run that needs them and stop when the team is closed, collected, or Python exits.
+    After a fork the child starts its own. Not thread-safe: the program holds a lock.
+    """
+
+    def __init__(self, code: Code, nthreads: int):
+        self.nthreads = nthreads
+        self._code = code
+        self._run = ctypes.CFUNCTYPE(None, *[_WORDS] * 7)(code.address("gc_run"))
+        self._worker = ctypes.CFUNCTYPE(None, _WORDS, _WORDS)(code.address("gc_worker"))
+        self._stop = ctypes.CFUNCTYPE(None, _WORDS)(code.address("gc_stop"))
+        self._ctl = Block(_CTL_BYTES)
+        self._close: weakref.finalize[Any, Any] | None = None
+        self._pid = 0
+
+    def run(self, launches: np.ndarray, scratch: Block, stride: int, times: np.ndarray | None = None) -> None:
+        """Run ``launches`` ([n, 4] int64); returns when the last one is done."""
+        if self.nthreads > 1 and self._pid != os.getpid():
+            self._start()
+        clock = 0 if times is None else times.ctypes.data
+        self._run(self._ctl.address, launches.ctypes.data, len(launches), self.nthreads, scratch.address, stride, clock)
+
+    def close(self) -> None:
+        """Stop the workers; a later run starts new ones."""
+        if self._close is not None and self._pid == os.getpid():
+            self._close()
+        self._close, self._pid = None, 0
+
+    def _start(self) -> None:
+        if self._close is not None:  # we are the child of a fork: the workers stayed behind
+            self._close.detach()
+        self._ctl = Block(_CTL_BYTES)
+        # A worker keeps alive what it runs on, and nothing that leads back to the program.
+        work, hold = self._worker, (self._ctl, self._code)
+        threads = [
+            threading.Thread(target=_work, args=(work, self._ctl.address, tid, hold), name=f"graphc-{tid}", daemon=True)
+            for tid in range(1, self.nthreads)
+        ]
+        for thread in threads:
+            thread.start()
+        self._pid = os.getpid()
+        self._close = weakref.finalize(self, _halt, self._stop, self._ctl, threads, self._pid)
+
+
+def _work(worker: Any, ctl: int, tid: int, hold: tuple[object, ...]) -> None:
+    worker(ctl, tid)
+    del hold
+
+
+def _halt(stop: Any, ctl: Block, threads: Sequence[threading.Thread], pid: int) -> None:
+    if pid == os.getpid():
+        stop(ctl.address)
+        for thread in threads:
+            thread.join()
