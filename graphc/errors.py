@@ -249,6 +249,11 @@ CODES: dict[str, Code] = {
             "`graphc explain CODE` takes a code like GC0601, as errors print it; without a code it lists them all.",
         ),
         Code(
+            "GC0610",
+            "a file cannot be written",
+            "The path given for a result lies in a folder that does not exist or may not be written.",
+        ),
+        Code(
             "GC0401",
             "an argument is missing or unexpected",
             "An entry is called with exactly the arguments of its @gc.entry line, by name:\n"

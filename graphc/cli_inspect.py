@@ -1,0 +1,139 @@
+"""``graphc inspect``, ``doctor`` and ``explain``: what there is to know without running anything."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from graphc.cli_compile import entry_summary, print_plan, write_report
+from graphc.cli_output import Output, count, size
+from graphc.cli_run import find_entry, open_program
+from graphc.config import DEBUG_LADDER, VARIABLES, settings
+from graphc.errors import CODES, error
+from graphc.modelfile import close_matches, load_model_file, make_config
+from graphc.runtime import Entry, KernelInfo
+
+__all__ = ["doctor", "explain", "inspect"]
+
+
+def inspect(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    """Show an artifact. The result's key ``entries`` → name → ``kernels``, ``peak_bytes``, ``state_bytes``,
+    ``lower_bound_bytes``, ``flops``, ``bytes``; also ``provenance`` and ``target``."""
+    if args.artifact.endswith(".py"):
+        return _inspect_file(args.artifact, out)
+    program = open_program(args.artifact)
+    manifest = program.artifact.manifest
+    entries = {n: find_entry(program, args.artifact, n) for n in args.entry or program.entries}
+    if args.kernel:
+        return _print_kernel(args.kernel, entries, out)
+    origin, target = manifest.provenance, manifest.target
+    out.line(f"{args.artifact}: graphc {origin.graphc}, numba {origin.numba}, LLVM {origin.llvm}")
+    out.line(f"for {target.triple} with {target.vector_bytes}-byte vectors; source {origin.source[:16]}")
+    out.line()
+    print_plan(program, out)
+    for entry in entries.values():
+        out.line()
+        _print_kernels(entry, out)
+        if args.memory:
+            memory = entry.memory
+            out.line("\n".join([str(memory).splitlines()[0], *memory.table(len(memory.tensors))]))
+        if args.graph:
+            out.line(entry.fused_graph)
+    write_report(args.report, program, out)
+    return {
+        "entries": {name: entry_summary(entry) for name, entry in entries.items()},
+        "provenance": dataclasses.asdict(origin),
+        "target": dataclasses.asdict(target),
+        "options": dict(manifest.options),
+        "state": {s.name: [s.dtype, list(s.shape)] for s in manifest.state},
+    }
+
+
+def _inspect_file(path: str, out: Output) -> dict[str, Any]:
+    """The configuration of a model file: what ``--set`` takes."""
+    config = make_config(load_model_file(path))
+    fields = dataclasses.fields(config) if config is not None else ()
+    values = {f.name: getattr(config, f.name) for f in fields}
+    out.table(["key", "type", "default"], [(f.name, f.type, repr(values[f.name])) for f in fields])
+    return {"config": values}
+
+
+def _print_kernels(entry: Entry, out: Output) -> None:
+    rows = [
+        (k.name, k.count, f"{count(k.flops)}FLOP", size(k.bytes), ", ".join(map(str, k.lines[:2])))
+        for k in sorted(entry.kernels, key=lambda k: -k.flops)
+    ]
+    columns = ["kernel", ">launches", ">work", ">traffic", "from"]
+    out.table(columns, rows, title=f"{entry.name}: {sum(k.count for k in entry.kernels)} kernels in order of work")
+
+
+def _print_kernel(name: str, entries: dict[str, Entry], out: Output) -> dict[str, Any]:
+    found: dict[str, KernelInfo] = {k.name: k for e in entries.values() for k in e.kernels}
+    found |= {k.symbol: k for k in found.values()}
+    if name not in found:
+        raise error("GC0607", f"there is no kernel {name!r}", hint=close_matches(name, sorted(found)))
+    kernel = found[name]
+    out.line(kernel.source)
+    return {"kernel": kernel.name, "source": kernel.source, "lines": [str(loc) for loc in kernel.lines]}
+
+
+def doctor(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    """Show what this machine can do and what graphc sees of it."""
+    import llvmlite.binding as llvm
+
+    features = sorted(name for name, has in llvm.get_host_cpu_features().items() if has)
+    vectors = next((n for n in ("avx512f", "avx2", "neon", "sse2") if n in features), "none")
+    now = settings()
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": llvm.get_host_cpu_name(),
+        "vectors": vectors,
+        "threads": now.threads,
+        "cache": str(now.cache),
+        **{name: _version(name) for name in ("graphc", "numpy", "numba", "llvmlite", "networkx", "safetensors")},
+        "cuda": _cuda(),
+        "metal": "not on this system" if sys.platform != "darwin" else _version("pyobjc-framework-Metal"),
+    }
+    out.table(["", ""], facts.items())
+    out.line()
+    out.table(["environment", ""], VARIABLES.items())
+    out.line()
+    out.table([">GRAPHC_DEBUG", "", ""], DEBUG_LADDER)
+    return {**facts, "features": features}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cuda() -> str:
+    if shutil.which("nvidia-smi") is None:
+        return "no NVIDIA driver found"
+    return "driver found; this version compiles for the CPU only" + (
+        "" if importlib.util.find_spec("cupy") else ", and CuPy is not installed"
+    )
+
+
+def explain(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    """Say what an error code means. Raises GC0609 for one that does not exist."""
+    if args.code is None:
+        out.table(["code", ""], [(c.code, c.title) for c in CODES.values()])
+        return {"codes": {c.code: c.title for c in CODES.values()}}
+    name = args.code.upper()
+    if name not in CODES:
+        raise error("GC0609", f"there is no error code {args.code}", hint=close_matches(name, sorted(CODES)))
+    code = CODES[name]
+    out.line(f"{code.code}: {code.title}", style="bold")
+    out.line()
+    out.line(code.explain)
+    return {"code": code.code, "title": code.title, "explain": code.explain}
