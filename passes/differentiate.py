@@ -1,7 +1,7 @@
 """Reverse-mode differentiation, graph to graph: every `grad` node becomes the nodes that compute it.
 
-Source: reverse accumulation (Griewank and Walther, "Evaluating Derivatives", 2008, chapter 3). The rule of each op is its
-own ``vjp``; this file only walks, accumulates and knows regions.
+Source: reverse accumulation (Griewank and Walther, "Evaluating Derivatives", 2008, chapter 3). The rule of each op is
+its own ``vjp``; this file only walks, accumulates and knows regions.
 """
 
 from __future__ import annotations
@@ -48,14 +48,13 @@ def _mentions_grad(graph: Graph) -> bool:
 
 
 def _gradients(loss: Value, wrt: Sequence[Value], loc: Loc | None, allow_unused: bool) -> list[Value]:
-    """d loss / d v for each v of ``wrt``, with the type of v. (That ``loss`` is a float scalar, `infer` has checked.)"""
+    """d loss / d v for each v of ``wrt``. That the loss is a float scalar, the op `grad` has checked."""
     with at_loc(loc):
         found = _backward({loss: full(1, loss.dtype, ())}, wrt)
         missing = [v for v in wrt if v not in found]
         if missing and not allow_unused:
-            names = ", ".join(map(_describe, missing[:5])) + (
-                f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            )
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            names = ", ".join(map(_describe, missing[:5])) + more
             raise error(
                 "GC0302",
                 f"no gradient reaches {names}: the loss does not depend on it",

@@ -7,10 +7,11 @@ roundings, or roundings in another order).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 from graphc.dtype import Shape, broadcast_shapes
-from graphc.ir import Node, Value
+from graphc.ir import Attrs, Node, Value
 from graphc.ops import OPS
 from graphc.ops.base import Map, apply
 from graphc.ops.build import mul, permute, reshape
@@ -43,7 +44,7 @@ def units_only(node: Node) -> bool:
 
 
 def increasing(axes: Sequence[int]) -> bool:
-    return all(a < b for a, b in zip(axes, axes[1:], strict=False))
+    return all(a < b for a, b in pairwise(axes))
 
 
 # Elementwise ops and broadcasts --------------------------------------------------------------------------------------
@@ -108,18 +109,18 @@ def nested_permute(m: Match) -> Value:
 
 
 def nested_slice(m: Match) -> Value:
-    """x[a:b:s][c:d:t] = x[a + c s : a + d s : s t], the end cut at b."""
+    """x[a:b:s][c:d:t] = x[a + c s : a + d s : s t], cut at b."""
     inner, outer = m.s.node.attrs, m.root.attrs
     start, stop, step = [], [], []
     for (a, b, s), (c, d, t) in zip(_ranges(inner), _ranges(outer), strict=True):
-        start.append(a + c * s)
+        start.append(min(a + c * s, b))
         stop.append(min(a + d * s, b))
         step.append(s * t)
     return apply("slice", m.x, start=tuple(start), stop=tuple(stop), step=tuple(step))
 
 
-def _ranges(at: object) -> list[tuple[int, int, int]]:
-    return list(zip(at["start"], at["stop"], at["step"], strict=True))  # type: ignore[index]
+def _ranges(at: Attrs) -> list[tuple[int, int, int]]:
+    return list(zip(at["start"], at["stop"], at["step"], strict=True))
 
 
 def permute_of_units(m: Match) -> Value | None:
@@ -299,7 +300,7 @@ def slice_of_concat(m: Match) -> Value | None:
     at, axis, offset = m.root.attrs, m.c.node.attrs["axis"], 0
     for part in m.c.node.inputs:
         start, stop = at["start"][axis] - offset, at["stop"][axis] - offset
-        if 0 <= start and stop <= part.shape[axis]:
+        if start >= 0 and stop <= part.shape[axis]:
             moved = {"start": list(at["start"]), "stop": list(at["stop"])}
             moved["start"][axis], moved["stop"][axis] = start, stop
             return apply("slice", part, start=tuple(moved["start"]), stop=tuple(moved["stop"]), step=at["step"])
