@@ -25,7 +25,7 @@ from graphc.runtime_arguments import bind
 from graphc.runtime_memory import MemoryReport
 from graphc.runtime_native import Block, Code, Team, check_machine
 
-__all__ = ["Entry", "KernelInfo", "Program", "StateView", "load"]
+__all__ = ["Entry", "KernelInfo", "Program", "StateView", "kernel_infos", "load"]
 
 _GUARD = 4096  # bytes behind the arena in which a measured run shows that a kernel left it
 
@@ -59,6 +59,20 @@ class KernelInfo:
     count: int
 
 
+def kernel_infos(artifact: Artifact, entry: EntryRecord) -> list[KernelInfo]:
+    """The kernels of an entry in order of first launch. Loads no code, so that any artifact can be looked at."""
+    infos: dict[int, KernelInfo] = {}
+    for launch in entry.launches:
+        k = artifact.manifest.kernels[launch.kernel]
+        was = infos.get(launch.kernel)
+        if was is None:
+            was = KernelInfo(k.name, k.symbol, artifact.text(k.source), k.doc, k.lines, 0, 0, 0)
+        infos[launch.kernel] = replace(
+            was, flops=was.flops + launch.flops, bytes=was.bytes + launch.bytes, count=was.count + 1
+        )
+    return list(infos.values())
+
+
 class Program:
     """Entries over one state. ``program.train(x=..., y=...)`` runs the entry ``train``; `entries` has them by name.
 
@@ -90,6 +104,11 @@ class Program:
         """The program as data, with the values that the state has now."""
         with self._lock:
             return self._artifact.with_state(self.state)
+
+    @property
+    def code(self) -> Artifact:
+        """The program as data without its state: cheap, whatever the size of the model."""
+        return self._artifact
 
     def __getattr__(self, name: str) -> Entry:
         entries: dict[str, Entry] = self.__dict__.get("entries", {})
@@ -212,17 +231,7 @@ class Entry:
     @property
     def kernels(self) -> list[KernelInfo]:
         """The kernels of the entry in order of first launch."""
-        artifact = self._program._artifact
-        infos: dict[int, KernelInfo] = {}
-        for launch in self._record.launches:
-            k = artifact.manifest.kernels[launch.kernel]
-            was = infos.get(launch.kernel)
-            if was is None:
-                was = KernelInfo(k.name, k.symbol, artifact.text(k.source), k.doc, k.lines, 0, 0, 0)
-            infos[launch.kernel] = replace(
-                was, flops=was.flops + launch.flops, bytes=was.bytes + launch.bytes, count=was.count + 1
-            )
-        return list(infos.values())
+        return kernel_infos(self._program._artifact, self._record)
 
     @property
     def flops(self) -> int:
