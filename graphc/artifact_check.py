@@ -99,7 +99,7 @@ def _ports(what: str, ports: Iterable[PortRecord], nbytes: int) -> None:
         _require(port.dtype in DTYPES, f"dtype of {what} {port.name!r}")
         _require(len(port.shape) <= 64 and all(0 <= d <= LIMIT for d in port.shape), f"shape of {what} {port.name!r}")
         _require(_inside(port.offset, port.nbytes, nbytes), f"{what} {port.name!r} is out of range")
-        _require(port.offset % 64 == 0, f"{what} {port.name!r} is not aligned")
+        _require(port.offset % port.type.dtype.itemsize == 0, f"{what} {port.name!r} is not aligned")
 
 
 def _inside(offset: int, size: int, room: int) -> bool:

@@ -335,11 +335,6 @@ CODES: dict[str, Code] = {
             "The checkpoint was saved by another model or another configuration. Nothing was overwritten.",
         ),
         Code(
-            "GC0803",
-            "two entries declare a state differently",
-            "Entries that are compiled together share their state by name, so shape, dtype and trainable must agree.",
-        ),
-        Code(
             "GC0804",
             "a damaged safetensors file",
             "Lengths, names or offsets in the file contradict each other. Nothing was loaded.",

@@ -194,9 +194,10 @@ class Entry:
     def __init__(self, program: Program, record: EntryRecord, kernels: list[int]):
         self.name = record.name
         self.specs: dict[str, TensorType] = {p.name: p.type for p in record.inputs}
+        self.outputs: dict[str, TensorType] = {p.name: p.type for p in record.outputs}
         self._program, self._record = program, record
-        self._inputs = {p.name: _view(program._arena, p) for p in record.inputs}
-        self._outputs = {p.name: _view(program._arena, p) for p in record.outputs}
+        self._slots = {p.name: _view(program._arena, p) for p in record.inputs}
+        self._results = {p.name: _view(program._arena, p) for p in record.outputs}
         self._flags = np.zeros(max(len(record.checks), 1), np.int32)
         self._table, self._launches = self._link(kernels)
 
@@ -265,14 +266,14 @@ class Entry:
         program = self._program
         arrays = bind(self._record, self.specs, arguments)
         with program._lock:
-            for name, slot in self._inputs.items():
+            for name, slot in self._slots.items():
                 np.copyto(slot, arrays[name])
             self._flags[:] = 0
             program._team.run(self._launches, program._scratch, program._stride, times)
             if self._flags.any():
                 failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
                 raise error(failed.code, failed.message, loc=failed.loc)
-            return {name: slot.copy() for name, slot in self._outputs.items()}
+            return {name: slot.copy() for name, slot in self._results.items()}
 
     def _link(self, kernels: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """The argument tables, one after the other, and the launch records that point into them."""

@@ -1,0 +1,277 @@
+"""The compiler from end to end: entries in, a running program out.
+
+``trace → passes → lower → kernels → memory → artifact → runtime``. Each step is a function of another module; here is
+their order, what is shared between entries, and what a compile tells about itself (`CompileReport`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from graphc import artifact_tensors, modelfile
+from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
+from graphc.artifact_records import FORMAT, EntryRecord, KernelRecord, Manifest, Provenance, TargetRecord
+from graphc.config import settings
+from graphc.driver_lines import relocate, short_loc
+from graphc.driver_link import KernelTable, entry_record, lay_out_consts, lay_out_state, plan_arena
+from graphc.errors import Loc, error
+from graphc.ir import Graph, StateSpec
+from graphc.kernels.cpu.build import Compiled, compile_kernels
+from graphc.kernels.cpu.target import CpuTarget, host
+from graphc.kernels.cpu.team import team_object
+from graphc.kernels.lower import lower
+from graphc.kernels.plan import EntryPlan
+from graphc.loop import Kernel
+from graphc.passes import pipeline
+from graphc.runtime import Program
+from graphc.runtime_memory import MemoryReport, format_bytes
+from graphc.text import parse, print_graph
+from graphc.trace import Entry, trace_entries
+
+__all__ = ["CompileReport", "PassRecord", "Program", "build", "compile", "compile_file", "rebuild"]
+
+TEAM = "native/team.o"
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did to one entry."""
+
+    entry: str
+    name: str
+    before: Graph
+    after: Graph
+    seconds: float
+
+
+@dataclass
+class CompileReport:
+    """Filled by a compile that is given one: seconds of each phase, and each pass with its graphs."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    passes: list[PassRecord] = field(default_factory=list)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller of a compile asks for, beside the entries."""
+
+    target: str = "cpu"
+    threads: int | None = None
+    memory_budget: int | None = None
+    cache: bool = True
+    check: bool | None = None  # None: as GRAPHC_DEBUG says
+
+    def __post_init__(self) -> None:
+        if self.target != "cpu":
+            raise error("GC0609", f"there is no target {self.target!r}", hint="this graphc compiles for cpu")
+
+    @property
+    def checked(self) -> bool:
+        return settings().verify if self.check is None else self.check
+
+    @property
+    def nthreads(self) -> int:
+        return settings().threads if self.threads is None else self.threads
+
+
+@dataclass(frozen=True)
+class Source:
+    """A traced entry, from a function or from an artifact. Lines have short file names."""
+
+    name: str
+    loc: Loc | None
+    graph: Graph
+
+
+def compile(*entries: Entry, report: CompileReport | None = None, **options: Any) -> Program:
+    """Compile entries over one state into a program.
+
+    Options: ``target`` ("cpu"), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process),
+    ``memory_budget`` (bytes that no entry's peak may exceed: GC0701), ``cache`` (reuse kernels compiled before),
+    ``check`` (verify the graph after each pass and prove the memory plan). Raises GraphcError.
+    """
+    report = CompileReport() if report is None else report
+    opts = Options(**options)
+    with report.phase("trace"):
+        traced = trace_entries(*entries)
+        sources = [Source(t.graph.name, short_loc(t.entry.loc), relocate(t.graph)) for t in traced]
+    specs = list(dict.fromkeys(s for t in traced for s in t.states))
+    initial = {name: array for t in traced for name, array in t.initial.items()}
+    artifact = build(sources, specs, initial, opts, report)
+    with report.phase("load"):
+        program = Program(artifact, threads=opts.nthreads)
+    _say(report)
+    return program
+
+
+def compile_file(
+    path: str | os.PathLike[str],
+    entry: str | Sequence[str] | None = None,
+    set: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Program:
+    """Compile a model file (`graphc.modelfile`): its entries, or those named by ``entry``.
+
+    ``set`` overrides keys of the file's ``Config``; strings are read by the field's type. Options are those of
+    `compile`. Raises GraphcError: GC0605 for a file without such entries, GC0601 and GC0602 for keys and values.
+    """
+    module = modelfile.load_model_file(Path(path))
+    found = modelfile.file_entries(module, modelfile.make_config(module, set))
+    if entry is not None:
+        names = [entry] if isinstance(entry, str) else list(entry)
+        known = {e.name: e for e in found}
+        for name in names:
+            if name not in known:
+                hint = modelfile.close_matches(name, list(known))
+                raise error("GC0605", f"{os.fspath(path)} has no entry {name!r}", hint=hint)
+        found = tuple(known[name] for name in names)
+    return compile(*found, **options)
+
+
+def rebuild(artifact: Artifact, report: CompileReport | None = None, **options: Any) -> Program:
+    """Compile the graphs of an artifact for this machine and keep its state: what loading does with a file whose
+    native code is not trusted here or does not fit. Options are those of `compile`."""
+    report = CompileReport() if report is None else report
+    opts = Options(**options)
+    manifest = artifact.manifest
+    sources = [Source(e.name, e.loc, parse(artifact.text(e.graph))) for e in manifest.entries]
+    specs = [StateSpec(s.name, s.type, s.trainable) for s in manifest.state]
+    return Program(build(sources, specs, artifact.tensors(STATE_FILE), opts, report), threads=opts.nthreads)
+
+
+def build(
+    sources: Sequence[Source],
+    specs: Sequence[StateSpec],
+    initial: Mapping[str, np.ndarray],
+    options: Options,
+    report: CompileReport,
+) -> Artifact:
+    """The artifact of traced entries: ``specs`` is the state of the program, ``initial`` its values by name."""
+    target = host()
+    finals: list[Graph] = []
+    plans: list[EntryPlan] = []
+    for source in sources:
+        with report.phase("passes"):
+            finals.append(pipeline.run(source.graph, observe=_observer(source, report), check=options.checked))
+        with report.phase("lower"):
+            plans.append(lower(finals[-1], target))
+
+    table = KernelTable()
+    state, state_records = lay_out_state(specs)
+    consts, const_records, const_arrays = lay_out_consts(plans)
+    members: dict[str, bytes | memoryview] = {
+        STATE_FILE: artifact_tensors.dump({s.name: initial[s.name] for s in specs}),
+        CONSTS: artifact_tensors.dump(const_arrays),
+    }
+    entries: list[EntryRecord] = []
+    for source, final, plan in zip(sources, finals, plans, strict=True):
+        with report.phase("memory"):
+            memory = plan_arena(plan, options.checked)
+            graph, fused = f"graph/{source.name}.txt", f"graph/{source.name}.fused.txt"
+            entries.append(entry_record(plan, memory, state, consts, table, loc=source.loc, graph=graph, fused=fused))
+            members[graph] = print_graph(source.graph).encode()
+            members[fused] = print_graph(final).encode()
+
+    with report.phase("kernels"):
+        compiled = _compile_kernels(table.kernels, target, options)
+    members[TEAM] = team_object(target)
+    for record, kernel in zip(compiled_records := [_kernel_record(k) for k in compiled], compiled, strict=True):
+        members[record.object] = kernel.object
+        members[record.source] = kernel.source.encode()
+    manifest = Manifest(
+        format=FORMAT,
+        provenance=_provenance([members[e.graph] for e in entries]),
+        target=TargetRecord(target.name, target.triple, target.features, target.vector_bytes),
+        options={"target": options.target},
+        team=TEAM,
+        state=state_records,
+        state_bytes=state.nbytes,
+        consts=const_records,
+        const_bytes=consts.nbytes,
+        kernels=tuple(compiled_records),
+        entries=tuple(entries),
+        digests={},
+    )
+    _check_budget(manifest, options)
+    return Artifact.of(manifest, members)
+
+
+def _compile_kernels(kernels: Sequence[Kernel], target: CpuTarget, options: Options) -> list[Compiled]:
+    """Object code for each kernel; without a cache, in a folder that is gone afterwards."""
+    if options.cache:
+        return compile_kernels(kernels, target, settings().cache / "kernels")
+    with TemporaryDirectory(prefix="graphc-") as folder:
+        return compile_kernels(kernels, target, Path(folder))
+
+
+def _kernel_record(compiled: Compiled) -> KernelRecord:
+    kernel, symbol = compiled.kernel, compiled.symbol
+    return KernelRecord(
+        name=kernel.name,
+        symbol=symbol,
+        object=f"native/{symbol}.o",
+        source=f"source/{symbol}.py",
+        doc=kernel.doc,
+        lines=kernel.lines,
+    )
+
+
+def _observer(source: Source, report: CompileReport) -> Callable[[str, Graph, Graph, float], None]:
+    def observe(name: str, before: Graph, after: Graph, seconds: float) -> None:
+        report.passes.append(PassRecord(source.name, name, before, after, seconds))
+        debug = settings().debug
+        if debug >= 3:
+            print(f"{source.name}: {name}: {len(before.nodes)} -> {len(after.nodes)} nodes", file=sys.stderr)
+        if debug >= 4:
+            print(print_graph(after, brief=True), file=sys.stderr)
+
+    return observe
+
+
+def _check_budget(manifest: Manifest, options: Options) -> None:
+    if options.memory_budget is None:
+        return
+    for entry in manifest.entries:
+        memory = MemoryReport.of(entry, manifest, options.nthreads)
+        if memory.peak_bytes > options.memory_budget:
+            need, have = format_bytes(memory.peak_bytes), format_bytes(options.memory_budget)
+            message = f"entry {entry.name!r} needs {need} of memory, and the budget is {have}"
+            raise error(
+                "GC0701", message, loc=entry.loc, hint="\n".join([*str(memory).splitlines()[:2], *memory.table(6)])
+            )
+
+
+def _provenance(graphs: Sequence[bytes | memoryview]) -> Provenance:
+    import_version = importlib.metadata.version
+    return Provenance(
+        graphc=import_version("graphc"),
+        numba=import_version("numba"),
+        llvm=import_version("llvmlite"),
+        source=sha256(b"\n".join(bytes(g) for g in graphs)),
+    )
+
+
+def _say(report: CompileReport) -> None:
+    if settings().debug >= 1:
+        for name, seconds in report.seconds.items():
+            print(f"graphc: {name} {seconds:.3f} s", file=sys.stderr)
