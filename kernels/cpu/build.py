@@ -1,0 +1,185 @@
+"""From kernels to object code: print, compile with Numba and LLVM, keep the result in a cache on disk.
+
+Objects are position-independent ELF with one function ``void gc_<digest>(int64 args, int64 scratch, int64 tid, int64
+nthreads)`` and no undefined symbol. The digest covers the kernel's structure, the target, the code generator and the
+compiler versions, so equal kernels have equal bytes in every process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+from numba.core import compiler, types
+from numba.core.codegen import CodeLibrary
+from numba.core.registry import cpu_target
+
+from graphc.kernels.cpu.dialect import NumbaDialect
+from graphc.kernels.cpu.target import CpuTarget
+from graphc.kernels.emit import emit
+from graphc.loop import Kernel
+
+__all__ = ["Compiled", "compile_kernels", "digest_of", "optimise", "source_of"]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel in object code: ``symbol`` is "gc_" + ``digest``, ``source`` the Numba text, ``object`` the ELF bytes."""
+
+    kernel: Kernel
+    symbol: str
+    digest: str
+    source: str
+    object: bytes
+
+
+# Names and text ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _generator() -> str:
+    """What the code generator is: its own source and the versions of the compilers below it."""
+    here = Path(__file__).parent
+    files = [here.parent / "emit.py", here.parent.parent / "graphc" / "loop.py", *sorted(here.glob("*.py"))]
+    h = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {llvm.llvm_version_info}".encode())
+    for f in files:
+        if f.exists():
+            h.update(f.read_bytes())
+    return h.hexdigest()
+
+
+def digest_of(kernel: Kernel, target: CpuTarget) -> str:
+    """32 hexadecimal digits: equal for kernels that may share code on ``target``."""
+    return hashlib.sha256(f"{_generator()}\n{target!r}\n{kernel.key()}".encode()).hexdigest()[:32]
+
+
+def source_of(kernel: Kernel, target: CpuTarget) -> str:
+    """The Numba source of the kernel."""
+    return emit(kernel, NumbaDialect(target), "gc_" + digest_of(kernel, target))
+
+
+# Numba: source → LLVM IR ---------------------------------------------------------------------------------------------
+
+
+class _Library(CodeLibrary):  # type: ignore[misc]
+    """Takes the module that Numba lowers to, instead of optimising and linking it."""
+
+    module: ir.Module
+
+    def add_ir_module(self, ir_module: ir.Module) -> None:
+        self.module = ir_module
+
+    def add_linking_library(self, library: Any) -> None:
+        """The NRT, which kernels do not use."""
+
+    def finalize(self) -> None:
+        self._finalized = True
+
+    def get_function(self, name: str) -> Any:
+        raise AssertionError("kernels are not linked in this process")
+
+    def get_llvm_str(self) -> str:
+        return str(self.module)
+
+    def get_asm_str(self) -> str:
+        return ""
+
+
+def _lower(function: Callable[..., None]) -> tuple[ir.Module, str]:
+    """The LLVM module of a kernel and the name of its function there."""
+    flags = compiler.Flags()
+    flags.no_compile = True
+    flags.no_cpython_wrapper = True
+    flags.no_cfunc_wrapper = True
+    flags.error_model = "numpy"
+    library = _Library(cpu_target.target_context.codegen(), function.__name__)
+    result = compiler.compile_extra(
+        cpu_target.typing_context, cpu_target.target_context, function, (types.int64,) * 4, types.void, flags, {},
+        library=library,
+    )  # fmt: skip
+    return library.module, result.fndesc.llvm_func_name
+
+
+def _stable(module: ir.Module, inner: str, symbol: str) -> str:
+    """The module's text with one export, ``symbol``, around Numba's function, and no name of this process."""
+    word = ir.IntType(64)
+    function = module.get_global(inner)
+    function.linkage = "internal"
+    function.attributes.add("alwaysinline")
+    for value in module.global_values:
+        if isinstance(value, ir.GlobalVariable) and value.linkage in ("common", "", "external"):
+            value.linkage = "internal"
+    export = ir.Function(module, ir.FunctionType(ir.VoidType(), [word] * 4), symbol)
+    builder = ir.IRBuilder(export.append_basic_block("entry"))
+    unused = [builder.alloca(t.pointee) for t in function.function_type.args[:2]]  # returned None, exception
+    builder.call(function, [*unused, *export.args])
+    builder.ret_void()
+    module.name = symbol
+    return str(module)
+
+
+# LLVM: IR → object ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def machine(target: CpuTarget) -> llvm.TargetMachine:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    features = ",".join(f"+{f}" for f in target.features)
+    return llvm.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=features, opt=3, reloc="pic", codemodel="small"
+    )
+
+
+def optimise(text: str, target: CpuTarget) -> llvm.ModuleRef:
+    """Parse LLVM IR and optimise it for ``target``. The vectorisers stay off: kernels are vector code already."""
+    tm = machine(target)
+    module = llvm.parse_assembly(text)
+    module.triple = target.triple
+    module.data_layout = str(tm.target_data)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    passes = llvm.create_pass_builder(tm, options)
+    passes.getModulePassManager().run(module, passes)
+    return module
+
+
+def compile_source(source: str, symbol: str, path: Path, target: CpuTarget) -> bytes:
+    """Object code of the function ``symbol`` in ``source``, which lies in the file ``path``."""
+    namespace: dict[str, Any] = {"__name__": symbol}
+    exec(compile(source, str(path), "exec"), namespace)
+    module, inner = _lower(namespace[symbol])
+    return bytes(machine(target).emit_object(optimise(_stable(module, inner, symbol), target)))
+
+
+def compile_kernels(
+    kernels: Sequence[Kernel],
+    target: CpuTarget,
+    cache_dir: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Compiled]:
+    """Object code for each kernel, in order; kernels of equal structure are compiled once."""
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    done: dict[str, tuple[str, bytes]] = {}
+    out = []
+    for kernel in kernels:
+        digest = digest_of(kernel, target)
+        if digest not in done:
+            symbol = "gc_" + digest
+            source = source_of(kernel, target)
+            path = cache_dir / f"{symbol}.py"
+            path.write_text(source)
+            done[digest] = (source, compile_source(source, symbol, path, target))
+        out.append(Compiled(kernel, "gc_" + digest, digest, *done[digest]))
+        if progress:
+            progress(len(out), len(kernels))
+    return out

@@ -1,0 +1,146 @@
+"""Numba source: the dialect of the CPU target, over the explicit vectors of `graphc.kernels.cpu.vector`."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import ClassVar
+
+from graphc.dtype import DType, bool_, int64
+from graphc.kernels.cpu.target import CpuTarget
+from graphc.kernels.cpu.vector import SHORT
+from graphc.kernels.emit import COMBINE, Access, Dialect
+from graphc.loop import Const, Contract, Kernel
+
+__all__ = ["NumbaDialect"]
+
+
+_FUNCTIONS = (
+    "abs_", "below", "ceil", "cos", "div", "erf", "exp", "floor", "fma", "fold_add", "fold_maximum", "fold_minimum",
+    "fold_mul", "load", "log", "maximum", "minimum", "mod", "neg", "not_", "pow_", "ramp", "round_", "rsqrt", "select",
+    "share", "shl", "shr", "sigmoid", "sign", "sin", "splat", "sqrt", "store", "tanh", "threefry", "vload", "vstore",
+    "word",
+)  # fmt: skip
+# All names of graphc.kernels.cpu.vector that generated code may use.
+VOCABULARY = frozenset((*_FUNCTIONS, *SHORT.values(), *(f"{s}_at" for s in SHORT.values())))
+
+
+class NumbaDialect(Dialect):
+    """Python that Numba compiles. Pointers are typed and indexed in elements; vectors come from `vload`."""
+
+    intrinsics: ClassVar = {
+        "add": "({0} + {1})", "sub": "({0} - {1})", "mul": "({0} * {1})", "div": "div({0}, {1})",
+        "div.f": "({0} / {1})", "neg": "neg({0})", "abs": "abs_({0})", "fma": "fma({0}, {1}, {2})",
+        "minimum": "minimum({0}, {1})", "maximum": "maximum({0}, {1})", "mod": "mod({0}, {1})",
+        "exp": "exp({0})", "log": "log({0})", "sqrt": "sqrt({0})", "rsqrt": "rsqrt({0})", "tanh": "tanh({0})",
+        "erf": "erf({0})", "sin": "sin({0})", "cos": "cos({0})", "sigmoid": "sigmoid({0})", "pow": "pow_({0}, {1})",
+        "floor": "floor({0})", "ceil": "ceil({0})", "round": "round_({0})", "sign": "sign({0})",
+        "eq": "({0} == {1})", "ne": "({0} != {1})", "lt": "({0} < {1})", "le": "({0} <= {1})",
+        "gt": "({0} > {1})", "ge": "({0} >= {1})", "and": "({0} & {1})", "or": "({0} | {1})", "xor": "({0} ^ {1})",
+        "not": "not_({0})", "shl": "shl({0}, {1})", "shr": "shr({0}, {1})", "select": "select({0}, {1}, {2})",
+        "threefry": "threefry({0}, {1}, {2}, {3})",
+    }  # fmt: skip
+    reserved = VOCABULARY | {"args", "scratch", "tid", "nthreads", "range", "inf", "nan", "microkernel"}
+
+    def __init__(self, target: CpuTarget):
+        self.target = target
+        self.lanes = target.vector_bytes // 4
+        self.microkernels: dict[str, str] = {}  # definition → name
+
+    def file(self, kernel: Kernel, symbol: str, body: list[str]) -> str:
+        text = "\n".join([f"def {symbol}(args, scratch, tid, nthreads):", *(body or ["    pass"]), ""])
+        definitions = "".join(f"{name} = {what}\n" for what, name in self.microkernels.items())
+        used = set(re.findall(r"[A-Za-z_]\w*", definitions + text))
+        imports = [_import("graphc.kernels.cpu.vector", sorted(used & VOCABULARY))]
+        if definitions:
+            imports.append(_import("graphc.kernels.cpu.microkernel", ["microkernel"]))
+        numbers = [f'{n} = float("{n}")' for n in ("inf", "nan") if n in used]
+        head = "\n".join([*imports, *numbers])
+        return f'"""{header(kernel)}"""\n\n{head}\n\n{definitions}\n\n{text}'.replace("\n\n\n\n", "\n\n\n")
+
+    def prologue(self, kernel: Kernel, names: Mapping[str, str]) -> list[str]:
+        lines = []
+        for i, p in enumerate(kernel.params):
+            value = f"word(args, {i})" if p.scalar else f"{SHORT[p.dtype]}_at(word(args, {i}))"
+            lines.append(f"{names[p.name]} = {value}" + (f"  # {p.comment}" if p.comment else ""))
+        offset = 0
+        for s in kernel.scratch:
+            at = f"scratch + {offset}" if offset else "scratch"
+            lines.append(f"{names[s.name]} = {SHORT[s.dtype]}_at({at})  # {s.dtype}[{s.size}]")
+            offset += -(-s.size * s.dtype.itemsize // 64) * 64
+        return lines
+
+    def const(self, const: Const) -> str:
+        if const.dtype is bool_:
+            return str(bool(const.value))
+        text = repr(float(const.value)) if const.dtype.is_float else str(int(const.value))
+        return text if const.dtype is int64 else f"{SHORT[const.dtype]}({text})"
+
+    def cast(self, text: str, source: DType, target: DType) -> str:
+        return f"{SHORT[target]}({text})"
+
+    def load(self, at: Access) -> str:
+        if at.stride is None:
+            return f"load({at.buffer}, {at.index})"
+        return f"vload({at.buffer}, {at.index}, {at.stride}, {at.lanes}, {at.mask})"
+
+    def store(self, at: Access, value: str) -> str:
+        if at.stride is None:
+            return f"store({at.buffer}, {at.index}, {value})"
+        return f"vstore({at.buffer}, {at.index}, {at.stride}, {value}, {at.mask})"
+
+    def declare(self, name: str, value: str, dtype: DType) -> str:
+        return f"{name} = {value}"
+
+    def for_loop(self, name: str, start: str, stop: str, step: int) -> str:
+        last = f", {step}" if step != 1 else ""
+        return f"for {name} in range({start}, {stop}{last}):"
+
+    def share(self, trips: str, plus: int) -> str:
+        return f"share({trips}, {'tid + 1' if plus else 'tid'}, nthreads)"
+
+    def if_block(self, cond: str) -> str:
+        return f"if {cond}:"
+
+    def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> str:
+        rows, columns = self.target.tile(stmt.dtype)
+        what = (
+            f'microkernel("{stmt.dtype}", m={stmt.m}, n={stmt.n}, a=({stmt.a.row}, {stmt.a.col}), b={stmt.b.row}, '
+            f"c={stmt.c.row}, accumulate={stmt.accumulate}, tile=({rows}, {columns}), "
+            f"lanes={self.target.lanes(stmt.dtype)})"
+        )
+        name = self.microkernels.setdefault(what, f"product{len(self.microkernels) or ''}")
+        operands = ", ".join(f"{buffer}, {index}" for buffer, index in (c, a, b))
+        return f"{name}({operands}, {k})"
+
+    def splat(self, text: str, lanes: int) -> str:
+        return f"splat({text}, {lanes})"
+
+    def ramp(self, var: str, lanes: int) -> str:
+        return f"ramp({var}, {lanes})"
+
+    def mask(self, active: str, lanes: int) -> str:
+        return f"below({active}, {lanes})"
+
+    def horizontal(self, combine: str, text: str) -> str:
+        return f"fold_{COMBINE[combine]}({text})"
+
+
+def header(kernel: Kernel) -> str:
+    """What a reader wants to know first: the kernel's name, what it does, and the user's lines."""
+    lines = [kernel.name + (f": {kernel.doc}" if kernel.doc else "")]
+    lines += [""] * bool(kernel.lines) + [f"from {PurePath(loc.file).name}:{loc.line}" for loc in kernel.lines]
+    return "\n".join(lines).replace("\\", "/").replace('"""', "'''") + ("\n" if len(lines) > 1 else "")
+
+
+def _import(module: str, names: list[str]) -> str:
+    line = f"from {module} import {', '.join(names)}"
+    if len(line) <= 110:
+        return line
+    return (
+        f"from {module} import (\n"
+        + textwrap.fill(", ".join(names), 110, initial_indent="    ", subsequent_indent="    ")
+        + ",\n)"
+    )

@@ -1,0 +1,66 @@
+"""What a CPU is, as far as generated code depends on it: ISA level, vector width, registers, register tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import llvmlite.binding as llvm
+
+from graphc.dtype import DType
+from graphc.errors import error
+
+__all__ = ["BASELINES", "CpuTarget", "host"]
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTarget:
+    """An ISA level. ``cpu`` is LLVM's name of a generic processor of that level, not of a model, so that objects run on
+    every machine that has ``features`` (LLVM's feature names). ``registers`` counts vector registers of
+    ``vector_bytes``; ``tiles`` maps an element size to the microkernel's tile (rows, columns)."""
+
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+    vector_bytes: int
+    registers: int
+    tiles: tuple[tuple[int, tuple[int, int]], ...]
+    name: str = "cpu"
+
+    def tile(self, dtype: DType) -> tuple[int, int]:
+        """(MR, NR): rows and columns of C that stay in registers during a block product."""
+        return dict(self.tiles)[dtype.itemsize]
+
+    def lanes(self, dtype: DType) -> int:
+        return self.vector_bytes // dtype.itemsize
+
+
+_AVX2 = (
+    "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.1", "sse4.2", "ssse3",
+)  # fmt: skip
+_AVX512 = (*_AVX2, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
+
+# Tiles leave room for one row of B and a broadcast of A beside the accumulators: 12*2 of 32, 6*2 of 16, 8*3 of 32.
+BASELINES = {
+    "x86-64-v4": CpuTarget("x86_64-unknown-linux-gnu", "x86-64-v4", _AVX512, 64, 32, ((4, (12, 32)), (8, (12, 16)))),
+    "x86-64-v3": CpuTarget("x86_64-unknown-linux-gnu", "x86-64-v3", _AVX2, 32, 16, ((4, (6, 16)), (8, (6, 8)))),
+    "neon": CpuTarget("aarch64-unknown-linux-gnu", "generic", ("neon",), 16, 32, ((4, (8, 12)), (8, (8, 6)))),
+}
+
+
+@cache
+def host() -> CpuTarget:
+    """The best level of `BASELINES` that this machine has."""
+    triple = llvm.get_process_triple()
+    level = _level(triple, llvm.get_host_cpu_features())
+    base = BASELINES[level]
+    return CpuTarget(triple, base.cpu, base.features, base.vector_bytes, base.registers, base.tiles)
+
+
+def _level(triple: str, has: dict[str, bool]) -> str:
+    if triple.startswith(("aarch64", "arm64")):
+        return "neon"
+    for level in ("x86-64-v4", "x86-64-v3"):
+        if triple.startswith("x86_64") and all(has.get(f, False) for f in BASELINES[level].features):
+            return level
+    raise error("GC0002", f"no code generator for this processor ({triple} without AVX2)")
