@@ -21,11 +21,9 @@ SET_BYTES = 4096  # rows this far apart share their sets in a first-level cache
 class Target(Protocol):
     """What the lowering must know of the machine."""
 
-    @property
-    def vector_bytes(self) -> int: ...
-
-    @property
-    def registers(self) -> int: ...
+    def tile(self, dtype: DType) -> tuple[int, int]:
+        """Rows and columns of the register tile."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +53,6 @@ class Schedule:
         return -(-self.n_panels // self.panels)
 
 
-def tile(target: Target, dtype: DType) -> tuple[int, int]:
-    """Rows and columns of the register tile: two vectors wide, and as tall as the accumulators leave room for the two
-    vectors of b and one broadcast of a (12×32 for float32 on AVX-512, 6×16 on AVX2)."""
-    lanes = target.vector_bytes // dtype.itemsize
-    return (12 if target.registers >= 32 else 6), 2 * lanes
-
-
 def even(total: int, most: int) -> int:
     """The size of equal parts of ``total``, none larger than ``most``."""
     return -(-total // -(-total // most))
@@ -69,7 +60,7 @@ def even(total: int, most: int) -> int:
 
 def choose(p: Problem, dtype: DType, target: Target) -> Schedule:
     """The schedule of one contraction. Depends on shapes and strides only, never on the number of threads."""
-    mr, nr = tile(target, dtype)
+    mr, nr = target.tile(dtype)
     mr = even(p.m.size, mr)
     m_tiles, n_panels = -(-p.m.size // mr), -(-p.n.size // nr)
     rows, panels = split(p, m_tiles, n_panels)

@@ -1,0 +1,123 @@
+"""A writer of loop IR statements: the plumbing of lowerings that print many loops by hand.
+
+Integers are `Bound`: known now (int) or at run time (Var). Arithmetic on known ones is done here, so that a loop over a
+single block leaves no trace of blocking in the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from graphc.dtype import DType, int64
+from graphc.kernels.contract_index import Bound, Names, expr
+from graphc.loop import (
+    Acc, Affine, Call, Const, Contract, Expr, If, Let, Load, Loop, Operand, Role, Stmt, Store, Update, Var, call,
+)  # fmt: skip
+
+__all__ = ["Code"]
+
+FOLD: dict[str, Callable[[int, int], int]] = {
+    "add": int.__add__, "sub": int.__sub__, "mul": int.__mul__, "div": int.__floordiv__, "mod": int.__mod__,
+    "minimum": min, "maximum": max,
+}  # fmt: skip
+NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
+
+
+class Code:
+    """Statements in the order of the calls. The context managers open a loop or a condition around what follows."""
+
+    def __init__(self, dtype: DType):
+        self.dtype = dtype
+        self.names = Names()
+        self.out: list[Stmt] = []
+
+    # Scalars
+
+    def let(self, name: str, value: Expr) -> Var:
+        var = self.names.var(name, value.dtype)
+        self.out.append(Let(var, value))
+        return var
+
+    def int(self, name: str, op: str, a: Bound, b: Bound) -> Bound:
+        """``a op b`` on indices."""
+        if isinstance(a, int) and isinstance(b, int):
+            return FOLD[op](a, b)
+        if isinstance(b, int) and NEUTRAL.get(op) == b:
+            return a
+        return self.let(name, call(op, expr(a), expr(b)))
+
+    def acc(self, name: str, combine: str) -> Var:
+        var = self.names.var(name, self.dtype)
+        self.out.append(Acc(var, combine))
+        return var
+
+    def load(self, buffer: str, index: Affine) -> Load:
+        return Load(buffer, index, self.dtype)
+
+    def const(self, value: float) -> Const:
+        return Const(value, self.dtype)
+
+    def fn(self, name: str, *args: Expr) -> Call:
+        """A float function of values of this code's dtype."""
+        return call(name, *args)
+
+    # Statements
+
+    def store(self, buffer: str, index: Affine, value: Expr) -> None:
+        self.out.append(Store(buffer, index, value))
+
+    def update(self, var: Var, value: Expr) -> None:
+        self.out.append(Update(var, value))
+
+    def contract(
+        self, c: Operand, a: Operand, b: Operand, m: int, n: int, k: Bound, *, accumulate: bool = False
+    ) -> None:
+        self.out.append(Contract(c, a, b, m, n, k, self.dtype, accumulate))
+
+    # Blocks
+
+    @contextmanager
+    def loop(
+        self, name: str, start: Bound, stop: Bound, *, step: int = 1, role: Role = Role.SERIAL, unroll: int = 1
+    ) -> Iterator[Var]:
+        outside, self.out = self.out, []
+        var = self.names.var(name)
+        yield var
+        outside.append(Loop(var, stop, tuple(self.out), role, start, step, unroll))
+        self.out = outside
+
+    def lanes(self, start: Bound, stop: Bound, unroll: int = 1):  # type: ignore[no-untyped-def]
+        """A VECTOR loop; the lane's index is the value of the context."""
+        return self.loop("j", start, stop, role=Role.VECTOR, unroll=unroll)
+
+    @contextmanager
+    def when(self, op: str, a: Bound, b: Bound) -> Iterator[bool]:
+        """What follows only if ``a op b``. Yields False if that is known not to hold (what follows is dropped)."""
+        outside, self.out = self.out, []
+        known = isinstance(a, int) and isinstance(b, int)
+        holds = {"eq": a == b, "ne": a != b, "gt": known and a > b}[op] if known else True  # type: ignore[operator]
+        yield holds
+        if known:
+            outside += self.out if holds else []
+        else:
+            outside.append(If(call(op, expr(a), expr(b)), tuple(self.out)))
+        self.out = outside
+
+    # Patterns
+
+    def fill(self, buffer: str, at: Affine, start: Bound, stop: Bound, value: float = 0.0) -> None:
+        """``buffer[at + j] = value`` for j in [start, stop)."""
+        with self.lanes(start, stop) as j:
+            self.store(buffer, at + Affine.of(j), self.const(value))
+
+    def tiles(self, start: Bound, stop: Bound, total: int, size: int, body: Callable[[Bound, int], None]) -> None:
+        """``body(tile, rows)`` for tiles [start, stop) of ``size`` rows; the last tile of ``total`` rows may be short."""
+        full, rest = divmod(total, size)
+        if full:
+            with self.loop("tile", start, self.int("full", "minimum", stop, full)) as tile:
+                body(tile, size)
+        if rest:
+            with self.when("eq", stop, full + 1) as holds:
+                if holds:
+                    body(full, rest)
