@@ -36,7 +36,8 @@ def interpret(
     reads = {n.attrs["name"]: fetch(state, n.attrs["name"], n.types[0], "state") for n in graph if n.op == "state"}
     values = walk_graph(graph, given, reads)
     outputs = {name: np.array(values[v]) for name, v in graph.outputs}
-    return outputs, {k: np.array(v) for k, v in state.items()} | {k: np.array(values[v]) for k, v in graph.updates}
+    updates = {name: np.array(values[v]) for name, v in graph.updates}
+    return outputs, {k: np.array(v) for k, v in state.items() if k not in updates} | updates
 
 
 def fetch(arrays: Mapping[str, Array], name: str, want: TensorType, what: str) -> Array:

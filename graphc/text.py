@@ -82,8 +82,10 @@ def print_literal(value: Any, brief: bool) -> str:
             return "none"
         case bool():
             return "true" if value else "false"
-        case int() | float():
-            return repr(value)
+        case int():
+            return str(int(value))
+        case float():
+            return repr(float(value))  # a NumPy scalar is a float, too, with a repr of its own
         case str():
             return json.dumps(value)
         case DType():
@@ -127,7 +129,7 @@ def parse(text: str) -> Graph:
     try:
         graph = parse_graph(scanner, 0)
     except (ValueError, OverflowError) as e:  # a number or string that is well formed but has no value
-        raise scanner.fail(str(e)) from None
+        raise scanner.wrong(str(e)) from None
     if not scanner.done():
         raise scanner.fail("expected the end of the text")
     return graph
@@ -145,7 +147,7 @@ class Scanner:
     NUMBER = re.compile(r"-?(?:inf|nan|\d++(?:\.\d*+)?+(?:[eE][+-]?\d++)?+)(?!\w)", re.ASCII)
 
     def __init__(self, text: str):
-        self.text, self.at = text, 0
+        self.text, self.at, self.last = text, 0, 0
         self.skip()
 
     def skip(self) -> None:
@@ -157,8 +159,16 @@ class Scanner:
         return self.at == len(self.text)
 
     def fail(self, why: str) -> GraphcError:
-        line = self.text.count("\n", 0, self.at) + 1
-        found = self.text[self.at : self.at + 40].split("\n")[0]
+        """The error for what stands here."""
+        return self.defect(self.at, why)
+
+    def wrong(self, why: str) -> GraphcError:
+        """The error for what was read last."""
+        return self.defect(self.last, why)
+
+    def defect(self, at: int, why: str) -> GraphcError:
+        line = self.text.count("\n", 0, at) + 1
+        found = self.text[at : at + 40].split("\n")[0]
         return error("GC0550", f"line {line} of the graph text: {why}", hint=f"near: {found or 'the end'}")
 
     def take(self, pattern: re.Pattern[str]) -> str | None:
@@ -166,7 +176,7 @@ class Scanner:
         found = pattern.match(self.text, self.at)
         if found is None:
             return None
-        self.at = found.end()
+        self.last, self.at = self.at, found.end()
         self.skip()
         return found.group()
 
@@ -179,7 +189,7 @@ class Scanner:
     def accept(self, mark: str) -> bool:
         if not self.text.startswith(mark, self.at):
             return False
-        self.at += len(mark)
+        self.last, self.at = self.at, self.at + len(mark)
         self.skip()
         return True
 
@@ -189,7 +199,7 @@ class Scanner:
 
     def word(self, *words: str) -> None:
         if self.need(self.NAME, words[0]) not in words:
-            raise self.fail(f"expected {words[0]!r} before this")
+            raise self.wrong(f"expected {words[0]!r}")
 
     def string(self) -> str | None:
         found = self.take(self.STRING)
@@ -251,10 +261,10 @@ def parse_node(s: Scanner, values: dict[str, Value], depth: int) -> Node:
     loc = parse_loc(s) if s.accept("@") else None
     node = Node(op, tuple(operands), attrs(**settings), tuple(types), loc)
     if len(names) != len(types):
-        raise s.fail(f"{op} has {len(names)} results and {len(types)} types")
+        raise s.wrong(f"{op} has {len(names)} results and {len(types)} types")
     for name, value in zip(names, node.outs, strict=True):
         if name in values:
-            raise s.fail(f"{name} is defined twice")
+            raise s.wrong(f"{name} is defined twice")
         values[name] = value
     return node
 
@@ -262,7 +272,7 @@ def parse_node(s: Scanner, values: dict[str, Value], depth: int) -> Node:
 def parse_use(s: Scanner, values: dict[str, Value]) -> Value:
     name = s.need(s.VALUE, "a value")
     if name not in values:
-        raise s.fail(f"{name} is not defined before this")
+        raise s.wrong(f"{name} is not defined before this")
     return values[name]
 
 
@@ -282,7 +292,7 @@ def parse_pairs(s: Scanner, values: dict[str, Value]) -> tuple[tuple[str, Value]
 def parse_setting(s: Scanner, settings: dict[str, Any], depth: int) -> None:
     key = s.need(s.NAME, "the name of an attribute")
     if key in settings:
-        raise s.fail(f"attribute {key} occurs twice")
+        raise s.wrong(f"attribute {key} occurs twice")
     s.expect("=")
     settings[key] = parse_literal(s, depth + 1)
 
@@ -290,7 +300,7 @@ def parse_setting(s: Scanner, settings: dict[str, Any], depth: int) -> None:
 def parse_type(s: Scanner) -> TensorType:
     name = s.need(s.NAME, "a dtype")
     if name not in DTYPES:
-        raise s.fail(f"{name} is no dtype")
+        raise s.wrong(f"{name} is no dtype")
     return parse_shape(s, DTYPES[name])
 
 
@@ -300,8 +310,8 @@ def parse_shape(s: Scanner, dt: DType) -> TensorType:
 
     def dim() -> None:
         dims.append(int(s.need(s.INT, "a dimension")))
-        if dims[-1] < 0 or len(dims) > MAX_RANK:
-            raise s.fail(f"a shape has at most {MAX_RANK} dimensions, none negative")
+        if not 0 <= dims[-1] < 2**63 or len(dims) > MAX_RANK:
+            raise s.wrong(f"a shape has at most {MAX_RANK} dimensions, from 0 to 2**63 - 1")
 
     s.expect("[")
     s.list("]", dim)
@@ -340,7 +350,7 @@ def parse_literal(s: Scanner, depth: int) -> Any:
         dt = DTYPES[word]
         return parse_array(s, parse_shape(s, dt)) if s.text.startswith("[", s.at) else dt
     if word not in WORDS:
-        raise s.fail(f"{word} is no literal")
+        raise s.wrong(f"{word} is no literal")
     return WORDS[word]
 
 
@@ -353,7 +363,7 @@ def parse_array(s: Scanner, t: TensorType) -> Literal:
     else:
         data = parse_scalars(s, t)
     if len(data) != t.nbytes:
-        raise s.fail(f"{t} has {t.nbytes} bytes, and the text {len(data)}")
+        raise s.wrong(f"{t} has {t.nbytes} bytes, and the text {len(data)}")
     return Literal(t.dtype, t.shape, data)
 
 
@@ -361,7 +371,7 @@ def decode(s: Scanner, encoded: str) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)
     except binascii.Error as e:
-        raise s.fail(f"bad base64: {e}") from None
+        raise s.wrong(f"bad base64: {e}") from None
 
 
 def parse_scalars(s: Scanner, t: TensorType) -> bytes:

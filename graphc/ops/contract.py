@@ -24,9 +24,10 @@ def free_axes(ndim: int, batch: Sequence[int], contract: Sequence[int]) -> tuple
 
 def axis_pair(at: Attrs, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     pair = check.attribute("dot", at, name, tuple)
-    if len(pair) != 2 or len(set(map(len, map(tuple, pair)))) != 1:
+    left, right = (check.int_tuple("dot", name, p) for p in pair) if len(pair) == 2 else ((), (0,))
+    if len(left) != len(right):
         raise error("GC0109", f"attribute {name} of dot must be two tuples of equal length, and is {pair!r:.60}")
-    return check.int_tuple("dot", name, pair[0]), check.int_tuple("dot", name, pair[1])
+    return left, right
 
 
 def infer_dot(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType, ...]:

@@ -18,7 +18,9 @@ from graphc.ops.build import Array, div, floats, integers, mul, neg, positive, s
 
 __all__ = ["UNARY", "evaluate", "intrinsic"]
 
-CONSTANT = NotDifferentiable("it is constant almost everywhere")
+# The gradient of a step function is zero almost everywhere, and wanted as such: abs has sign in its first derivative,
+# mod has floor.
+ZERO = single(lambda n, g: [None])
 
 
 def intrinsic(name: str) -> Map:
@@ -171,7 +173,7 @@ floor = Op(
     "floor",
     infer=check.elementwise("floor", 1, check.is_float),
     eval=evaluate(np.floor),
-    vjp=CONSTANT,
+    vjp=ZERO,
     lower=intrinsic("floor"),
     samples=signed,
 )
@@ -180,7 +182,7 @@ ceil = Op(
     "ceil",
     infer=check.elementwise("ceil", 1, check.is_float),
     eval=evaluate(np.ceil),
-    vjp=CONSTANT,
+    vjp=ZERO,
     lower=intrinsic("ceil"),
     samples=signed,
 )
@@ -189,7 +191,7 @@ round_op = Op(
     "round",  # halves to even
     infer=check.elementwise("round", 1, check.is_float),
     eval=evaluate(np.round),
-    vjp=CONSTANT,
+    vjp=ZERO,
     lower=intrinsic("round"),
     samples=lambda: [*signed(), Sample((np.array([-2.5, -0.5, 0.5, 1.5, 2.5]),))],
 )
@@ -198,8 +200,7 @@ sign = Op(
     "sign",
     infer=check.elementwise("sign", 1, check.is_number),
     eval=evaluate(np.sign),
-    # zero almost everywhere, and wanted as such: abs has it in its first derivative
-    vjp=single(lambda n, g: [None]),
+    vjp=ZERO,
     lower=intrinsic("sign"),
     samples=numbers,
 )
