@@ -93,7 +93,9 @@ def _run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--state", metavar="FILE.safetensors", help="load this state first")
     sub.add_argument("--save-state", metavar="FILE.safetensors", help="write the state after the run")
     sub.add_argument("--threads", metavar="N", type=_positive, help="default: GRAPHC_THREADS, or the CPUs there are")
-    sub.add_argument("--trust", action="store_true", help="run the file's native code though this user did not build it")
+    sub.add_argument(
+        "--trust", action="store_true", help="run the file's native code though this user did not build it"
+    )
 
 
 def _inspect(sub: argparse.ArgumentParser) -> None:
@@ -109,9 +111,13 @@ def _train(sub: argparse.ArgumentParser) -> None:
     _model_arguments(sub)
     sub.add_argument("--data", metavar="PATH", help="same as --set data=PATH")
     sub.add_argument("--seed", metavar="N", type=int, help="same as --set seed=N")
-    sub.add_argument("--steps", metavar="N", type=_positive, help="steps in all (default: max_iters of Config, or 1000)")
+    sub.add_argument(
+        "--steps", metavar="N", type=_positive, help="steps in all (default: max_iters of Config, or 1000)"
+    )
     sub.add_argument("-o", "--output", metavar="FILE.gcx", help="default: the model file's name with .gcx")
-    sub.add_argument("--evaluate-every", metavar="N", type=_positive, help="steps between evaluations (default: a tenth)")
+    sub.add_argument(
+        "--evaluate-every", metavar="N", type=_positive, help="steps between evaluations (default: a tenth)"
+    )
     sub.add_argument("--checkpoint-every", metavar="N", type=_positive, help="steps between checkpoints")
     sub.add_argument(
         "--checkpoint", metavar="FILE", help="where to write them (default: the artifact's name with .ckpt.safetensors)"

@@ -11,13 +11,14 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from graphc.cli_compile import entry_summary, print_plan, write_report
-from graphc.cli_output import Output, count, size
-from graphc.cli_run import find_entry, open_program
+from graphc.artifact import Artifact
+from graphc.cli_output import Output
+from graphc.cli_plan import entry_summary, print_kernels, print_plan, write_report
 from graphc.config import DEBUG_LADDER, VARIABLES, settings
 from graphc.errors import CODES, error
 from graphc.modelfile import close_matches, load_model_file, make_config
-from graphc.runtime import Entry, KernelInfo
+from graphc.runtime import KernelInfo, kernel_infos
+from graphc.runtime_memory import MemoryReport
 
 __all__ = ["doctor", "explain", "inspect"]
 
@@ -27,27 +28,32 @@ def inspect(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     ``lower_bound_bytes``, ``flops``, ``bytes``; also ``provenance`` and ``target``."""
     if args.artifact.endswith(".py"):
         return _inspect_file(args.artifact, out)
-    program = open_program(args.artifact)
-    manifest = program.artifact.manifest
-    entries = {n: find_entry(program, args.artifact, n) for n in args.entry or program.entries}
+    artifact = Artifact.read(args.artifact)
+    manifest, threads = artifact.manifest, settings().threads
+    known = {e.name: e for e in manifest.entries}
+    for name in args.entry or ():
+        if name not in known:
+            message = f"{args.artifact} has no entry {name!r}"
+            raise error("GC0607", message, hint=close_matches(name, list(known)))
+    entries = [known[name] for name in args.entry or known]
     if args.kernel:
-        return _print_kernel(args.kernel, entries, out)
+        return _print_kernel(args.kernel, [k for e in entries for k in kernel_infos(artifact, e)], out)
     origin, target = manifest.provenance, manifest.target
     out.line(f"{args.artifact}: graphc {origin.graphc}, numba {origin.numba}, LLVM {origin.llvm}")
     out.line(f"for {target.triple} with {target.vector_bytes}-byte vectors; source {origin.source[:16]}")
     out.line()
-    print_plan(program, out)
-    for entry in entries.values():
+    print_plan(artifact, threads, out)
+    for entry in entries:
         out.line()
-        _print_kernels(entry, out)
+        print_kernels(artifact, entry, out)
         if args.memory:
-            memory = entry.memory
+            memory = MemoryReport.of(entry, manifest, threads)
             out.line("\n".join([str(memory).splitlines()[0], *memory.table(len(memory.tensors))]))
         if args.graph:
-            out.line(entry.fused_graph)
-    write_report(args.report, program, out)
+            out.line(artifact.text(entry.fused))
+    write_report(args.report, artifact, out)
     return {
-        "entries": {name: entry_summary(entry) for name, entry in entries.items()},
+        "entries": {e.name: entry_summary(artifact, e, threads) for e in entries},
         "provenance": dataclasses.asdict(origin),
         "target": dataclasses.asdict(target),
         "options": dict(manifest.options),
@@ -64,18 +70,8 @@ def _inspect_file(path: str, out: Output) -> dict[str, Any]:
     return {"config": values}
 
 
-def _print_kernels(entry: Entry, out: Output) -> None:
-    rows = [
-        (k.name, k.count, f"{count(k.flops)}FLOP", size(k.bytes), ", ".join(map(str, k.lines[:2])))
-        for k in sorted(entry.kernels, key=lambda k: -k.flops)
-    ]
-    columns = ["kernel", ">launches", ">work", ">traffic", "from"]
-    out.table(columns, rows, title=f"{entry.name}: {sum(k.count for k in entry.kernels)} kernels in order of work")
-
-
-def _print_kernel(name: str, entries: dict[str, Entry], out: Output) -> dict[str, Any]:
-    found: dict[str, KernelInfo] = {k.name: k for e in entries.values() for k in e.kernels}
-    found |= {k.symbol: k for k in found.values()}
+def _print_kernel(name: str, kernels: list[KernelInfo], out: Output) -> dict[str, Any]:
+    found = {k.symbol: k for k in kernels} | {k.name: k for k in kernels}
     if name not in found:
         raise error("GC0607", f"there is no kernel {name!r}", hint=close_matches(name, sorted(found)))
     kernel = found[name]

@@ -28,7 +28,9 @@ class Output:
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
         """A table; columns whose name starts with ">" are set flush right."""
-        made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        made = Table(
+            title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        )
         for name in columns:
             right = name.startswith(">")
             made.add_column(name.lstrip(">"), justify="right" if right else "left", no_wrap=right, header_style="dim")
@@ -41,9 +43,7 @@ class Output:
         print(problem, file=sys.stderr)
         if self.as_json:
             loc = str(problem.loc) if problem.loc else None
-            self.result(
-                {"error": {"code": problem.code, "message": problem.message, "loc": loc, "hint": problem.hint}}
-            )
+            self.result({"error": {"code": problem.code, "message": problem.message, "loc": loc, "hint": problem.hint}})
 
     def result(self, values: dict[str, Any]) -> None:
         """The JSON object, if one is wanted."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from time import perf_counter, time
 from typing import Any
 
-from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
-from graphc.cli_compile import compile_module, print_plan, write_report
+from graphc.cli_compile import compile_module
 from graphc.cli_output import Output, count, size
-from graphc.errors import error
+from graphc.cli_plan import print_plan, write_report
 from graphc.modelfile import load_model_file, make_config
-from graphc.runtime import Program
 from graphc.train import Interrupted, Progress, Run, check_trainable
 
 __all__ = ["train"]
@@ -34,8 +34,8 @@ def train(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     program = compile_module(module, config, args)
     check_trainable(module, program)
     out.line(f"compiled in {perf_counter() - begin:.1f} s for {program.threads} threads")
-    print_plan(program, out)
-    write_report(args.report, program, out)
+    print_plan(program.code, program.threads, out)
+    write_report(args.report, program.code, out)
 
     steps = args.steps or getattr(config, "max_iters", 1000)
     checkpoint = Path(args.checkpoint or artifact.with_suffix(".ckpt.safetensors"))
@@ -111,7 +111,16 @@ def _finish(run: Run, loss: float, seconds: float, artifact: Path, out: Output) 
 
 def _say_how_to_resume(args: argparse.Namespace, stop: Interrupted, out: Output) -> dict[str, Any]:
     words = ["graphc", "train", args.file, *[w for k, v in args.set for w in ("--set", f"{k}={v}")]]
-    for option in ("data", "seed", "steps", "output", "evaluate_every", "checkpoint_every", "checkpoint", "memory_budget"):
+    for option in (
+        "data",
+        "seed",
+        "steps",
+        "output",
+        "evaluate_every",
+        "checkpoint_every",
+        "checkpoint",
+        "memory_budget",
+    ):
         if getattr(args, option) is not None:
             words += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
     command = shlex.join([*words, "--resume", str(stop.checkpoint)])

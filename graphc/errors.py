@@ -234,8 +234,8 @@ CODES: dict[str, Code] = {
         ),
         Code(
             "GC0607",
-            "no such pass, kernel or entry",
-            "The name after --dump-after, --kernel or --entry does not occur. The message lists what there is.",
+            "no such pass, kernel, entry or target",
+            "The name after --dump-after, --kernel, --entry or --target does not occur. The message lists what there is.",
         ),
         Code(
             "GC0608",

@@ -84,7 +84,7 @@ class Run:
             while self.step < self.steps:
                 begin = perf_counter()
                 batch = next(feed)
-                loss = float(self.program.train(**batch)["loss"])
+                loss = self._loss("train", batch)
                 self.step += 1
                 if not math.isfinite(loss):
                     message = f"the loss is {loss} after step {self.step}"
@@ -142,14 +142,21 @@ class Run:
         put back.
         """
         if "evaluate" in self.program.entries:
-            losses = [float(self.program.evaluate(**b)["loss"]) for b in islice(self.batches("heldout"), most)]
+            losses = [self._loss("evaluate", batch) for batch in islice(self.batches("heldout"), most)]
         else:
             before = {name: array.copy() for name, array in self.program.state.items()}
             losses = []
             for batch in islice(self.batches("heldout"), most):
-                losses.append(float(self.program.train(**batch)["loss"]))
+                losses.append(self._loss("train", batch))
                 self.program.load_state_dict(before)
         return float(np.mean(losses)) if losses else None
+
+    def _loss(self, entry: str, batch: Batch) -> float:
+        outputs = self.program.entries[entry](**batch)
+        if "loss" not in outputs or outputs["loss"].shape != ():
+            message = f"the entry {entry} of {self.module.__file__} returns no scalar named loss"
+            raise error("GC0605", message, hint='return {"loss": loss}')
+        return float(outputs["loss"])
 
     # Checkpoints --------------------------------------------------------------------------------------------------
 
@@ -200,13 +207,10 @@ def describe(config: Any) -> dict[str, Any] | None:
 
 
 def check_trainable(module: ModuleType, program: Program) -> None:
-    """Raises GC0605 when the file has no batches, or no entry ``train`` with an output ``loss``."""
+    """Raises GC0605 when the file has no batches or no entry ``train``."""
     if not hasattr(module, "batches"):
         message = f"{module.__file__} has no batches(config, split), so there is nothing to train on"
         raise error("GC0605", message, hint="yield dicts of arrays, one per argument of the entry train")
     if "train" not in program.entries:
         message = f"{module.__file__} has no entry named train; it has {', '.join(program.entries)}"
         raise error("GC0605", message, hint='@gc.entry(...) def train(x, y): …; return {"loss": loss}')
-    if "loss" not in program.train.outputs:
-        message = f"the entry train of {module.__file__} returns no loss"
-        raise error("GC0605", message, hint='return {"loss": loss}, a scalar')
