@@ -76,6 +76,12 @@ CODES: dict[str, Code] = {
             "Run with GRAPHC_DEBUG=2 to see which pass did it, and please report it with the printed lines.",
         ),
         Code(
+            "GC0010",
+            "no code generator for this processor",
+            "graphc compiles for x86-64 with AVX2 and FMA (2013 and later), for AVX-512, and for 64-bit Arm.\n"
+            "`graphc doctor` shows what it found on this machine.",
+        ),
+        Code(
             "GC0002",
             "a node has no value",
             "The interpreter met a node that a pass should have rewritten away. This is a defect in graphc, not in\n"
@@ -235,7 +241,7 @@ CODES: dict[str, Code] = {
         Code(
             "GC0607",
             "no such pass, kernel, entry or target",
-            "The name after --dump-after, --kernel, --entry or --target does not occur. The message lists what there is.",
+            "The name after --dump-after, --kernel, --entry or --target does not occur; the message lists what there is.",
         ),
         Code(
             "GC0608",

@@ -63,4 +63,4 @@ def _level(triple: str, has: dict[str, bool]) -> str:
     for level in ("x86-64-v4", "x86-64-v3"):
         if triple.startswith("x86_64") and all(has.get(f, False) for f in BASELINES[level].features):
             return level
-    raise error("GC0002", f"no code generator for this processor ({triple} without AVX2)")
+    raise error("GC0010", f"no code generator for this processor ({triple} without AVX2)")
