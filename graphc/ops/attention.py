@@ -1,0 +1,112 @@
+"""Scaled dot-product attention as a region: its decomposition and its gradient by hand, as graphs over primitives.
+
+The name lets code generation find the pattern; the body says what it means. Source of the gradient: Dao et al.,
+"FlashAttention", arXiv 2205.14135, appendix B.2 (the row sums of dP * P are those of dO * O).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from math import inf
+from typing import Any
+
+from graphc.dtype import Shape, TensorType, int32, uint32
+from graphc.ir import Graph, Value
+from graphc.ops.base import apply, at_loc
+from graphc.ops.build import add, broadcast_axes, full, mul, sub, where, zeros
+
+__all__ = ["HINT", "attention"]
+
+HINT = "attention"
+
+HEADS = ((0, 1), (0, 1))  # batch and head are the batch dimensions of every product
+
+
+def attention(types: Sequence[TensorType], *, is_causal: bool, scale: float, dropout_p: float = 0.0) -> dict[str, Any]:
+    """The attributes of the `call` node of attention, softmax(scale q kᵀ) v, whose operands have ``types``.
+
+    Operands: q [B,H,T,D], k [B,H,S,D], v [B,H,S,D], of one float dtype; with dropout also k0 and k1, the key of the
+    random numbers as two uint32 scalars. Results: o [B,H,T,D] and lse [B,H,T], the log of the sum of the exponentials
+    of a row's scores. ``is_causal``: query i sees the keys 0 to i. ``dropout_p`` in [0, 1) zeroes each weight with that
+    probability and divides the others by 1 - dropout_p. Raises GC01xx where the types do not fit.
+    """
+    form = Form(is_causal, float(scale), float(dropout_p))
+    body, vjp = _graphs(tuple(types), form)
+    return {"body": body, "vjp": vjp, "hint": HINT, **asdict(form)}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    is_causal: bool
+    scale: float
+    dropout_p: float
+
+
+@lru_cache(maxsize=64)
+def _graphs(types: tuple[TensorType, ...], form: Form) -> tuple[Graph, Graph]:
+    """The body and the gradient; one object for all layers of one shape."""
+    with at_loc(None):
+        return _body(types, form), _vjp(types, form)
+
+
+def _inputs(names: str, types: Sequence[TensorType]) -> list[Value]:
+    return [
+        apply("input", name=name, dtype=t.dtype, shape=t.shape) for name, t in zip(names.split(), types, strict=False)
+    ]
+
+
+def _body(types: Sequence[TensorType], form: Form) -> Graph:
+    q, k, v, *keys = inputs = _inputs("q k v k0 k1", types)
+    s = _scores(q, k, form)
+    top = apply("max", s, axes=(3,))
+    lse = add(top, apply("log", apply("sum", apply("exp", sub(s, _columns(top, s))), axes=(3,))))
+    p = apply("exp", sub(s, _columns(lse, s)))
+    o = apply("dot", _dropped(p, keys, form), v, batch=HEADS, contract=((3,), (2,)))
+    return Graph.build(HINT, inputs, [("o", o), ("lse", lse)])
+
+
+def _vjp(types: Sequence[TensorType], form: Form) -> Graph:
+    q, k, v, *keys = operands = _inputs("q k v k0 k1", types)
+    row = TensorType(q.dtype, q.shape[:3])
+    out = TensorType(q.dtype, (*q.shape[:3], v.shape[3]))
+    o, lse, do, dlse = given = _inputs("o lse do dlse", [out, row, out, row])
+    s = _scores(q, k, form)
+    p = apply("exp", sub(s, _columns(lse, s)))
+    # O = P' V, where P' is P after dropout
+    dv = apply("dot", _dropped(p, keys, form), do, batch=HEADS, contract=((2,), (2,)))
+    dp = _dropped(apply("dot", do, v, batch=HEADS, contract=((3,), (3,))), keys, form)
+    # dS = P (dP - rowsum(dP P)) + P dlse, and rowsum(dP P) = rowsum(dO O)
+    shift = sub(apply("sum", mul(do, o), axes=(3,)), dlse)
+    ds = mul(mul(p, sub(dp, _columns(shift, dp))), form.scale)
+    dq = apply("dot", ds, k, batch=HEADS, contract=((3,), (2,)))
+    dk = apply("dot", ds, q, batch=HEADS, contract=((2,), (2,)))
+    return Graph.build(f"{HINT}_vjp", [*operands, *given], [("dq", dq), ("dk", dk), ("dv", dv)])
+
+
+def _scores(q: Value, k: Value, form: Form) -> Value:
+    """scale q kᵀ [B,H,T,S], minus infinity where a query does not see a key."""
+    s = mul(apply("dot", q, k, batch=HEADS, contract=((3,), (3,))), form.scale)
+    if not form.is_causal:
+        return s
+    query, key = (apply("iota", shape=s.shape, axis=axis, dtype=int32) for axis in (2, 3))
+    return where(apply("greater_equal", query, key), s, -inf)
+
+
+def _columns(row: Value, like: Value) -> Value:
+    """One number per row, repeated along the last dimension."""
+    return broadcast_axes(row, (3,), like.shape)
+
+
+def _dropped(x: Value, keys: Sequence[Value], form: Form) -> Value:
+    """Dropout of ``x`` [B,H,T,S]; the same elements fall for the same keys."""
+    if not keys:
+        return x
+    bits = apply("random_bits", *(apply("broadcast_to", key, shape=x.shape) for key in keys))
+    keep = apply("greater_equal", bits, _threshold(form.dropout_p, x.shape))
+    return where(keep, mul(x, 1 / (1 - form.dropout_p)), zeros(x.dtype, x.shape))
+
+
+def _threshold(dropout_p: float, shape: Shape) -> Value:
+    return full(int(dropout_p * 2**32), uint32, shape)
