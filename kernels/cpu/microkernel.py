@@ -1,0 +1,230 @@
+"""The block product: one register-tiled matrix product, built as LLVM vector IR, under every contraction.
+
+``C[m, n] (+)= A[m, k] B[k, n]`` is cut into tiles of MR x NR elements of C that stay in vector registers for the whole
+of k; each step of k loads one row of B as vectors and MR broadcast elements of A, and issues one fused multiply-add per
+accumulator (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", TOMS 2008; Georganas et al.,
+arXiv 1906.06440). All strides are literals in the code. It runs at the speed of the FMA units when A and B are packed
+(A as [k][MR], B as [k][NR], 64-byte aligned) and stays correct for any stride.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from graphc.dtype import dtype as dtype_of
+from graphc.kernels.cpu.lanes import broadcast, constant, element_type, llvm_call, vector_load, vector_store
+
+__all__ = ["microkernel"]
+
+Value = Any  # llvmlite.ir.Value
+
+_WORD = ir.IntType(64)
+_IN_FLIGHT = 8  # independent FMAs that hide the latency of the FMA units (2 units, 4 cycles)
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """``rows`` x ``columns`` of C, as one LLVM function tile(c, a, b, k). Strides in elements."""
+
+    dtype: str
+    rows: int
+    columns: int
+    a_row: int
+    a_col: int
+    b_row: int
+    c_row: int
+    accumulate: bool
+    lanes: int
+
+    @property
+    def element(self) -> ir.Type:
+        return element_type(dtype_of(self.dtype))
+
+    @property
+    def vectors(self) -> int:
+        return -(-self.columns // self.lanes)
+
+    @property
+    def partials(self) -> int:
+        """Accumulators per element of C: several where the tile is too small to keep the units busy."""
+        return 1 << max(0, (_IN_FLIGHT // (self.rows * self.vectors)).bit_length() - 1)
+
+    def function(self, module: ir.Module) -> ir.Function:
+        """The tile's function in ``module``, built on first use."""
+        kind = "add" if self.accumulate else "set"
+        name = f"tile_{self.dtype}_{kind}_{self.rows}x{self.columns}_a{self.a_row}_{self.a_col}_b{self.b_row}_c{self.c_row}"
+        if name in module.globals:
+            return module.globals[name]
+        pointer = self.element.as_pointer()
+        fn = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer, pointer, pointer, _WORD]), name)
+        fn.linkage = "internal"
+        fn.attributes.add("noinline")
+        fn.attributes.add("nounwind")
+        for arg, arg_name in zip(fn.args, "cabk", strict=True):
+            arg.name = arg_name
+        self.build(ir.IRBuilder(fn.append_basic_block("entry")), *fn.args)
+        return fn
+
+    def build(self, builder: ir.IRBuilder, c: Value, a: Value, b: Value, k: Value) -> None:
+        """All of k, ``partials`` steps at a time, then the steps that are left, then C."""
+        zero = constant(ir.VectorType(self.element, self.lanes), 0.0)
+        sums = [zero] * (self.partials * self.rows * self.vectors)
+        whole = builder.and_(k, _WORD(-self.partials))
+        sums = self.k_loop(builder, "k", _WORD(0), whole, self.partials, sums, a, b)
+        if self.partials > 1:
+            sums = self.k_loop(builder, "k_rest", whole, k, 1, sums, a, b)
+        size = self.rows * self.vectors
+        while len(sums) > size:
+            half = len(sums) // 2
+            sums = [builder.fadd(x, y) for x, y in zip(sums[:half], sums[half:], strict=True)]
+        self.write(builder, c, sums)
+        builder.ret_void()
+
+    def k_loop(
+        self,
+        builder: ir.IRBuilder,
+        name: str,
+        start: Value,
+        stop: Value,
+        step: int,
+        sums: list[Value],
+        a: Value,
+        b: Value,
+    ) -> list[Value]:
+        """``sums`` after steps start … stop - 1, ``step`` of them at a time into different partials."""
+        before = builder.block
+        body, after = builder.append_basic_block(name), builder.append_basic_block(f"{name}_done")
+        builder.cbranch(builder.icmp_signed("<", start, stop), body, after)
+        builder.position_at_end(body)
+        index = builder.phi(_WORD, name)
+        carried = [builder.phi(s.type) for s in sums]
+        new = list(carried)
+        size = self.rows * self.vectors
+        for u in range(step):
+            at = builder.add(index, _WORD(u))
+            new[u * size : (u + 1) * size] = self.k_step(builder, at, new[u * size : (u + 1) * size], a, b)
+        following = builder.add(index, _WORD(step))
+        builder.cbranch(builder.icmp_signed("<", following, stop), body, after)
+        for phi, first, last in zip([index, *carried], [start, *sums], [following, *new], strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(last, body)
+        builder.position_at_end(after)
+        results = []
+        for first, last in zip(sums, new, strict=True):
+            result = builder.phi(first.type)
+            result.add_incoming(first, before)
+            result.add_incoming(last, body)
+            results.append(result)
+        return results
+
+    def k_step(self, builder: ir.IRBuilder, k: Value, sums: list[Value], a: Value, b: Value) -> list[Value]:
+        """One rank-1 update of the tile: column k of A times row k of B."""
+        row = builder.gep(b, [builder.mul(k, _WORD(self.b_row))])
+        column = builder.gep(a, [builder.mul(k, _WORD(self.a_col))])
+        b_vectors = [self.load(builder, row, v) for v in range(self.vectors)]
+        out = []
+        for i in range(self.rows):
+            element = builder.load(builder.gep(column, [_WORD(i * self.a_row)]))
+            wide = broadcast(builder, element, self.lanes)
+            for v, b_vector in enumerate(b_vectors):
+                out.append(llvm_call(builder, "fma", wide, b_vector, sums[i * self.vectors + v]))
+        return out
+
+    def write(self, builder: ir.IRBuilder, c: Value, sums: list[Value]) -> None:
+        for i in range(self.rows):
+            row = builder.gep(c, [_WORD(i * self.c_row)])
+            for v in range(self.vectors):
+                value = sums[i * self.vectors + v]
+                if self.accumulate:
+                    value = builder.fadd(self.load(builder, row, v), value)
+                at = builder.gep(row, [_WORD(v * self.lanes)])
+                vector_store(builder, dtype_of(self.dtype), at, 1, value, self.mask(v))
+
+    def load(self, builder: ir.IRBuilder, row: Value, v: int) -> Value:
+        at = builder.gep(row, [_WORD(v * self.lanes)])
+        return vector_load(builder, dtype_of(self.dtype), at, 1, self.lanes, self.mask(v))
+
+    def mask(self, v: int) -> Value | None:
+        """The lanes of vector ``v`` that lie inside the tile; None for all."""
+        active = self.columns - v * self.lanes
+        if active >= self.lanes:
+            return None
+        bits = [ir.Constant(ir.IntType(1), int(i < active)) for i in range(self.lanes)]
+        return ir.Constant(ir.VectorType(ir.IntType(1), self.lanes), bits)
+
+
+def _each(builder: ir.IRBuilder, count: int, body: Callable[[Value], None]) -> None:
+    """``body(i)`` for i in 0 … count - 1, as a loop when there are several."""
+    if count <= 1:
+        for _ in range(count):
+            body(_WORD(0))
+        return
+    before = builder.block
+    loop, after = builder.append_basic_block("tiles"), builder.append_basic_block("tiles_done")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    index = builder.phi(_WORD, "tile")
+    index.add_incoming(_WORD(0), before)
+    body(index)
+    following = builder.add(index, _WORD(1))
+    index.add_incoming(following, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, _WORD(count)), loop, after)
+    builder.position_at_end(after)
+
+
+def microkernel(
+    dtype: str,
+    *,
+    m: int,
+    n: int,
+    a: tuple[int, int],
+    b: int,
+    c: int,
+    accumulate: bool,
+    tile: tuple[int, int],
+    lanes: int,
+) -> Any:
+    """A Numba function ``product(c, c_index, a, a_index, b, b_index, k)`` over typed pointers and element indices.
+
+    ``dtype`` is float32 or float64; ``a`` has strides (row, column), ``b`` and ``c`` a row stride and unit columns.
+    ``tile`` is (MR, NR) and ``lanes`` the elements of a vector register. A panel of NR columns of B is used by all rows
+    before the next one. Memory past column n of B and C is neither read nor written.
+    """
+
+    def call_tile(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value, rows: int, columns: int) -> None:
+        shape = _Tile(dtype, rows, columns, a[0], a[1], b, c, accumulate, lanes)
+        builder.call(shape.function(builder.module), [c0, a0, b0, k])
+
+    def panel(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value, columns: int) -> None:
+        def rows_at(i: Value, rows: int) -> None:
+            c1 = builder.gep(c0, [builder.mul(i, _WORD(tile[0] * c))])
+            a1 = builder.gep(a0, [builder.mul(i, _WORD(tile[0] * a[0]))])
+            call_tile(builder, c1, a1, b0, k, rows, columns)
+
+        _each(builder, m // tile[0], lambda i: rows_at(i, tile[0]))
+        if m % tile[0]:
+            rows_at(_WORD(m // tile[0]), m % tile[0])
+
+    def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
+        c0, a0, b0 = (builder.gep(values[i], [values[i + 1]]) for i in (0, 2, 4))
+
+        def columns_at(j: Value, columns: int) -> None:
+            at = builder.mul(j, _WORD(tile[1]))
+            panel(builder, builder.gep(c0, [at]), a0, builder.gep(b0, [at]), values[6], columns)
+
+        _each(builder, n // tile[1], lambda j: columns_at(j, tile[1]))
+        if n % tile[1]:
+            columns_at(_WORD(n // tile[1]), n % tile[1])
+        return context.get_dummy_value()
+
+    @intrinsic
+    def product(typingctx: Any, c: Any, ci: Any, a: Any, ai: Any, b: Any, bi: Any, k: Any) -> Any:
+        return types.void(c, types.int64, a, types.int64, b, types.int64, types.int64), build
+
+    return product
