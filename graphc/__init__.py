@@ -6,21 +6,55 @@ The public names: `entry`, `spec`, `state`, `grad`, the Array API's functions, `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from graphc.dtype import bool_, float32, float64, int8, int16, int32, int64, uint8, uint32
-from graphc.errors import GraphcError
+import graphc.ops  # noqa: F401  (first: it fills the table from which tracing builds nodes)
+from graphc import nn as nn
+from graphc import optim as optim
+from graphc.dtype import bool_ as bool_
+from graphc.dtype import float32 as float32
+from graphc.dtype import float64 as float64
+from graphc.dtype import int8 as int8
+from graphc.dtype import int16 as int16
+from graphc.dtype import int32 as int32
+from graphc.dtype import int64 as int64
+from graphc.dtype import uint8 as uint8
+from graphc.dtype import uint32 as uint32
+from graphc.errors import GraphcError as GraphcError
 from graphc.functional import *  # noqa: F403
-from graphc.functional import __all__ as _functions
-from graphc.state import State, state
-from graphc.tensor import Tensor
-from graphc.trace import Entry, Spec, checkpoint, entry, grad, spec, stop_gradient
-
-import graphc.ops  # isort: skip  # fills the table that tracing builds from
-
-if TYPE_CHECKING:
-    import os
-
-    from graphc.driver import Program
+from graphc.nn.attention import scaled_dot_product_attention as scaled_dot_product_attention
+from graphc.nn.functional import *  # noqa: F403
+from graphc.random import seed as seed
+from graphc.state import State as State
+from graphc.state import state as state
+from graphc.tensor import Tensor as Tensor
+from graphc.trace import Entry as Entry
+from graphc.trace import Spec as Spec
+from graphc.trace import checkpoint as checkpoint
+from graphc.trace import entry as entry
+from graphc.trace import grad as grad
+from graphc.trace import spec as spec
+from graphc.trace import stop_gradient as stop_gradient
 
 __version__ = "0.1.0"
+
+
+def compile(*entries: Entry, target: str = "cpu", **options: Any) -> Any:
+    """Compile entries that share state into a program (`graphc.driver.compile` has the options)."""
+    from graphc import driver
+
+    return driver.compile(*entries, target=target, **options)
+
+
+def compile_file(path: Any, **options: Any) -> Any:
+    """Compile the entries of a model file into a program (`graphc.driver.compile_file` has the options)."""
+    from graphc import driver
+
+    return driver.compile_file(path, **options)
+
+
+def load(path: Any, *, trust: bool = False) -> Any:
+    """Load a program from a ``.gcx`` file. Native code that this machine did not build runs only with ``trust``."""
+    from graphc import runtime
+
+    return runtime.load(path, trust=trust)

@@ -31,7 +31,7 @@ class Scope:
 
     ``registry`` maps the names of state to the objects that own them; all entries of a program share one, so that a
     name means one thing. ``reads`` and ``writes`` belong to the outermost scope, except that writes inside a region
-    are kept there until it closes.
+    are kept there until it closes. ``undo`` runs when the entry is traced; ``memo`` is for what an entry makes once.
     """
 
     def __init__(self, name: str, parent: Scope | None = None, registry: dict[str, State] | None = None):
@@ -42,7 +42,7 @@ class Scope:
         self.captured: dict[Value, Value] = {}
         self.reads: dict[State, Value] = {}
         self.writes: dict[State, tuple[Value, Loc | None]] = {}
-        self.counters: dict[str, int] = {}
+        self.memo: dict[str, Any] = {}
         self.undo: list[Callable[[], None]] = []
 
     def input(self, name: str, type: TensorType) -> Value:
@@ -67,12 +67,6 @@ class Scope:
                 "input", name=f"captured{len(self.captured)}", dtype=value.dtype, shape=value.shape
             ).out(0)
         return self.captured[value]
-
-    def count(self, what: str) -> int:
-        """0, 1, 2 … for each call in one entry."""
-        n = self.root.counters.get(what, 0)
-        self.root.counters[what] = n + 1
-        return n
 
     def register(self, name: str, state: State) -> None:
         """Claim ``name`` for ``state``. Raises GC0211 when another object has it."""

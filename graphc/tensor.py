@@ -21,9 +21,9 @@ from graphc.scope import Scope, current, emit, user_loc
 from graphc.traps import Traps
 
 __all__ = [
-    "Axis", "Tensor", "TensorLike", "apply", "as_dtype", "as_tensor", "astype", "binary", "broadcast_to",
-    "common_dtype", "common_shape", "constant", "floor_divide", "liftable", "logical", "matmul", "normalize_axis", "power", "promote_all", "reduce", "reshape", "scope",
-    "true_divide",
+    "Array", "Axis", "Tensor", "TensorLike", "apply", "as_dtype", "as_tensor", "astype", "binary", "broadcast_to",
+    "common_dtype", "common_shape", "constant", "floor_divide", "liftable", "logical", "matmul", "normalize_axis", "power",
+    "promote_all", "reduce", "reshape", "scope", "true_divide",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, np.dtype[Any]]

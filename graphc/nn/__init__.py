@@ -1,0 +1,28 @@
+"""Modules and layers by torch's names."""
+
+from __future__ import annotations
+
+from graphc.nn import functional, init
+from graphc.nn.layers import (
+    GELU,
+    Dropout,
+    Embedding,
+    Identity,
+    LayerNorm,
+    Linear,
+    ModuleList,
+    MultiheadAttention,
+    ReLU,
+    RMSNorm,
+    Sequential,
+    Sigmoid,
+    SiLU,
+    Tanh,
+)  # fmt: skip
+from graphc.nn.module import Module
+from graphc.state import Parameter
+
+__all__ = [
+    "GELU", "Dropout", "Embedding", "Identity", "LayerNorm", "Linear", "Module", "ModuleList", "MultiheadAttention",
+    "Parameter", "RMSNorm", "ReLU", "Sequential", "SiLU", "Sigmoid", "Tanh", "functional", "init",
+]  # fmt: skip
