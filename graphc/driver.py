@@ -83,7 +83,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.target != "cpu":
-            raise error("GC0609", f"there is no target {self.target!r}", hint="this graphc compiles for cpu")
+            raise error("GC0607", f"there is no target {self.target!r}", hint="this graphc compiles for cpu")
 
     @property
     def checked(self) -> bool:

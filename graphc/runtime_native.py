@@ -19,6 +19,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -42,10 +43,8 @@ class Block:
         self.nbytes = nbytes
         self._map = mmap.mmap(-1, max(nbytes + guard, 1))
         if nbytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+            with suppress(OSError):  # a system without huge pages: slower, not wrong
                 self._map.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:
-                pass  # a kernel without huge pages: slower, not wrong
         self.bytes = np.frombuffer(self._map, np.uint8)
         self.address: int = self.bytes.ctypes.data
 
