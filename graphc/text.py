@@ -143,6 +143,7 @@ class Scanner:
     FILE = BARE_FILE
     STRING = re.compile(r'"(?:[^"\\\n]++|\\.)*+"')
     VALUE = re.compile(r"%(\d+)", re.ASCII)
+    BOOL = re.compile(r"(?:true|false)\b")
     INT = re.compile(r"-?\d+(?![\d.eE])", re.ASCII)
     NUMBER = re.compile(r"-?(?:inf|nan|\d++(?:\.\d*+)?+(?:[eE][+-]?\d++)?+)(?!\w)", re.ASCII)
 
@@ -375,7 +376,7 @@ def decode(s: Scanner, encoded: str) -> bytes:
 
 
 def parse_scalars(s: Scanner, t: TensorType) -> bytes:
-    pattern = {"f": s.NUMBER, "b": s.NAME}.get(t.dtype.kind, s.INT)
+    pattern = {"f": s.NUMBER, "b": s.BOOL}.get(t.dtype.kind, s.INT)
     items: list[Any] = []
     s.list(")", lambda: items.append(READ[t.dtype.kind](s.need(pattern, f"an element of {t.dtype}"))))
     return from_scalars(t, items)

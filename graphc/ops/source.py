@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.dtype import DType, TensorType, dtype, uint32
+from graphc.dtype import DType, TensorType, bool_, dtype, uint32
 from graphc.errors import error
 from graphc.ir import Attrs, Literal, attrs
 from graphc.loop import Call, Const, Expr, call
@@ -59,6 +59,8 @@ def infer_const(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType, ...
     t = TensorType(value.dtype, value.shape)
     if t.nbytes != len(value.data):
         raise error("GC0109", f"const of {t} needs {t.nbytes} bytes, and has {len(value.data)}")
+    if t.dtype == bool_ and value.data.strip(b"\x00\x01"):
+        raise error("GC0109", "const of bool has bytes other than 0 and 1")
     return (t,)
 
 
@@ -169,7 +171,7 @@ random_bits = Op(
     lower=Map(lower_random_bits, coords=True),
     samples=lambda: [
         Sample((np.full((3, 4), 7, np.uint32), np.full((3, 4), 0xDEADBEEF, np.uint32))),
-        Sample((np.uint32(1).reshape(()), np.uint32(2).reshape(()))),
+        Sample((np.array(1, np.uint32), np.array(2, np.uint32))),
     ],
 )
 
