@@ -332,7 +332,7 @@ def _differentiable_from(roots: Sequence[Value]) -> set[Value]:
             body: Graph = node.attrs["body"]
             inside = _differentiable_from([body.outputs[value.index][1]])
             sources = tuple(v for v, i in zip(node.inputs, body.inputs, strict=True) if i in inside)
-        elif node.op != "grad" and (node.op == "stop_gradient" or isinstance(op.vjp, NotDifferentiable)):
+        elif node.op not in ("call", "grad") and (node.op == "stop_gradient" or isinstance(op.vjp, NotDifferentiable)):
             sources = ()
         stack.extend(v for v in sources if v.dtype.is_float)
     return seen
