@@ -19,6 +19,11 @@ from graphc.train import Interrupted, Progress, Run, check_trainable
 
 __all__ = ["train"]
 
+# Options that the command to resume a run repeats, beside --set.
+RESTATED = (
+    "data", "seed", "steps", "output", "evaluate_every", "checkpoint_every", "checkpoint", "memory_budget",
+)  # fmt: skip
+
 
 def train(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Train a model file. The result's keys: ``heldout_loss``, ``steps``, ``seconds``, ``artifact`` and the file's
