@@ -23,7 +23,7 @@ from graphc.artifact_records import (
     PortRecord,
 )
 from graphc.dtype import DTYPES
-from graphc.errors import error
+from graphc.errors import CODES, error
 
 __all__ = ["LIMIT", "check_manifest", "check_member_name"]
 
@@ -63,6 +63,8 @@ def _entry(entry: EntryRecord, manifest: Manifest) -> None:
         _require(0 <= size <= LIMIT, f"{at}: sizes")
     _ports(f"{at} inputs", entry.inputs, entry.arena_bytes)
     _ports(f"{at} outputs", entry.outputs, entry.arena_bytes)
+    for check in entry.checks:
+        _require(check.code in CODES, f"{at}: error code {check.code!r}")
     for tensor in entry.tensors:
         _require(_inside(tensor.offset, tensor.nbytes, entry.arena_bytes), f"{at}: tensor {tensor.name!r}")
         _require(-1 <= tensor.start <= tensor.end <= len(entry.launches), f"{at}: lifetime of {tensor.name!r}")
