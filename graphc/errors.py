@@ -178,7 +178,7 @@ CODES: dict[str, Code] = {
         Code(
             "GC0303",
             "an op between variable and loss has no gradient",
-            "Some ops (floor, say) have no useful derivative. Wrap the operand in gc.stop_gradient where none should\n"
+            "An op may say that it has no derivative. Wrap its operand in gc.stop_gradient where no gradient should\n"
             "flow.",
         ),
         Code(
@@ -241,7 +241,7 @@ CODES: dict[str, Code] = {
         Code(
             "GC0607",
             "no such pass, kernel, entry or target",
-            "The name after --dump-after, --kernel, --entry or --target does not occur; the message lists what there is.",
+            "The name after --dump-after, --kernel, --entry or --target does not occur. The message lists some.",
         ),
         Code(
             "GC0608",

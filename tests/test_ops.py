@@ -104,7 +104,22 @@ def test_infer_refuses(code, op, arrays, settings, says):
     assert code in CODES
 
 
-JUNK = (None, True, -1, 7, 2.5, "x", (), (0, 1, 2, 3), (-1,), ("x",), ((0,), (0,)), ((0,), 1, 2), dtype("int8"))
+JUNK = (
+    None,
+    True,
+    -1,
+    7,
+    2.5,
+    "x",
+    (),
+    (0, 1, 2, 3),
+    (-1,),
+    ("x",),
+    ((0,), (0,)),
+    ((0,), 1, 2),
+    dtype("int8"),
+    Graph.build("g", [], []),
+)
 
 
 @pytest.mark.parametrize(("op", "sample"), CASES)

@@ -83,7 +83,9 @@ def attribute(op: str, at: Attrs, name: str, kind: type) -> Any:
     """Attribute ``name``, which must be a ``kind``. Raises GC0109."""
     value = at.get(name)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise error("GC0109", f"{op} needs an attribute {name} of type {kind.__name__}, and has {value!r:.60}")
+        raise error(
+            "GC0109", f"{op} needs an attribute {name} of type {kind.__name__}, and has a {type(value).__name__}"
+        )
     return value
 
 
@@ -94,7 +96,7 @@ def ints(op: str, at: Attrs, name: str) -> tuple[int, ...]:
 
 def int_tuple(op: str, name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, tuple) or not all(type(v) is int for v in value):
-        raise error("GC0109", f"attribute {name} of {op} must be a tuple of ints, and is {value!r:.60}")
+        raise error("GC0109", f"attribute {name} of {op} must be a tuple of ints")
     return value
 
 

@@ -26,7 +26,7 @@ def axis_pair(at: Attrs, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     pair = check.attribute("dot", at, name, tuple)
     left, right = (check.int_tuple("dot", name, p) for p in pair) if len(pair) == 2 else ((), (0,))
     if len(left) != len(right):
-        raise error("GC0109", f"attribute {name} of dot must be two tuples of equal length, and is {pair!r:.60}")
+        raise error("GC0109", f"attribute {name} of dot must be two tuples of equal length")
     return left, right
 
 
