@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from graphc.kernels.plan import EntryPlan, Launch, View
 
 from graphc.dtype import DType
+from graphc.kernels.plan import EntryPlan, Launch, View
 from graphc.loop import (
     Acc,
     Affine,

@@ -1,0 +1,120 @@
+"""Views read backwards: which call made a value, and where its result must lie for a view of it to lie somewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphc.dtype import Shape, contiguous_strides
+from graphc.ir import Graph, Node, Value
+from graphc.kernels.plan import View
+from graphc.ops.base import Move, Region, Split, get_op
+
+__all__ = ["Layouts"]
+
+
+class Layouts:
+    """Facts about the views of a fused graph. ``strides`` holds the layouts other than row-major that results get."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.strides: dict[Value, Shape] = {}
+        self._roots: dict[Value, Value] = {}
+        for node in graph.nodes:
+            moved = isinstance(get_op(node.op).lower, Move | Split)
+            for v in node.outs:
+                self._roots[v] = self._roots[node.inputs[0]] if moved else v
+        self._choose()
+
+    def root(self, value: Value) -> Value:
+        """The value whose memory ``value`` is a view of."""
+        return self._roots[value]
+
+    def readers(self, value: Value) -> list[Node]:
+        """The nodes that read ``value`` through any view."""
+        found: dict[Node, None] = {}
+        stack = [value]
+        while stack:
+            for node in self.graph.users(stack.pop()):
+                if isinstance(get_op(node.op).lower, Move | Split):
+                    stack.extend(node.outs)
+                else:
+                    found[node] = None
+        return list(found)
+
+    def only_reader(self, result: Value, node: Node) -> bool:
+        """Whether ``node`` is all that reads ``result``, once."""
+        leaves = {self.root(v) for v in self.graph.results}
+        uses = sum(self.root(v) == result for v in node.inputs)
+        return result not in leaves and self.readers(result) == [node] and uses == 1
+
+    def producer(self, value: Value) -> tuple[Value, list[Node]] | None:
+        """The call result that ``value`` is a rearrangement of, and the moves between, last first."""
+        moves: list[Node] = []
+        while isinstance(get_op(value.node.op).lower, Move):
+            if value.node.op not in INVERSE:
+                return None
+            moves.append(value.node)
+            value = value.node.inputs[0]
+        return (value, moves) if isinstance(get_op(value.node.op).lower, Region) else None
+
+    def inverse(self, target: View, moves: Sequence[Node]) -> View | None:
+        """Where the producer's result must lie for its view through ``moves`` (last first) to be ``target``."""
+        strides: Shape | None = target.strides
+        shape = target.shape
+        for node in moves:
+            before = node.inputs[0].shape
+            strides = INVERSE[node.op](node, shape, strides)
+            if strides is None:
+                return None
+            shape = before
+        return View(target.buffer, target.dtype, shape, strides, target.offset)
+
+    def _choose(self) -> None:
+        """Find the reshapes that no strided view of a row-major result can express, and lay the result out for them."""
+        seen: dict[Value, Shape] = {}
+        for node in self.graph.nodes:
+            lowering = get_op(node.op).lower
+            for v in node.outs:
+                seen[v] = contiguous_strides(v.shape)
+            if isinstance(lowering, Split):
+                seen.update((v, seen[node.inputs[0]]) for v in node.outs)
+            if not isinstance(lowering, Move):
+                continue
+            operand = node.inputs[0]
+            found = lowering.view(operand.shape, seen[operand], node.attrs, node.out().shape)
+            if found is not None:
+                seen[node.out()] = found[0]
+            else:
+                self._lay_out(node)
+
+    def _lay_out(self, node: Node) -> None:
+        found = self.producer(node.out())
+        if found is None:
+            return
+        result, moves = found
+        strides: Shape | None = contiguous_strides(node.out().shape)
+        shape = node.out().shape
+        for move in moves:
+            strides = INVERSE[move.op](move, shape, strides) if strides is not None else None
+            shape = move.inputs[0].shape
+        # Kernels want the last dimension together in memory.
+        if strides and strides[-1] == 1:
+            self.strides.setdefault(result, strides)
+
+
+def _undo_reshape(node: Node, shape: Shape, strides: Shape) -> Shape | None:
+    lowering = get_op(node.op).lower
+    assert isinstance(lowering, Move)
+    seen = lowering.view(shape, strides, node.attrs, node.inputs[0].shape)
+    return None if seen is None else seen[0]
+
+
+def _undo_permutation(node: Node, shape: Shape, strides: Shape) -> Shape:
+    out = [0] * len(strides)
+    for k, axis in enumerate(node.attrs["axes"]):
+        out[axis] = strides[k]
+    return tuple(out)
+
+
+# Movements that are a rearrangement of all elements, and their inverses on strides.
+INVERSE = {"reshape": _undo_reshape, "permute_dims": _undo_permutation}

@@ -1,0 +1,102 @@
+"""Lowering of reductions that are not along rows: over leading or middle dimensions, or over everything.
+
+What is reduced is cut into chunks of fixed size, whatever the number of threads. Each chunk is reduced to a partial
+result in temporary memory; a second launch combines the partials in order. With one chunk the first launch writes the
+result. Here is the case in which the innermost dimension is reduced; the other is in `lower_columns`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from graphc.ir import Attrs, Graph
+from graphc.kernels.lower_columns import lower_columns
+from graphc.kernels.lower_context import LowerContext, Operand
+from graphc.kernels.lower_reduce import Reduction, segment
+from graphc.kernels.lower_space import unravel
+from graphc.kernels.plan import Launch, View
+from graphc.loop import Acc, Affine, Const, Expr, Let, Load, Loop, Role, Stmt, Store, Update, Var
+
+__all__ = ["lower_col"]
+
+FLAT_CHUNK = 8192  # elements that one unit of work reduces to one
+
+
+def lower_col(
+    body: Graph, attrs: Attrs, operands: Sequence[View], results: Sequence[View], ctx: LowerContext
+) -> list[Launch]:
+    """Launches for reductions of equal axes of values of one shape."""
+    if 0 in results[0].shape:
+        return []
+    job = Reduction(body, dict(zip(body.inputs, operands, strict=True)), results, ctx)
+    return _flat(job) if job.flat else lower_columns(job)
+
+
+def _flat(job: Reduction) -> list[Launch]:
+    """VECTOR along the innermost dimension, into accumulators."""
+    length = job.inner.sizes[-1] if job.inner.sizes else 1
+    rows = prod(job.inner.sizes[:-1])
+    # A chunk is some whole rows, or part of the only one.
+    per_chunk = FLAT_CHUNK if rows == 1 else max(1, FLAT_CHUNK // length)
+    chunks = max(1, -(-(length if rows == 1 else rows) // per_chunk))
+    if chunks == 1:
+        return [job.launch("col", job.reads(), job.results, _flat_body(job, chunks, per_chunk, job.results))]
+    partials = job.partials(chunks)
+    return [
+        job.launch("col", job.reads(), partials, _flat_body(job, chunks, per_chunk, partials)),
+        _flat_combine(job, chunks, partials),
+    ]
+
+
+def _flat_body(job: Reduction, chunks: int, per_chunk: int, outs: Sequence[View]) -> list[Stmt]:
+    env: dict[int, Expr] = {}
+    top = job.uniform(env)
+    kept = [Var(f"k{d}") for d in range(len(job.outer.sizes))]
+    inner = [Var(f"i{d}") for d in range(max(1, len(job.inner.sizes)))]
+    lanes: list[Stmt] = list(
+        job.elements.emit(
+            job.elements.closure(job.elements.roots), env, lambda a: job.index(a, kept, inner[: len(job.inner.sizes)])
+        )
+    )
+    accs = [Var(f"{how}{k}", v.dtype) for k, (how, v) in enumerate(zip(job.how, outs, strict=True))]
+    lanes += [Update(acc, env[root]) for acc, root in zip(accs, job.elements.roots, strict=True)]
+    unit, chunk = Var("unit"), Var("chunk")
+    inside = unravel(unit, (*job.outer.sizes, chunks), [*kept, chunk])
+    inside += [Acc(acc, how) for acc, how in zip(accs, job.how, strict=True)]
+    inside += _chunk_loops(job, chunk, per_chunk, inner, lanes)
+    for k, (acc, view) in enumerate(zip(accs, outs, strict=True)):
+        inside.append(Store(f"y{k}", job.place(k, view, kept, chunk), acc))
+    return [*top, Loop(unit, prod(job.outer.sizes) * chunks, tuple(inside), Role.PARALLEL)]
+
+
+def _chunk_loops(job: Reduction, chunk: Var, per_chunk: int, inner: Sequence[Var], lanes: Sequence[Stmt]) -> list[Stmt]:
+    """The loops over one chunk of the reduced dimensions around ``lanes``."""
+    sizes = job.inner.sizes or (1,)
+    rows = prod(sizes[:-1])
+    limit = sizes[-1] if rows == 1 else rows
+    bounds = segment(chunk, per_chunk, limit, Var("start"), Var("stop"))
+    if rows == 1:
+        fixed: list[Stmt] = [Let(v, Const(0, v.dtype)) for v in inner[:-1]]
+        vector = Loop(inner[-1], Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"), unroll=4)
+        return [*bounds, *fixed, vector]
+    row = Var("row")
+    vector = Loop(inner[-1], sizes[-1], tuple(lanes), Role.VECTOR, unroll=4)
+    inside = (*unravel(row, sizes[:-1], inner[:-1]), vector)
+    return [*bounds, Loop(row, Var("stop"), inside, Role.SERIAL, start=Var("start"))]
+
+
+def _flat_combine(job: Reduction, chunks: int, partials: Sequence[View]) -> Launch:
+    total = prod(job.outer.sizes)
+    kept = [Var(f"k{d}") for d in range(len(job.outer.sizes))]
+    unit, i = Var("unit"), Var("i")
+    inside: list[Stmt] = unravel(unit, job.outer.sizes, kept)
+    accs = [Var(f"{how}{k}", v.dtype) for k, (how, v) in enumerate(zip(job.how, partials, strict=True))]
+    inside += [Acc(acc, how) for acc, how in zip(accs, job.how, strict=True)]
+    at = Affine.of(unit) + Affine.of(i, total)
+    loads = [Load(f"p{k}", at, v.dtype) for k, v in enumerate(partials)]
+    lanes = tuple(Update(acc, x) for acc, x in zip(accs, loads, strict=True))
+    inside.append(Loop(i, chunks, lanes, Role.VECTOR))
+    inside += [Store(f"y{k}", job.index(job.outs[k], kept, []), acc) for k, acc in enumerate(accs)]
+    reads = [Operand(f"p{k}", v, reads=True) for k, v in enumerate(partials)]
+    return job.launch("combine", reads, job.results, [Loop(unit, total, tuple(inside), Role.PARALLEL)])

@@ -1,0 +1,101 @@
+"""What the lowerings of single groups share: temporaries, run-time checks, and the assembly of launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from graphc.dtype import DType
+from graphc.errors import Loc
+from graphc.ir import Graph
+from graphc.kernels.contract_schedule import Target
+from graphc.kernels.plan import Arg, Buffer, Flag, Launch, View
+from graphc.loop import Kernel, Param, Scratch, Stmt
+
+__all__ = ["LowerContext", "Operand", "launch", "lines", "span_bytes", "title"]
+
+
+@dataclass
+class LowerContext:
+    """The state of lowering one entry. ``target`` holds the facts of the machine that loops are shaped by."""
+
+    target: Target
+    checks: int = 0  # the most run-time checks that the entry will have
+    loc: Loc | None = None
+    flags: list[Flag] = field(default_factory=list)
+    _temps: int = 0
+
+    def temp(self, name: str, nbytes: int) -> Buffer:
+        """Memory for the launches of the group that is being lowered."""
+        self._temps += 1
+        return Buffer(f"{name}.{self._temps}", "arena", nbytes, self.loc)
+
+    def flag(self, code: str, message: str, loc: Loc | None) -> Arg:
+        """The word of a new run-time check, as an argument that the kernel may write."""
+        self.flags.append(Flag(code, message, loc))
+        assert len(self.flags) <= self.checks
+        return Arg(Buffer("flags", "flags", 4 * self.checks), 4 * (len(self.flags) - 1), writes=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One buffer parameter of a launch: its name in the kernel and what it is bound to."""
+
+    name: str
+    view: View
+    reads: bool = False
+    writes: bool = False
+    offset: int | None = None  # elements; None: the view's own
+
+    @property
+    def param(self) -> Param:
+        layout = "" if self.view.contiguous else f", strides {list(self.view.strides)}"
+        comment = f"{self.view.dtype}{list(self.view.shape)}{layout}"
+        return Param(self.name, self.view.dtype, written=self.writes, comment=comment)
+
+    @property
+    def arg(self) -> Arg:
+        start = self.view.offset if self.offset is None else self.offset
+        return Arg(self.view.buffer, start * self.view.dtype.itemsize, reads=self.reads, writes=self.writes)
+
+
+def launch(
+    name: str,
+    operands: Sequence[Operand],
+    body: Sequence[Stmt],
+    *,
+    doc: str,
+    lines: tuple[Loc, ...] = (),
+    flops: int = 0,
+    scratch: Sequence[Scratch] = (),
+    scalars: Sequence[tuple[str, int]] = (),
+    extra: Sequence[tuple[Param, Arg]] = (),
+) -> Launch:
+    """A kernel and one launch of it over ``operands``; ``scalars`` are passed by value, ``extra`` comes last."""
+    from_dtype: DType = operands[0].view.dtype
+    params = [o.param for o in operands]
+    params += [Param(n, from_dtype, scalar=True) for n, _ in scalars] + [p for p, _ in extra]
+    args = [o.arg for o in operands] + [Arg(value=v) for _, v in scalars] + [a for _, a in extra]
+    kernel = Kernel(name, tuple(params), tuple(body), tuple(scratch), lines, doc)
+    traffic = sum({(o.view.buffer.name, o.view.offset, o.writes): span_bytes(o.view) for o in operands}.values())
+    return Launch(kernel, tuple(args), name, lines, flops, traffic)
+
+
+def span_bytes(view: View) -> int:
+    """Bytes of the distinct elements that a view touches (a repeated dimension counts once)."""
+    return prod(d for d, s in zip(view.shape, view.strides, strict=True) if s) * view.dtype.itemsize
+
+
+def lines(body: Graph) -> tuple[Loc, ...]:
+    """The user's lines that a body came from."""
+    return tuple(dict.fromkeys(n.loc for n in body if n.loc))
+
+
+def title(kind: str, body: Graph, shape: Sequence[int]) -> str:
+    """A readable name: the kind, the body's telling ops in order, the shape."""
+    quiet = {"input", "const", "broadcast_to", "reshape", "permute_dims", "slice", "stop_gradient", kind}
+    ops = [n.op for n in body if n.op not in quiet]
+    told = list(dict.fromkeys(ops))
+    shown = told if len(told) <= 5 else [*told[:3], "etc", told[-1]]
+    return "_".join([kind, *shown, "x".join(map(str, shape)) or "scalar"])

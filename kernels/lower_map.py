@@ -1,0 +1,130 @@
+"""Lowering of elementwise groups.
+
+Dimensions are ordered by the first result's strides and merged wherever every array allows it. The innermost loop is
+the VECTOR loop, cut into chunks of fixed size; chunks and enough outer dimensions form the PARALLEL loop. A group that
+merges to one loop takes its length as an argument, so that equal maps over tensors of any size share their code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from graphc.dtype import Shape, int64
+from graphc.ir import Attrs, Graph
+from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
+from graphc.kernels.lower_element import Array, Elements
+from graphc.kernels.lower_space import Loops, merge, nest, order_by, parallel_prefix, unravel
+from graphc.kernels.plan import Launch, View
+from graphc.loop import Affine, Const, Expr, Let, Loop, Role, Stmt, Store, Var, call
+
+__all__ = ["lower_map", "parallel_chunks"]
+
+CHUNK = 4096  # elements of one step of the PARALLEL loop: small against a step, large against a call
+
+
+def lower_map(
+    body: Graph, attrs: Attrs, operands: Sequence[View], results: Sequence[View], ctx: LowerContext
+) -> list[Launch]:
+    """One launch that computes every result of ``body`` (all of one shape) element by element."""
+    space = results[0].shape
+    if 0 in space:
+        return []
+    elements = Elements(space, dict(zip(body.inputs, operands, strict=True)), [v for _, v in body.outputs])
+    outs = [(f"y{k}", view) for k, view in enumerate(results)]
+    strides = [a.strides for a in elements.arrays] + [v.strides for _, v in outs]
+    loops = merge(space, strides, order_by(space, results[0].strides))
+    number = {a: k for k, a in enumerate(elements.arrays)}
+    kernel = _MapLoops(elements, loops, number, [name for name, _ in outs])
+    bound = [Operand(a.name, a.view, reads=True, offset=a.offset) for a in elements.arrays if a.view is not None] + [
+        Operand(name, view, writes=True) for name, view in outs
+    ]
+    flops = prod(space) * sum(i.cost for i in elements.items if i.dims)
+    return [
+        launch(
+            title("map", body, space),
+            bound,
+            kernel.body(),
+            doc=f"Elementwise over {list(space)}.",
+            lines=lines(body),
+            flops=flops,
+            scalars=kernel.scalars,
+        )
+    ]
+
+
+class _MapLoops:
+    """The statements of one map kernel: uniform items first, then those of the outer loops, then the vector loop."""
+
+    def __init__(self, elements: Elements, loops: Loops, number: dict[Array, int], outs: Sequence[str]):
+        self.elements, self.loops, self.number, self.outs = elements, loops, number, outs
+        self.vars = [Var(f"i{k}") for k in range(len(loops.sizes))] or [Var("i0")]
+        self.single = len(loops.sizes) <= 1
+        size = loops.sizes[0] if loops.sizes else 1
+        self.scalars = [("n", size), ("chunks", -(-size // CHUNK))] if self.single else []
+
+    def index(self, array: Array | int) -> Affine:
+        k = array if isinstance(array, int) else self.number[array]
+        return self.loops.index(k, self.vars) + (0 if isinstance(array, int) or array.view else array.offset)
+
+    def body(self) -> list[Stmt]:
+        env: dict[int, Expr] = {}
+        needed = sorted(self.elements.closure(self.elements.roots))
+        depth = {i: self.depth(i, needed) for i in needed}
+        inner = len(self.vars) - 1
+        top = self.elements.emit([i for i in needed if depth[i] < 0], env, self.index)
+        outer = self.elements.emit([i for i in needed if 0 <= depth[i] < inner], env, self.index)
+        lanes: list[Stmt] = list(self.elements.emit([i for i in needed if depth[i] >= inner], env, self.index))
+        first = len(self.number)
+        lanes += [
+            Store(name, self.index(first + k), env[root])
+            for k, (name, root) in enumerate(zip(self.outs, self.elements.roots, strict=True))
+        ]
+        return [*top, *parallel_chunks(self.loops.sizes, self.vars, outer, lanes, single=self.single)]
+
+    def depth(self, item: int, needed: Sequence[int]) -> int:
+        """The innermost loop that the item varies along, -1 for none."""
+        reach = self.elements.closure([item])
+        moving = [
+            loop
+            for i in reach
+            if (array := self.elements.items[i].array) is not None
+            for loop, stride in enumerate(self.loops.strides[self.number[array]])
+            if stride
+        ]
+        return max(moving, default=-1)
+
+
+def parallel_chunks(
+    sizes: Shape, variables: Sequence[Var], outer: Sequence[Stmt], lanes: Sequence[Stmt], *, single: bool
+) -> list[Stmt]:
+    """The loops of a map: PARALLEL over leading dimensions and chunks of the last, SERIAL between, VECTOR inside.
+
+    ``single``: one loop, whose length is the scalar parameter n, cut into ``chunks`` chunks."""
+    lane = variables[-1]
+    if single:
+        unit = Var("chunk")
+        bounds = _bounds(unit, Var("n"))
+        vector = Loop(lane, Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"))
+        return [Loop(unit, Var("chunks"), (*bounds, *outer, vector), Role.PARALLEL)]
+    split = parallel_prefix(sizes[:-1])
+    chunks = -(-sizes[-1] // CHUNK)
+    unit = Var("unit")
+    if chunks == 1:
+        start: list[Stmt] = unravel(unit, sizes[:split], variables[:split])
+        vector = Loop(lane, sizes[-1], tuple(lanes), Role.VECTOR)
+    else:
+        chunk = Var("chunk")
+        start = unravel(unit, (*sizes[:split], chunks), [*variables[:split], chunk])
+        start += _bounds(chunk, Const(sizes[-1], int64))
+        vector = Loop(lane, Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"))
+    inner = nest(variables[split:-1], sizes[split:-1], [*outer, vector])
+    return [Loop(unit, prod(sizes[:split]) * chunks, (*start, *inner), Role.PARALLEL)]
+
+
+def _bounds(chunk: Var, n: Expr) -> list[Stmt]:
+    size = Const(CHUNK, int64)
+    return [
+        Let(Var("start"), call("mul", chunk, size)),
+        Let(Var("stop"), call("minimum", call("add", Var("start"), size), n)),
+    ]

@@ -1,0 +1,229 @@
+"""Lowering of groups that reduce along rows: softmax, normalisation, cross-entropy and their gradients.
+
+One step of the PARALLEL loop is one row. A row takes one pass per level of reduction: pass k computes the reductions
+that need k others first, and stores the results that are complete by then. Scalars of the row are computed between the
+passes; values of the whole row are computed again in each pass that needs them, or kept in scratch memory where they
+are expensive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+
+from graphc.dtype import DType, Shape, contiguous_strides
+from graphc.ir import Attrs, Graph, Value
+from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
+from graphc.kernels.lower_element import Array, Elements
+from graphc.kernels.lower_space import merge, nest, unravel
+from graphc.kernels.plan import Buffer, Launch, View
+from graphc.loop import Acc, Affine, Expr, Let, Load, Loop, Role, Scratch, Stmt, Store, Update, Var
+from graphc.ops.base import Reduce, get_op
+
+__all__ = ["lower_row", "row_in_place"]
+
+KEEP_COST = 8  # additions: a value of the row that costs more is kept for the next pass
+KEEP_SIZE = 1 << 17  # elements of a row that may be kept: 512 KiB of float32, half of a second-level cache
+
+
+def lower_row(
+    body: Graph, attrs: Attrs, operands: Sequence[View], results: Sequence[View], ctx: LowerContext
+) -> list[Launch]:
+    """One launch over the rows of ``body``'s reductions. Results are whole rows or one element per row."""
+    plan = RowPlan(body, dict(zip(body.inputs, operands, strict=True)))
+    if 0 in plan.space[: plan.rows]:
+        return []
+    outs = [Array(f"y{k}", v.dtype, plan.widen(v), v.offset, v) for k, v in enumerate(results)]
+    kernel = _RowLoops(plan, outs)
+    arrays = plan.elements.arrays
+    return [
+        launch(
+            title("row", body, plan.space),
+            [Operand(a.name, a.view, reads=True, offset=a.offset) for a in arrays if a.view is not None]
+            + [Operand(a.name, v, writes=True) for a, v in zip(outs, results, strict=True)],
+            kernel.body(),
+            doc=f"{plan.passes} passes over each of {prod(plan.space[: plan.rows])} rows"
+            f" of {prod(plan.space[plan.rows :])} elements.",
+            lines=lines(body),
+            flops=prod(plan.space) * sum(i.cost for i in plan.elements.items if plan.wide(i.dims)),
+            scratch=kernel.scratch,
+        )
+    ]
+
+
+def row_in_place(body: Graph, operand: int, result: int) -> bool:
+    """Whether `lower_row` reads an element of the operand for the last time before it writes that of the result."""
+    source = body.inputs[operand]
+    plan = RowPlan(body, {v: View.whole(Buffer("", "arena", 0), v.dtype, v.shape) for v in body.inputs})
+    mine = [
+        i
+        for i, item in enumerate(plan.elements.items)
+        if item.array is not None and item.array.view is plan.elements.operands[source]
+    ]
+    whole = contiguous_strides(plan.space)
+    straight = all(_same(plan.elements.items[i].array, whole, plan.space) for i in mine)
+    if source.shape != plan.space or not straight:
+        return False
+    last = max((k for k, needed in enumerate(plan.needed) if needed.intersection(mine)), default=-1)
+    return last <= plan.stored[result]
+
+
+def _same(array: Array | None, strides: Shape, space: Shape) -> bool:
+    assert array is not None
+    return all(d == 1 or a == b for d, a, b in zip(space, array.strides, strides, strict=True))
+
+
+class RowPlan:
+    """What each pass computes.
+
+    ``needed[k]`` are the items of pass k that vary along the row, ``kept[k]`` those of them that go to scratch memory,
+    ``stored[r]`` is the pass that stores result r (the number of passes for scalars of the row, stored at the end).
+    """
+
+    def __init__(self, body: Graph, operands: Mapping[Value, View]):
+        reduce = next(n for n in body if isinstance(get_op(n.op).lower, Reduce))
+        self.space = reduce.inputs[0].shape
+        self.rows = len(self.space) - len(reduce.attrs["axes"])
+        self.results = [v for _, v in body.outputs]
+        self.elements = Elements(self.space, operands, self.results)
+        items, roots = self.elements.items, self.elements.roots
+        self.reductions = [i for i in self.elements.closure(roots) if items[i].reduces]
+        self.reductions.sort()
+        self.passes = 1 + max(
+            [items[i].level - 1 for i in self.reductions] + [items[r].level for r in roots if self.wide(items[r].dims)]
+        )
+        self.full = [v.shape == self.space and self.rows < len(self.space) for v in self.results]
+        self.stored = [self._stored(items[r].level, full) for r, full in zip(roots, self.full, strict=True)]
+        self._choose()
+
+    def _stored(self, level: int, full: bool) -> int:
+        return min(level, self.passes - 1) if full else self.passes
+
+    def wide(self, dims: frozenset[int]) -> bool:
+        return any(d >= self.rows for d in dims)
+
+    def widen(self, view: View) -> Shape:
+        """The strides of a result over the whole space."""
+        return view.strides[: self.rows] + (view.strides[self.rows :] or (0,) * (len(self.space) - self.rows))
+
+    def wanted(self, k: int) -> list[int]:
+        """The items that pass k exists for: what its reductions sum, and the results that it stores."""
+        items = self.elements.items
+        sums = [items[r].args[0] for r in self.reductions if items[r].level == k + 1]
+        return sums + [r for r, at in zip(self.elements.roots, self.stored, strict=True) if at == k]
+
+    def _choose(self) -> None:
+        items = self.elements.items
+        small = prod(self.space[self.rows :]) <= KEEP_SIZE
+        available: set[int] = set()  # computed in an earlier pass and worth keeping
+        self.needed: list[set[int]] = []
+        self.kept: list[set[int]] = [set() for _ in range(self.passes)]
+        self.loaded: list[set[int]] = []
+        origin: dict[int, int] = {}
+        for k in range(self.passes):
+            reach = self.elements.closure(self.wanted(k), lambda i: i in available or not self.wide(items[i].dims))
+            wide = {i for i in reach if self.wide(items[i].dims)}
+            self.loaded.append(wide & available)
+            self.needed.append(wide)
+            for i in self.loaded[k]:
+                self.kept[origin[i]].add(i)
+            for i in sorted(wide - available):
+                if small and items[i].array is None and self._work(i, available) >= KEEP_COST:
+                    available.add(i)
+                    origin[i] = k
+
+    def _work(self, item: int, available: set[int]) -> int:
+        below = self.elements.closure([item], lambda i: i != item and i in available)
+        return sum(self.elements.items[i].cost for i in below if self.wide(self.elements.items[i].dims))
+
+
+class _RowLoops:
+    """The statements of one row kernel."""
+
+    def __init__(self, plan: RowPlan, outs: Sequence[Array]):
+        self.plan, self.outs, self.elements = plan, outs, plan.elements
+        self.arrays = [*plan.elements.arrays, *outs]
+        strides = [a.strides for a in self.arrays]
+        self.scratch_strides = (0,) * plan.rows + contiguous_strides(plan.space[plan.rows :])
+        strides.append(self.scratch_strides)
+        dims = range(len(plan.space))
+        self.outer = merge(plan.space, strides, dims[: plan.rows])
+        self.inner = merge(plan.space, strides, dims[plan.rows :])
+        self.row_vars = [Var(f"r{k}") for k in range(len(self.outer.sizes))]
+        self.scratch = [
+            Scratch(f"kept{i}", self.dtype(i), prod(plan.space[plan.rows :]))
+            for i in sorted({i for kept in plan.kept for i in kept})
+        ]
+
+    def dtype(self, item: int) -> DType:
+        value = self.elements.items[item].value
+        assert value is not None
+        return value.dtype
+
+    def body(self) -> list[Stmt]:
+        row = Var("row")
+        env: dict[int, Expr] = {}
+        statements = self.scalars(-1, env)
+        inside: list[Stmt] = unravel(row, self.outer.sizes, self.row_vars)
+        for k in range(self.plan.passes):
+            inside += self.scalars(k, env)
+            inside += self.one_pass(k, env)
+        inside += self.scalars(self.plan.passes, env)
+        for root, array, full in zip(self.elements.roots, self.outs, self.plan.full, strict=True):
+            if not full:
+                inside.append(Store(array.name, self.index(array, []), env[root]))
+        count = prod(self.outer.sizes)
+        return [*statements, Loop(row, count, tuple(inside), Role.PARALLEL)]
+
+    def scalars(self, level: int, env: dict[int, Expr]) -> list[Stmt]:
+        """Items that do not vary along the row and need at most ``level`` reductions; -1: not even from row to row."""
+        items = self.elements.items
+        ready = [
+            i
+            for i, item in enumerate(items)
+            if not self.plan.wide(item.dims)
+            and not item.reduces
+            and (item.level <= level if level >= 0 else not item.dims and item.level == 0)
+        ]
+        return list(self.elements.emit(ready, env, lambda a: self.index(a, [])))
+
+    def one_pass(self, k: int, env: dict[int, Expr]) -> list[Stmt]:
+        items = self.elements.items
+        variables = [Var(f"c{k}_{d}") for d in range(max(1, len(self.inner.sizes)))]
+        sums = [r for r in self.plan.reductions if items[r].level == k + 1]
+        accs = {r: Var(f"{self.combine(r)}{r}", self.dtype(r)) for r in sums}
+        local = dict(env)
+        lanes: list[Stmt] = []
+        at = self.scratch_index(variables)
+        for i in sorted(self.plan.loaded[k]):
+            local[i] = Var(f"again{i}_{k}", self.dtype(i))
+            lanes.append(Let(local[i], Load(f"kept{i}", at, self.dtype(i))))
+        lanes += self.elements.emit(self.plan.needed[k], local, lambda a: self.index(a, variables), f"_{k}")
+        lanes += [Store(f"kept{i}", at, local[i]) for i in sorted(self.plan.kept[k])]
+        lanes += [Update(accs[r], local[items[r].args[0]]) for r in sums]
+        for root, array, stored in zip(self.elements.roots, self.outs, self.plan.stored, strict=True):
+            if stored == k:
+                lanes.append(Store(array.name, self.index(array, variables), local[root]))
+        env.update(accs)
+        if not lanes:
+            return []
+        sizes = self.inner.sizes or (1,)
+        vector = Loop(variables[-1], sizes[-1], tuple(lanes), Role.VECTOR, unroll=4 if sums and sizes[-1] > 64 else 1)
+        return [*(Acc(accs[r], self.combine(r)) for r in sums), *nest(variables[:-1], sizes[:-1], [vector])]
+
+    def combine(self, item: int) -> str:
+        value = self.elements.items[item].value
+        assert value is not None
+        lowering = get_op(value.node.op).lower
+        assert isinstance(lowering, Reduce)
+        return lowering.combine
+
+    def index(self, array: Array, columns: Sequence[Var]) -> Affine:
+        k = next(n for n, a in enumerate(self.arrays) if a is array)
+        at = self.outer.index(k, self.row_vars)
+        if columns and self.inner.sizes:
+            at = at + self.inner.index(k, columns)
+        return at + (0 if array.view else array.offset)
+
+    def scratch_index(self, columns: Sequence[Var]) -> Affine:
+        return self.inner.index(len(self.arrays), columns) if self.inner.sizes else Affine()
