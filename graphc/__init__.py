@@ -53,8 +53,20 @@ def compile_file(path: Any, **options: Any) -> Any:
     return driver.compile_file(path, **options)
 
 
-def load(path: Any, *, trust: bool = False) -> Any:
-    """Load a program from a ``.gcx`` file. Native code that this machine did not build runs only with ``trust``."""
+def load(path: Any, *, threads: int | None = None, trust: bool = False) -> Any:
+    """Load a program from a ``.gcx`` file, with the state that it was saved with.
+
+    Native code that this user did not build on this machine runs only with ``trust=True``. Otherwise, and where it does
+    not fit this machine, the program is rebuilt from its graph (with a warning) if the compiler is installed, and
+    refused if not (`graphc.runtime.load` lists the errors).
+    """
     from graphc import runtime
 
-    return runtime.load(path, trust=trust)
+    return runtime.load(path, threads=threads, trusted=trust, rebuild=_rebuild)
+
+
+def _rebuild(artifact: Any, threads: int | None) -> Any:
+    """Compile the graphs of an artifact again. Raises ImportError where the compiler is not installed."""
+    from graphc import driver
+
+    return driver.rebuild(artifact, threads=threads)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from graphc.artifact import CONSTS, STATE_FILE, Artifact, is_trusted, trust
 from graphc.artifact_records import ARENA, CONST, FLAGS, STATE, VALUE, EntryRecord, PortRecord
 from graphc.config import settings
 from graphc.dtype import TensorType
-from graphc.errors import Loc, error
+from graphc.errors import GraphcError, Loc, error
 from graphc.runtime_arguments import bind
 from graphc.runtime_memory import MemoryReport
 from graphc.runtime_native import Block, Code, Team, check_machine
@@ -30,18 +31,36 @@ __all__ = ["Entry", "KernelInfo", "Program", "StateView", "kernel_infos", "load"
 _GUARD = 4096  # bytes behind the arena in which a measured run shows that a kernel left it
 
 
-def load(path: str | os.PathLike[str], *, threads: int | None = None, trusted: bool = False) -> Program:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    trusted: bool = False,
+    rebuild: Callable[[Artifact, int | None], Program] | None = None,
+) -> Program:
     """The program in a ``.gcx`` file, with the state that it was saved with.
 
-    Raises GC0501 to GC0504 and GC0507 (`Artifact.read`), GC0505 when its native code cannot run on this machine, and
-    GC0506 when it was not built by this user on this machine and ``trusted`` does not vouch for it.
+    Its native code runs if it fits this machine (else GC0505) and was built by this user on this machine or ``trusted``
+    vouches for it (else GC0506). Instead of these errors, ``rebuild(artifact, threads)`` makes the program again, with
+    a warning that says why; an ImportError from it means that the compiler is not installed here. Raises also GC0501 to
+    GC0504 and GC0507 (`Artifact.read`).
     """
     artifact = Artifact.read(path)
-    check_machine(artifact.manifest.target)
-    if not trusted and not is_trusted(artifact):
-        message = f"{os.fspath(path)} was not built by this user on this machine, so its native code is not run"
-        hint = "graphc.load(path, trust=True) runs it; with numba installed it is rebuilt from its graph."
-        raise error("GC0506", message, hint=hint)
+    try:
+        check_machine(artifact.manifest.target)
+        if not trusted and not is_trusted(artifact):
+            message = f"{os.fspath(path)} was not built by this user on this machine, so its native code is not run"
+            hint = "graphc.load(path, trust=True) runs it; with numba installed it is rebuilt from its graph."
+            raise error("GC0506", message, hint=hint)
+    except GraphcError as refused:
+        if rebuild is None:
+            raise
+        try:
+            program = rebuild(artifact, threads)
+        except ImportError:
+            raise refused from None
+        warnings.warn(f"rebuilt from its graph: {refused.message}", stacklevel=3)
+        return program
     return Program(artifact, threads=threads)
 
 

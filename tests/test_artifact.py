@@ -109,9 +109,10 @@ def test_a_changed_byte_never_crashes(tmp_path_factory: pytest.TempPathFactory, 
     data[int(at * len(data))] = value
     target.write_bytes(data)
     try:
-        assert Artifact.read(target).manifest.format == FORMAT
+        code = "GC05" * (Artifact.read(target).manifest.format == FORMAT)
     except GraphcError as problem:
-        assert problem.code.startswith("GC05")
+        code = problem.code
+    assert code.startswith("GC05")
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
