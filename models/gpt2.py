@@ -106,7 +106,6 @@ class Conv1D(nn.Module):
     """x [..., n_in] → x @ weight + bias [..., n_out]. GPT-2 stores weights [in, out], the transpose of `nn.Linear`."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
-        super().__init__()
         self.weight = nn.Parameter(np.zeros((n_in, n_out), np.float32))
         self.bias = nn.Parameter(np.zeros(n_out, np.float32))
 
@@ -118,7 +117,6 @@ class Attention(nn.Module):
     """Causal self-attention over x [B, T, n_embd]."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
         self.n_head, self.attn_pdrop = config.n_head, config.attn_pdrop
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
@@ -137,7 +135,6 @@ class MLP(nn.Module):
     """The position-wise network over x [B, T, n_embd]."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
         self.c_fc = Conv1D(config.n_embd, config.n_inner)
         self.c_proj = Conv1D(config.n_inner, config.n_embd)
         self.act = ACTIVATIONS[config.activation_function]
@@ -149,7 +146,6 @@ class MLP(nn.Module):
 
 class Block(nn.Module):
     def __init__(self, config: Config) -> None:
-        super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -164,7 +160,6 @@ class Transformer(nn.Module):
     """ids [B, T] int → hidden states [B, T, n_embd]."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
@@ -182,29 +177,22 @@ class Model(nn.Module):
     """ids [B, T] int → logits [B, T, vocab_size]; the output layer shares its weight with the token embedding."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
         self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
-        self.load_state_dict(initial_weights(self, config))
+        initialise(self, config)
 
     def forward(self, ids: gc.Tensor) -> gc.Tensor:
         return self.lm_head(self.transformer(ids))
 
 
-def initial_weights(model: Model, config: Config) -> dict[str, np.ndarray]:
+def initialise(model: Model, config: Config) -> None:
     """Matrices from a normal distribution, the layers that write to the residual stream scaled by 1/sqrt(2 n_layer)
-    so that its variance does not grow with depth; biases 0, norms 1."""
-    rng = np.random.default_rng(config.seed)
-    weights: dict[str, np.ndarray] = {}
-    for name, p in model.state_dict().items():
-        if p.ndim == 2 and name != "lm_head.weight":
-            std = config.initializer_range
-            if name.endswith("c_proj.weight"):
-                std /= math.sqrt(2 * config.n_layer)
-            p = std * rng.standard_normal(p.shape, np.float32)
-        weights[name] = p
-    return weights | {"lm_head.weight": weights["transformer.wte.weight"]}
+    so that its variance does not grow with depth; biases stay 0 and norms 1."""
+    for name, p in model.named_parameters():
+        if p.ndim == 2:
+            depth = 2 * config.n_layer if name.endswith("c_proj.weight") else 1
+            nn.init.normal_(p, std=config.initializer_range / math.sqrt(depth))
 
 
 # Training ------------------------------------------------------------------------------------------------------------
@@ -212,6 +200,7 @@ def initial_weights(model: Model, config: Config) -> dict[str, np.ndarray]:
 
 def entries(config: Config) -> tuple[gc.Entry, ...]:
     """``train`` and ``evaluate`` (x, y [batch_size, n_positions] → loss), ``infer`` (x [1, n_positions] → logits)."""
+    gc.seed(config.seed)  # initial weights and dropout
     model = Model(config)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -220,7 +209,7 @@ def entries(config: Config) -> tuple[gc.Entry, ...]:
             {"params": matrices, "weight_decay": config.weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ],
-        lr=optim.warmup_cosine(config.learning_rate, config.warmup_iters, config.lr_decay_iters, config.min_lr),
+        lr=optim.cosine(config.learning_rate, config.lr_decay_iters, warmup=config.warmup_iters, final=config.min_lr),
         betas=(config.beta1, config.beta2),
     )
     ids = gc.spec((config.batch_size, config.n_positions), "int32")
@@ -228,7 +217,7 @@ def entries(config: Config) -> tuple[gc.Entry, ...]:
     @gc.entry(x=ids, y=ids)
     def train(x: gc.Tensor, y: gc.Tensor) -> dict[str, gc.Tensor]:
         loss = gc.cross_entropy(model.train()(x), y)
-        grads = gc.grad(loss, model.parameters())
+        grads = gc.grad(loss, matrices + vectors)
         opt.update(optim.clip_by_global_norm(grads, config.grad_clip))
         return {"loss": loss}
 

@@ -45,26 +45,19 @@ class Model(nn.Module):
     """x [B, in_features] float32 → logits [B, out_features]."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
         self.fc1 = nn.Linear(config.in_features, config.hidden_features)
         self.fc2 = nn.Linear(config.hidden_features, config.out_features)
-        self.load_state_dict(initial_weights(self, config.seed))
+        for layer in (self.fc1, self.fc2):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: gc.Tensor) -> gc.Tensor:
         return self.fc2(gc.relu(self.fc1(x)))
 
 
-def initial_weights(model: Model, seed: int) -> dict[str, np.ndarray]:
-    """He et al. (2015): matrices [out, in] normal with variance 2/in, biases 0."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: rng.standard_normal(p.shape, np.float32) * np.float32((2 / p.shape[1]) ** 0.5) if p.ndim == 2 else 0 * p
-        for name, p in model.state_dict().items()
-    }
-
-
 def entries(config: Config) -> tuple[gc.Entry, ...]:
     """``train`` and ``evaluate`` (x [batch_size, in_features], y [batch_size] → loss), ``infer`` (one x → logits)."""
+    gc.seed(config.seed)
     model = Model(config)
     opt = optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     features = gc.spec((config.batch_size, config.in_features), "float32")
