@@ -24,15 +24,16 @@ from numba.core.registry import cpu_target
 
 from graphc.kernels.cpu.dialect import NumbaDialect
 from graphc.kernels.cpu.target import CpuTarget
+from graphc.kernels.cpu.team import team_ir
 from graphc.kernels.emit import emit
 from graphc.loop import Kernel
 
-__all__ = ["Compiled", "compile_kernels", "digest_of", "optimise", "source_of"]
+__all__ = ["Compiled", "compile_kernels", "digest_of", "optimise", "source_of", "team_object"]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel in object code: ``symbol`` is "gc_" + ``digest``, ``source`` the Numba text, ``object`` the ELF bytes."""
+    """A kernel in object code: ``symbol`` is "gc_" + ``digest``, ``source`` the Numba text, ``object`` ELF bytes."""
 
     kernel: Kernel
     symbol: str
@@ -151,6 +152,12 @@ def optimise(text: str, target: CpuTarget) -> llvm.ModuleRef:
     passes = llvm.create_pass_builder(tm, options)
     passes.getModulePassManager().run(module, passes)
     return module
+
+
+@cache
+def team_object(target: CpuTarget) -> bytes:
+    """Object code of the thread team: gc_run, gc_worker and gc_stop."""
+    return bytes(machine(target).emit_object(optimise(team_ir(target), target)))
 
 
 def compile_source(source: str, symbol: str, path: Path, target: CpuTarget) -> bytes:
