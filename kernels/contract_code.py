@@ -9,10 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from graphc.dtype import DType, int64
+from graphc.dtype import DType
 from graphc.kernels.contract_index import Bound, Names, expr
 from graphc.loop import (
-    Acc, Affine, Call, Const, Contract, Expr, If, Let, Load, Loop, Operand, Role, Stmt, Store, Update, Var, call,
+    Acc,
+    Affine,
+    Call,
+    Const,
+    Contract,
+    Expr,
+    If,
+    Let,
+    Load,
+    Loop,
+    Operand,
+    Role,
+    Stmt,
+    Store,
+    Update,
+    Var,
+    call,
 )  # fmt: skip
 
 __all__ = ["Code"]
@@ -112,7 +128,7 @@ class Code:
             self.store(buffer, at + Affine.of(j), self.const(value))
 
     def tiles(self, start: Bound, stop: Bound, total: int, size: int, body: Callable[[Bound, int], None]) -> None:
-        """``body(tile, rows)`` for tiles [start, stop) of ``size`` rows; the last tile of ``total`` rows may be short."""
+        """``body(tile, rows)`` for tiles [start, stop) of ``size`` rows; the last of ``total`` rows may be short."""
         full, rest = divmod(total, size)
         if full:
             with self.loop("tile", start, self.int("full", "minimum", stop, full)) as tile:

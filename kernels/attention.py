@@ -1,0 +1,75 @@
+"""Lowering of attention regions, forward and backward, without the matrix of scores in memory.
+
+The operands and results are those of the region that `scaled_dot_product_attention` traces: (q, k, v[, k0, k1]) to
+(o, lse), and for the gradient (q, k, v[, k0, k1], o, lse, do, dlse) to (dq, dk, dv). Each is a strided view; what the
+microkernel cannot read in place is packed. The body is not consulted: it says the same, and the tests compare them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphc.ir import Attrs, Graph
+from graphc.kernels.attention_backward import Backward
+from graphc.kernels.attention_forward import Forward
+from graphc.kernels.attention_shape import Shape
+from graphc.kernels.lower_context import LowerContext, Operand, launch
+from graphc.kernels.plan import Launch, View
+
+__all__ = ["lower_attention", "lower_attention_vjp"]
+
+KEYS = ("k0", "k1")  # of the random numbers, where there is dropout
+EXP_COST = 10  # of one exponential, in units of an addition
+
+
+def lower_attention(
+    body: Graph, attrs: Attrs, operands: Sequence[View], results: Sequence[View], ctx: LowerContext
+) -> list[Launch]:
+    """o [B, H, T, D] and lse [B, H, T] of q, k, v [B, H, T, D] under ``is_causal``, ``scale`` and ``dropout_p``."""
+    names = ["q", "k", "v", *KEYS[: len(operands) - 3]]
+    return lower(Forward, 2, names, ["o", "lse"], body, attrs, operands, results, ctx)
+
+
+def lower_attention_vjp(
+    body: Graph, attrs: Attrs, operands: Sequence[View], results: Sequence[View], ctx: LowerContext
+) -> list[Launch]:
+    """dq, dk, dv from the cotangents ``do`` of o and ``dlse`` of lse; scores are computed again from lse."""
+    names = ["q", "k", "v", *KEYS[: len(operands) - 7], "o", "lse", "do", "dlse"]
+    return lower(Backward, 5, names, ["dq", "dk", "dv"], body, attrs, operands, results, ctx)
+
+
+def lower(
+    kind: type[Forward] | type[Backward],
+    products: int,
+    reads: Sequence[str],
+    writes: Sequence[str],
+    body: Graph,
+    attrs: Attrs,
+    operands: Sequence[View],
+    results: Sequence[View],
+    ctx: LowerContext,
+) -> list[Launch]:
+    views = dict(zip(reads, operands, strict=True)) | dict(zip(writes, results, strict=True))
+    if all(0 in view.shape for view in results):
+        return []
+    shape = Shape.of(views["q"], views["k"], views["v"], ctx.target)
+    code = kind(shape, views["q"].dtype, attrs, views)
+    scores = shape.batch * shape.heads * shape.queries * shape.keys // (2 if attrs["is_causal"] else 1)
+    sizes = "x".join(map(str, views["q"].shape))
+    return [
+        launch(
+            f"{kind.title}_{sizes}",
+            [
+                *(Operand(n, views[n], reads=True) for n in reads),
+                *(Operand(n, views[n], writes=True) for n in writes),
+            ],
+            code.body(),
+            doc=f"Attention, {kind.title}: q {list(views['q'].shape)}, k {list(views['k'].shape)}"
+            + (", causal" if attrs["is_causal"] else "")
+            + (f", dropout {attrs['dropout_p']}" if attrs["dropout_p"] else "")
+            + ".",
+            lines=tuple(dict.fromkeys(node.loc for node in body if node.loc)),
+            flops=scores * (products * (shape.depth + shape.width) + EXP_COST),
+            scratch=code.scratch(),
+        )
+    ]

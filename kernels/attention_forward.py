@@ -1,0 +1,188 @@
+"""Flash attention, forward: a tile of queries against all its keys while the scores stay in the first-level cache.
+
+Dao, Fu, Ermon, Rudra, Ré, "FlashAttention: Fast and Memory-Efficient Exact Attention" (arXiv 2205.14135), with a tile
+of queries as tall as the register tile. Where the keys fit in one block the softmax needs no rescaling at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graphc.dtype import DType
+from graphc.ir import Attrs
+from graphc.kernels.attention_shape import Attention, Shape
+from graphc.kernels.contract_index import Bound, expr, place
+from graphc.kernels.plan import View
+from graphc.loop import Affine, Expr, Operand, Role, Scratch, Stmt, Var, call
+
+__all__ = ["Forward"]
+
+MIN_TASKS = 16  # heads are split into ranges of queries where there are fewer
+RANGE = 384  # queries of one task that works in several blocks of keys: their sums wait in the second-level cache
+
+
+class Forward(Attention):
+    """o = softmax(q kᵀ scale) v and lse, tiles of queries at a time.
+
+    Scratch: ``kt`` panels of kᵀ, ``vs`` the rows of v, ``scores`` of one tile, ``sums`` p v so far, ``top`` and
+    ``norm`` per query: the largest score and the sum of the exponentials so far.
+    """
+
+    title = "attention"
+
+    def __init__(self, shape: Shape, dtype: DType, attrs: Attrs, views: Mapping[str, View]):
+        super().__init__(shape, dtype, attrs, views)
+        tiles, heads = shape.query_tiles, shape.batch * shape.heads
+        wanted = min(tiles, -(-MIN_TASKS // max(1, heads)))
+        if shape.blocks > 1:
+            wanted = max(wanted, -(-tiles * shape.mr // RANGE))
+        self.range = -(-tiles // wanted)  # tiles of a task
+        self.parts = -(-tiles // self.range)
+        self.one = shape.blocks == 1
+        self.score_row = shape.panels(shape.block)
+        self.value_row = shape.aligned(shape.width)
+
+    def scratch(self) -> tuple[Scratch, ...]:
+        s = self.shape
+        rows = s.mr if self.one else self.range * s.mr
+        sizes = {
+            "kt": self.score_row * s.depth,
+            "vs": s.block * self.value_row,
+            "scores": s.mr * self.score_row,
+            "sums": rows * self.value_row,
+            "top": rows,
+            "norm": rows,
+        }
+        return tuple(Scratch(name, self.dtype, size) for name, size in sizes.items())
+
+    def body(self) -> tuple[Stmt, ...]:
+        c, s = self.code, self.shape
+        with c.loop("task", 0, s.batch * s.heads * self.parts, role=Role.PARALLEL) as task:
+            part = c.int("turn", "mod", task, self.parts) if self.parts > 1 else 0
+            self.enter_head(c.int("head_of", "div", task, self.parts))
+            first = c.int("tile_first", "mul", self.balanced(part), self.range)
+            last = c.int("tile_last", "minimum", c.int("tile_end", "add", first, self.range), s.query_tiles)
+            if self.one:
+                self.pack(0, s.keys)
+                c.tiles(first, last, s.queries, s.mr, lambda tile, rows: self.tile(tile, rows, first, 0, s.keys))
+            else:
+                self.blocks(first, last)
+        return tuple(c.out)
+
+    def balanced(self, turn: Bound) -> Bound:
+        """The range of queries of a turn: first, last, second, last but one, …, since later ones see more keys."""
+        if isinstance(turn, int) or not self.causal:
+            return turn
+        c = self.code
+        half = c.int("half", "div", turn, 2)
+        back = c.let("back", call("sub", expr(self.parts - 1), expr(half)))
+        odd = call("ne", expr(c.int("odd", "mod", turn, 2)), expr(0))
+        return c.let("part", call("select", odd, back, expr(half)))
+
+    def blocks(self, first: Bound, last: Bound) -> None:
+        """Keys in several blocks: the sums of all queries of the task are kept and rescaled."""
+        c, s = self.code, self.shape
+        rows = c.int("rows", "mul", c.int("tiles", "sub", last, first), s.mr)
+        c.fill("top", Affine(), 0, rows, float("-inf"))
+        c.fill("norm", Affine(), 0, rows)
+        c.fill("sums", Affine(), 0, c.int("sum_size", "mul", rows, self.value_row))
+        with c.loop("start", 0, s.keys, step=s.block) as start:
+            stop = c.int("stop", "minimum", c.int("end", "add", start, s.block), s.keys)
+            self.pack(start, stop)
+            c.tiles(first, last, s.queries, s.mr, lambda tile, rows: self.tile(tile, rows, first, start, stop))
+        c.tiles(first, last, s.queries, s.mr, lambda tile, rows: self.finish(tile, rows, first))
+
+    def pack(self, start: Bound, stop: Bound) -> None:
+        c, s = self.code, self.shape
+        self.copy_panels("k", start, stop, s.depth, "kt")
+        self.copy_rows("v", start, c.int("values", "sub", stop, start), s.width, "vs", self.value_row)
+
+    # One tile of queries
+
+    def tile(self, tile: Bound, rows: int, first: Bound, start: Bound, stop: Bound) -> None:
+        c, s = self.code, self.shape
+        query = c.int("query", "mul", tile, s.mr)
+        seen = self.limit(query, start, stop, rows)
+        with c.when("gt", 1 if self.one else seen, 0):
+            self.score(query, rows, seen)
+            local = self.local(tile, first)
+            with c.loop("r", 0, rows) as r:
+                row = c.int("row", "add", query, r)
+                self.softmax(row, r, place([(local, 1), (r, 1)]), start, stop, seen)
+            self.weigh(place([(local, self.value_row)]), rows, seen)
+        if self.one:
+            self.finish(tile, rows, first)
+
+    def local(self, tile: Bound, first: Bound) -> Bound:
+        """The first row of a tile in the scratch arrays."""
+        if self.one:
+            return 0
+        return self.code.int("local", "mul", self.code.int("at", "sub", tile, first), self.shape.mr)
+
+    def score(self, query: Bound, rows: int, seen: Bound) -> None:
+        """scores = q kᵀ, in whole panels."""
+        c, s = self.code, self.shape
+        q = Operand("q", self.at("q", query), self.row("q"), self.column("q"))
+        with c.loop("panel", 0, c.int("panels", "div", c.int("up", "add", seen, s.nr - 1), s.nr)) as p:
+            kt = Operand("kt", Affine.of(p, s.depth * s.nr), s.nr)
+            c.contract(Operand("scores", Affine.of(p, s.nr), self.score_row), q, kt, rows, s.nr, s.depth)
+
+    def softmax(self, row: Bound, r: Var, at: Affine, start: Bound, stop: Bound, seen: Bound) -> None:
+        """Exponentials of one row of scores, and its statistics; zeros for keys that only later rows see."""
+        c = self.code
+        line = Affine.of(r, self.score_row)
+        valid = self.limit(row, start, stop)
+        scale = c.const(self.scale)
+        top = c.acc("row_top", "max")
+        with c.lanes(0, valid, unroll=4) as j:
+            c.update(top, c.fn("mul", c.load("scores", line + Affine.of(j)), scale))
+        best: Expr = top
+        if not self.one:
+            best = c.let("new_top", c.fn("maximum", c.load("top", at), top))
+            self.rescale(at, best)
+        down = c.let("down", c.fn("neg", best))
+        total = c.acc("row_sum", "sum")
+        position = self.row_position(row, start)
+        with c.lanes(0, valid, unroll=2) as j:
+            here = line + Affine.of(j)
+            p = c.let("p", c.fn("exp", c.fn("fma", c.load("scores", here), scale, down)))
+            c.update(total, p)
+            c.store("scores", here, self.dropped(p, self.kept(position, j)))
+        if self.causal:
+            c.fill("scores", line, valid, seen)
+        c.store("top", at, best)
+        c.store("norm", at, total if self.one else c.fn("add", c.load("norm", at), total))
+
+    def rescale(self, at: Affine, best: Expr) -> None:
+        """Bring the sums so far to the new largest score."""
+        c = self.code
+        factor = c.let("factor", c.fn("exp", c.fn("sub", c.load("top", at), best)))
+        c.store("norm", at, c.fn("mul", c.load("norm", at), factor))
+        with c.lanes(0, self.shape.width) as j:
+            here = at * self.value_row + Affine.of(j)
+            c.store("sums", here, c.fn("mul", c.load("sums", here), factor))
+
+    def weigh(self, sums: Affine, rows: int, seen: Bound) -> None:
+        """sums += p v"""
+        c, s = self.code, self.shape
+        p = Operand("scores", Affine(), self.score_row)
+
+        def panel(at: Bound, columns: int) -> None:
+            v = Operand("vs", place([(at, s.nr)]), self.value_row)
+            target = Operand("sums", sums + place([(at, s.nr)]), self.value_row)
+            c.contract(target, p, v, rows, columns, seen, accumulate=not self.one)
+
+        c.tiles(0, -(-s.width // s.nr), s.width, s.nr, panel)
+
+    def finish(self, tile: Bound, rows: int, first: Bound) -> None:
+        """o = sums / norm, lse = top + log(norm)"""
+        c, s = self.code, self.shape
+        local = self.local(tile, first)
+        with c.loop("r", 0, rows) as r:
+            row = c.int("row", "add", c.int("query", "mul", tile, s.mr), r)
+            at = place([(local, 1), (r, 1)])
+            norm = c.let("total", c.load("norm", at))
+            with c.lanes(0, s.width) as j:
+                value = c.fn("div", c.load("sums", at * self.value_row + Affine.of(j)), norm)
+                c.store("o", self.at("o", row, j), value)
+            c.store("lse", self.at("lse", row), c.fn("add", c.load("top", at), c.fn("log", norm)))

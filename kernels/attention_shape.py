@@ -1,0 +1,169 @@
+"""Attention as its two lowerings see it: sizes, blocks, arrays with their strides, and the steps that both take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import lcm
+
+from graphc.dtype import DType, TensorType
+from graphc.ir import Attrs
+from graphc.kernels.contract_code import Code
+from graphc.kernels.contract_index import Bound, expr, place
+from graphc.kernels.contract_schedule import Target, even
+from graphc.kernels.plan import View
+from graphc.loop import Affine, Const, Expr, Load, Var, call
+from graphc.ops.base import Map, MapContext, get_op
+
+__all__ = ["Attention", "Shape"]
+
+KEY_BLOCK = 512  # keys at a time: a row of scores for a tile of queries stays in the first level of cache
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """``batch`` × ``heads`` problems of ``queries`` × ``keys`` scores over ``depth`` elements, values of ``width``.
+
+    ``mr`` × ``nr`` is the register tile; ``block`` keys are worked on at a time, a multiple of both unless it is all.
+    """
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    depth: int
+    width: int
+    mr: int
+    nr: int
+    block: int
+
+    @classmethod
+    def of(cls, q: View, k: View, v: View, target: Target) -> Shape:
+        b, h, queries, depth = q.shape
+        keys, width = k.shape[2], v.shape[3]
+        mr, nr = target.tile(q.dtype)
+        step = lcm(mr, nr)
+        block = keys if keys <= KEY_BLOCK else -(-even(keys, KEY_BLOCK) // step) * step
+        return cls(b, h, queries, keys, depth, width, mr, nr, min(block, keys))
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.keys // self.block)
+
+    @property
+    def query_tiles(self) -> int:
+        return -(-self.queries // self.mr)
+
+    def panels(self, columns: int) -> int:
+        """``columns`` rounded up to whole panels."""
+        return -(-columns // self.nr) * self.nr
+
+    def aligned(self, columns: int) -> int:
+        """The row stride of a scratch matrix: whole vectors, so that rows are aligned."""
+        lanes = max(1, self.nr // 2)
+        return -(-columns // lanes) * lanes
+
+
+class Attention:
+    """What forward and backward share: the arrays of one head, packing, masks and dropout."""
+
+    def __init__(self, shape: Shape, dtype: DType, attrs: Attrs, views: Mapping[str, View]):
+        self.shape, self.dtype, self.views = shape, dtype, views
+        self.causal: bool = attrs["is_causal"]
+        self.scale: float = attrs["scale"]
+        self.dropout: float = attrs["dropout_p"]
+        self.code = Code(dtype)
+        self.batch: Bound = 0
+        self.head: Bound = 0
+        self.keys: tuple[Var, Var] | None = None
+
+    # Arrays
+
+    def enter_head(self, flat: Bound) -> None:
+        """Name the batch and head of a flat index, and load what is the same for all of it."""
+        c, s = self.code, self.shape
+        self.batch = c.int("batch", "div", flat, s.heads) if s.batch > 1 else 0
+        self.head = c.int("head", "mod", flat, s.heads) if s.batch > 1 else flat
+        if self.dropout:
+            key0, key1 = (c.let(n, Load(n, Affine(), self.views[n].dtype)) for n in ("k0", "k1"))
+            self.keys = (key0, key1)
+
+    def at(self, name: str, row: Bound | Affine, column: Bound | Affine = 0) -> Affine:
+        """The place of an element of the current head in an array [B, H, T, D] or [B, H, T]."""
+        strides = self.views[name].strides
+        where = (self.batch, self.head, row, column)
+        return place(zip(where[: len(strides)], strides, strict=True))
+
+    def row(self, name: str) -> int:
+        return self.views[name].strides[2]
+
+    def column(self, name: str) -> int:
+        return self.views[name].strides[3]
+
+    # Packing
+
+    def copy_rows(self, name: str, start: Bound, rows: Bound, columns: int, target: str, row: int) -> None:
+        """``target[i, :] = name[start + i, :]``"""
+        c = self.code
+        with c.loop("row", 0, rows) as i, c.lanes(0, columns) as j:
+            at = self.at(name, place([(start, 1), (i, 1)]), j)
+            c.store(target, place([(i, row), (j, 1)]), c.load(name, at))
+
+    def copy_panels(self, name: str, start: Bound, stop: Bound, columns: int, target: str) -> None:
+        """Rows of ``name`` from ``start`` to ``stop`` as columns: panels [panel][column][nr]."""
+        c, s = self.code, self.shape
+
+        def panel(at: Bound, lanes: int) -> None:
+            with c.loop("column", 0, columns) as d, c.lanes(0, lanes) as j:
+                source = self.at(name, place([(start, 1), (at, s.nr), (j, 1)]), d)
+                c.store(target, place([(at, columns * s.nr), (d, s.nr), (j, 1)]), c.load(name, source))
+
+        total = c.int("rows", "sub", stop, start)
+        if isinstance(total, int):
+            c.tiles(0, -(-total // s.nr), total, s.nr, panel)
+            return
+        full = c.int("panels", "div", total, s.nr)
+        with c.loop("panel", 0, full) as p:
+            panel(p, s.nr)
+        rest = self.shape.keys % s.nr
+        if rest:
+            with c.when("ne", c.int("rest", "mod", total, s.nr), 0):
+                panel(full, rest)
+
+    # Masks and dropout
+
+    def limit(self, row: Bound, start: Bound, stop: Bound, more: int = 1) -> Bound:
+        """How many keys, from ``start`` on, the queries before ``row + more`` may see."""
+        c = self.code
+        if not self.causal:
+            return c.int("seen", "sub", stop, start)
+        end = c.int("seen_end", "minimum", c.int("after", "add", row, more), stop)
+        seen = c.int("seen", "sub", end, start)
+        return seen if self.shape.blocks == 1 else c.int("seen", "maximum", seen, 0)
+
+    def row_position(self, row: Bound, start: Bound) -> Bound:
+        """The linear index, in the whole [B, H, T, T], of the score of query ``row`` and key ``start``."""
+        if not self.dropout:
+            return 0
+        c, s = self.code, self.shape
+        head = c.int("head_at", "add", c.int("batch_at", "mul", self.batch, s.heads), self.head)
+        query = c.int("query_at", "add", c.int("queries_at", "mul", head, s.queries), row)
+        return c.int("position", "add", c.int("scores_at", "mul", query, s.keys), start)
+
+    def kept(self, position: Bound, lane: Var) -> Var | None:
+        """Whether dropout keeps the score of this lane (None: there is no dropout). The bits are op random_bits'."""
+        if self.keys is None:
+            return None
+        lowering = get_op("random_bits").lower
+        assert isinstance(lowering, Map)
+        kind = self.keys[0].dtype
+        linear = call("add", expr(position), lane)
+        bits = lowering.fn(self.keys, MapContext({}, TensorType(kind, ()), (), linear))
+        return self.code.let("keep", call("ge", bits, Const(int(self.dropout * 2**32), kind)))
+
+    def dropped(self, value: Expr, keep: Var | None) -> Expr:
+        """``value`` / (1 - p) where it is kept, else 0."""
+        if keep is None:
+            return value
+        c = self.code
+        return call("select", keep, call("mul", value, c.const(1 / (1 - self.dropout))), c.const(0.0))
