@@ -112,7 +112,7 @@ class _Body:
                 continue
             node = v.node
             computes = isinstance(get_op(node.op).lower, Map | Reduce | Move)
-            missing = [i for i in node.inputs if i not in self.new]
+            missing = [i for i in dict.fromkeys(node.inputs) if i not in self.new]
             if missing:
                 for i in missing:
                     if not (self.internal(i) and computes):

@@ -11,6 +11,7 @@ from graphc.passes.cse import cse
 from graphc.passes.dce import dce
 from graphc.passes.differentiate import differentiate
 from graphc.passes.fold import fold
+from graphc.passes.fuse import fuse
 from graphc.passes.simplify import simplify
 from graphc.verify import verify
 
@@ -43,6 +44,7 @@ PIPELINE = (
     Pass("simplify_folded", simplify, "Applies local algebra to what folding has made constant."),
     Pass("cse", cse, "Merges equal computations."),
     Pass("dce", dce, "Drops what nobody needs, also inside regions."),
+    Pass("fuse", fuse, "Groups nodes into kernels."),
 )
 
 ORDER = (
@@ -52,6 +54,7 @@ ORDER = (
     Constraint("fold", "simplify_folded", "the second run is there for the constants that folding makes"),
     Constraint("simplify_folded", "cse", "equal computations have the same form only once they are simplified"),
     Constraint("cse", "dce", "merged regions may have results that only one of them used"),
+    Constraint("dce", "fuse", "a kernel must not compute what nobody reads"),
 )
 
 Observer = Callable[[str, Graph, Graph, float], None]
