@@ -38,9 +38,9 @@ __all__ = [
     "abs", "add", "all", "any", "arange", "asarray", "astype", "bitwise_and", "bitwise_or", "bitwise_xor",
     "broadcast_to", "ceil", "clip", "concat", "cos", "divide", "einsum", "equal", "erf", "exp", "expand_dims",
     "floor", "floor_divide", "full", "full_like", "greater", "greater_equal", "iota", "isfinite", "less", "less_equal",
-    "log", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max", "maximum", "mean", "min", "minimum",
-    "multiply", "negative", "not_equal", "ones", "ones_like", "permute_dims", "pow", "prod", "remainder", "reshape",
-    "round", "rsqrt", "scatter_add", "sign", "sin", "split", "sqrt", "square", "squeeze", "stack", "std", "subtract",
+    "log", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max", "maximum", "mean", "min",
+    "minimum", "multiply", "negative", "not_equal", "ones", "ones_like", "permute_dims", "pow", "prod", "remainder",
+    "reshape", "round", "rsqrt", "scatter_add", "sign", "sin", "split", "sqrt", "square", "squeeze", "stack", "std", "subtract",
     "sum", "take", "tanh", "tril", "triu", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 

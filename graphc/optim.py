@@ -24,7 +24,7 @@ from graphc.tensor import Tensor, astype
 
 __all__ = [
     "SGD", "Adam", "AdamW", "Optimizer", "clip_by_global_norm", "clip_by_value", "constant", "cosine", "exponential",
-    "linear", "step_decay",
+    "global_norm", "linear", "step_decay",
 ]  # fmt: skip
 
 Rate = float | Callable[[Tensor], Tensor]  # a number, or a function of the step counter (float32, 0 at first)
@@ -66,24 +66,31 @@ class Optimizer:
         return f"{self.name}.{p.name}.{what}"
 
     def update(self, grads: Sequence[Tensor] | Mapping[str, Tensor]) -> None:
-        """Assign the new parameters. ``grads``: one gradient per parameter, in the order of the parameters, or a dict
-        in that order. Raises GC0306 when they do not match."""
-        given = list(grads.values()) if isinstance(grads, Mapping) else list(grads)
-        if [g.shape for g in given] != [p.shape for p in self.parameters]:
-            raise error(
-                "GC0306",
-                f"{len(given)} gradients do not match the {len(self.parameters)} parameters of the optimizer",
-                loc=user_loc(),
-                hint="give both the same list: opt.update(gc.grad(loss, net.parameters()))",
-            )
-        remaining = iter(given)
+        """Assign the new parameters. ``grads``: what `graphc.grad` (and clipping) returned for these parameters, in any
+        order; or other tensors, in the order of ``self.parameters``. Raises GC0306 when they do not match."""
+        gradients = self._matched(_listed(grads))
         step = astype(self.step, int32)
         for group in self.groups:
             lr = group["lr"](astype(step, float32)) if callable(group["lr"]) else group["lr"]
             apply = self.rule({**group, "lr": lr}, step + 1)
             for p in group["params"]:
-                p.assign(apply(p, next(remaining)))
+                p.assign(apply(p, gradients[p]))
         self.step.assign(step + 1)
+
+    def _matched(self, grads: list[Tensor]) -> dict[Tensor, Tensor]:
+        """The gradient of each parameter."""
+        by_parameter = {g.gradient_of: g for g in grads if g.gradient_of is not None}
+        if not by_parameter and len(grads) == len(self.parameters):
+            by_parameter = dict(zip(self.parameters, grads, strict=True))
+        shapes = [by_parameter[p].shape if p in by_parameter else None for p in self.parameters]
+        if len(by_parameter) != len(shapes) or shapes != [p.shape for p in self.parameters]:
+            raise error(
+                "GC0306",
+                f"{len(grads)} gradients do not match the {len(self.parameters)} parameters of the optimizer",
+                loc=user_loc(),
+                hint="give both the same parameters: opt.update(gc.grad(loss, net.parameters()))",
+            )
+        return by_parameter
 
     def rule(self, group: Mapping[str, Any], t: Tensor) -> Callable[[Parameter, Tensor], Tensor]:
         """The new value of a parameter from its gradient, in step number ``t`` (int32, from 1 on). What depends on
@@ -121,7 +128,8 @@ class SGD(Optimizer):
     ):
         if nesterov and not momentum:
             raise error("GC0217", "nesterov needs a momentum", loc=user_loc())
-        super().__init__(params, dict(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay), name)
+        options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        super().__init__(params, options, name)
 
     def rule(self, group: Mapping[str, Any], t: Tensor) -> Callable[[Parameter, Tensor], Tensor]:
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
@@ -156,7 +164,8 @@ class Adam(Optimizer):
         *,
         name: str = "optim",
     ):
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), name)
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, options, name)
 
     def rule(self, group: Mapping[str, Any], t: Tensor) -> Callable[[Parameter, Tensor], Tensor]:
         lr, (b1, b2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
@@ -212,12 +221,17 @@ def _one_minus_power(beta: float, t: Tensor) -> Tensor:
 # Clipping ------------------------------------------------------------------------------------------------------------
 
 
-def _like(grads: Any, new: list[Tensor]) -> Any:
-    return dict(zip(grads, new, strict=True)) if isinstance(grads, Mapping) else new
-
-
 def _listed(grads: Any) -> list[Tensor]:
     return list(grads.values()) if isinstance(grads, Mapping) else list(grads)
+
+
+def _each(fn: Callable[[Tensor], Tensor], grads: Any) -> Any:
+    """``fn`` of each gradient, in the same form; the results count as gradients of the same parameters."""
+    new = []
+    for g in _listed(grads):
+        new.append(fn(g))
+        new[-1].gradient_of = g.gradient_of
+    return dict(zip(grads, new, strict=True)) if isinstance(grads, Mapping) else new
 
 
 def global_norm(grads: Any) -> Tensor:
@@ -235,15 +249,15 @@ def clip_by_global_norm(grads: Any, max_norm: float) -> Any:
     Source: Pascanu et al., arXiv 1211.5063.
     """
     scale = minimum(max_norm / (global_norm(grads) + 1e-6), 1.0)
-    return _like(grads, [g * scale for g in _listed(grads)])
+    return _each(lambda g: g * scale, grads)
 
 
 def clip_by_value(grads: Any, max_value: float) -> Any:
     """``grads`` (a list or dict), each element clipped to [-max_value, max_value]."""
-    return _like(grads, [clip(g, -max_value, max_value) for g in _listed(grads)])
+    return _each(lambda g: clip(g, -max_value, max_value), grads)
 
 
-# Schedules: functions from the step (float32 scalar, 0 in the first update) to the learning rate ------------------------
+# Schedules: functions from the step (float32 scalar, 0 in the first update) to the learning rate ----------------------
 
 
 def _warmed(rate: Callable[[Tensor], Tensor], peak: float, warmup: int) -> Callable[[Tensor], Tensor]:

@@ -19,14 +19,24 @@ GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads the site numbers over the w
 
 _KEY = State(np.zeros(2, np.uint32), "rng.key")
 _STEP = State(np.zeros((), np.uint32), "rng.step")
-_generator = np.random.default_rng(0)
+_seed = 0
+_generator: np.random.Generator | None = None  # made at first use: importing numpy.random takes a tenth of our time
 
 
 def seed(n: int) -> None:
     """Seed the initial values of parameters made from now on and the random stream of programs compiled from now on."""
-    global _generator
-    _generator = np.random.default_rng(n)
-    _KEY.initial = np.random.SeedSequence(n).generate_state(2, np.uint32)
+    global _generator, _seed
+    _generator, _seed = None, n
+    _KEY.initial = np.array(_mixed(n), np.uint32)
+
+
+def _mixed(n: int) -> tuple[int, int]:
+    """Two words from ``n`` by SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    z = (n + 1) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & (1 << 64) - 1
+    z ^= z >> 31
+    return z & 0xFFFFFFFF, z >> 32
 
 
 seed(0)
@@ -34,6 +44,8 @@ seed(0)
 
 def generator() -> np.random.Generator:
     """The generator of initial values."""
+    global _generator
+    _generator = _generator or np.random.default_rng(_seed)
     return _generator
 
 

@@ -22,8 +22,8 @@ from graphc.traps import Traps
 
 __all__ = [
     "Array", "Axis", "Tensor", "TensorLike", "apply", "as_dtype", "as_tensor", "astype", "binary", "broadcast_to",
-    "common_dtype", "common_shape", "constant", "floor_divide", "liftable", "logical", "matmul", "normalize_axis", "power",
-    "promote_all", "reduce", "reshape", "scope", "true_divide",
+    "common_dtype", "common_shape", "constant", "floor_divide", "liftable", "logical", "matmul", "normalize_axis",
+    "power", "promote_all", "reduce", "reshape", "scope", "true_divide",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -68,16 +68,17 @@ class Tensor(Traps):
     write instead.
     """
 
-    __slots__ = ("_scope", "_value")
+    __slots__ = ("_scope", "_value", "gradient_of")
 
     _scope: Scope
     _value: Value
+    gradient_of: Tensor | None  # what `grad` differentiated by to get this: optimizers find the parameter by it
 
-    @classmethod
-    def of(cls, value: Value) -> Tensor:
+    @staticmethod
+    def of(value: Value, gradient_of: Tensor | None = None) -> Tensor:
         """``value``, which belongs to the scope being traced, as a tensor."""
-        self = cls.__new__(cls)
-        self._value, self._scope = value, scope()
+        self = Tensor.__new__(Tensor)
+        self._value, self._scope, self.gradient_of = value, scope(), gradient_of
         return self
 
     def _resolve(self) -> Value:

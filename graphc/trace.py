@@ -175,49 +175,26 @@ def _describe(result: Any) -> str:
 # Regions -------------------------------------------------------------------------------------------------------------
 
 
-def region(
-    hint: str,
-    fn: Callable[..., Any],
-    *operands: Tensor,
-    vjp: Callable[..., Sequence[Tensor]] | None = None,
-    **attrs: Any,
-) -> tuple[Tensor, ...]:
+def region(hint: str, fn: Callable[..., Any], *operands: Tensor) -> tuple[Tensor, ...]:
     """Trace ``fn(*operands)`` into the body of one `call` node under ``hint``; its results.
 
-    Tensors that ``fn`` uses from around it become operands too. ``vjp(*operands, *results, *cotangents)`` gives the
-    gradient by hand, one tensor per operand of a float dtype.
+    Tensors that ``fn`` uses from around it become operands too; state that it assigns is assigned from a result.
     """
     outer = scope()
-    types = [t.type for t in operands]
-    inner, results = _trace_region(hint, fn, types, outer)
+    values = [t._resolve() for t in operands]
+    with entering(Scope(hint, outer)) as inner:
+        made = fn(*[Tensor.of(inner.input(f"in{i}", v.type)) for i, v in enumerate(values)])
+        results = [as_tensor(x)._resolve() for x in (made if isinstance(made, tuple | list) else [made])]
+    assigned = [v for v, _ in inner.writes.values()]
     body = Graph.build(
-        hint.replace(".", "_"),
+        hint,
         [*inner.inputs, *inner.captured.values()],
-        [(f"out{i}", v) for i, v in enumerate([*results, *[v for v, _ in inner.writes.values()]])],
+        [(f"out{i}", v) for i, v in enumerate([*results, *assigned])],
     )
-    by_hand = None
-    if vjp is not None:
-        assert not inner.captured
-        result_types = [v.type for v in results]
-        back, grads = _trace_region(hint + ".vjp", vjp, [*types, *result_types, *result_types], outer)
-        by_hand = Graph.build(
-            f"{hint}_vjp".replace(".", "_"), back.inputs, [(f"grad{i}", v) for i, v in enumerate(grads)]
-        )
-    values = [*[t._resolve() for t in operands], *inner.captured]
-    node = emit("call", *values, body=body, hint=hint, vjp=by_hand, **attrs)
+    node = emit("call", *values, *inner.captured, body=body, hint=hint, vjp=None)
     for (state, (_, loc)), value in zip(inner.writes.items(), node.outs[len(results) :], strict=True):
         outer.writes[state] = (value, loc)
     return tuple(Tensor.of(v) for v in node.outs[: len(results)])
-
-
-def _trace_region(
-    name: str, fn: Callable[..., Any], types: Sequence[TensorType], outer: Scope
-) -> tuple[Scope, list[Value]]:
-    with entering(Scope(name, outer)) as inner:
-        args = [Tensor.of(inner.input(f"in{i}", t)) for i, t in enumerate(types)]
-        made = fn(*args)
-        outs = list(made) if isinstance(made, tuple | list) else [made]
-        return inner, [as_tensor(x)._resolve() for x in outs]
 
 
 def checkpoint(fn: Callable[..., Any], *args: Tensor) -> Any:
@@ -273,7 +250,7 @@ def grad(loss: Tensor, wrt: Any, *, allow_unused: bool = False) -> Any:
     values = [t._resolve() for t in tensors]
     _check_paths(target, names, values, allow_unused)
     node = emit("grad", target, *values, allow_unused=allow_unused)
-    return _unflatten(wrt, [Tensor.of(v) for v in node.outs])
+    return _unflatten(wrt, [Tensor.of(v, t) for v, t in zip(node.outs, tensors, strict=True)])
 
 
 def _flatten(wrt: Any) -> tuple[list[str], list[Tensor]]:

@@ -13,7 +13,7 @@ from graphc.errors import error
 from graphc.functional import logical_not, split, tanh, where
 from graphc.nn import functional as F
 from graphc.nn import init
-from graphc.nn.attention import _plain, scaled_dot_product_attention
+from graphc.nn.attention import attend, scaled_dot_product_attention
 from graphc.nn.module import Module
 from graphc.scope import user_loc
 from graphc.state import Parameter
@@ -139,7 +139,7 @@ class MultiheadAttention(Module):
         p = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
-            out, weights = _plain(q, k, v, mask, p, is_causal, 1 / sqrt(q.shape[-1]))
+            out, weights = attend(q, k, v, mask, p, is_causal, 1 / sqrt(q.shape[-1]))
             weights = weights.mean(1)
         else:
             out = scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=is_causal)

@@ -50,7 +50,7 @@ class Module:
                 "GC0216",
                 f"{type(self).__name__}.{name} is a {type(old).__name__} and cannot become {type(value).__name__}",
                 loc=user_loc(),
-                hint="in an entry, write .assign(value) for state; before compiling, load_state_dict or a new Parameter",
+                hint="in an entry, write .assign(value) for state; before compiling, use load_state_dict",
             )
         if isinstance(value, Module) and value._parent is None and value is not self:
             object.__setattr__(value, "_parent", self)
