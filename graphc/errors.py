@@ -260,6 +260,12 @@ CODES: dict[str, Code] = {
             "The path given for a result lies in a folder that does not exist or may not be written.",
         ),
         Code(
+            "GC0611",
+            "the compiled program is wrong",
+            "`graphc verify` found a result that differs from the interpreter's by more than rounding explains. This is\n"
+            "a defect in graphc; please report it with the model file.",
+        ),
+        Code(
             "GC0401",
             "an argument is missing or unexpected",
             "An entry is called with exactly the arguments of its @gc.entry line, by name:\n"

@@ -253,6 +253,13 @@ class Entry:
         """The kernels of the entry in order of first launch."""
         return kernel_infos(self._program._artifact, self._record)
 
+    def launches(self) -> dict[KernelInfo, tuple[int, ...]]:
+        """Which launches, by number, run each kernel."""
+        by_kernel: dict[int, list[int]] = {}
+        for number, launch in enumerate(self._record.launches):
+            by_kernel.setdefault(launch.kernel, []).append(number)
+        return {info: tuple(numbers) for info, numbers in zip(self.kernels, by_kernel.values(), strict=True)}
+
     @property
     def flops(self) -> int:
         return sum(launch.flops for launch in self._record.launches)
