@@ -82,7 +82,7 @@ class Reduction:
 
     def index(self, array: Array, outer: Sequence[Var], inner: Sequence[Var]) -> Affine:
         k = next(n for n, a in enumerate(self.arrays) if a is array)
-        at = self.outer.index(k, outer) + self.inner.index(k, inner)
+        at = self.outer.index(k, outer) + (self.inner.index(k, inner) if inner else 0)  # results have no inner part
         return at + (0 if array.view else array.offset)
 
     def reads(self) -> list[Operand]:
