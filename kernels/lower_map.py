@@ -34,6 +34,8 @@ def lower_map(
     outs = [(f"y{k}", view) for k, view in enumerate(results)]
     strides = [a.strides for a in elements.arrays] + [v.strides for _, v in outs]
     loops = merge(space, strides, order_by(space, results[0].strides))
+    if not loops.sizes:  # one element: a loop of one step, in which every array may advance
+        loops = Loops((1,), ((1,),) * len(strides))
     number = {a: k for k, a in enumerate(elements.arrays)}
     kernel = _MapLoops(elements, loops, number, [name for name, _ in outs])
     bound = [Operand(a.name, a.view, reads=True, offset=a.offset) for a in elements.arrays if a.view is not None] + [
@@ -58,10 +60,9 @@ class _MapLoops:
 
     def __init__(self, elements: Elements, loops: Loops, number: dict[Array, int], outs: Sequence[str]):
         self.elements, self.loops, self.number, self.outs = elements, loops, number, outs
-        self.vars = [Var(f"i{k}") for k in range(len(loops.sizes))] or [Var("i0")]
-        self.single = len(loops.sizes) <= 1
-        size = loops.sizes[0] if loops.sizes else 1
-        self.scalars = [("n", size), ("chunks", -(-size // CHUNK))] if self.single else []
+        self.vars = [Var(f"i{k}") for k in range(len(loops.sizes))]
+        self.single = len(loops.sizes) == 1
+        self.scalars = [("n", loops.sizes[0]), ("chunks", -(-loops.sizes[0] // CHUNK))] if self.single else []
 
     def index(self, array: Array | int) -> Affine:
         k = array if isinstance(array, int) else self.number[array]
@@ -80,6 +81,8 @@ class _MapLoops:
             Store(name, self.index(first + k), env[root])
             for k, (name, root) in enumerate(zip(self.outs, self.elements.roots, strict=True))
         ]
+        if not self.vars:  # one element: no vector, and the other threads have nothing to do
+            return [Loop(Var("unit"), 1, (*top, *lanes), Role.PARALLEL)]
         return [*top, *parallel_chunks(self.loops.sizes, self.vars, outer, lanes, single=self.single)]
 
     def depth(self, item: int, needed: Sequence[int]) -> int:

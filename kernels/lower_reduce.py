@@ -90,7 +90,7 @@ class Reduction:
         return [Operand(a.name, a.view, reads=True, offset=a.offset) for a in found if a.view is not None]
 
     def writes(self, views: Sequence[View]) -> list[Operand]:
-        return [Operand(f"y{k}", v, reads=True, writes=True) for k, v in enumerate(views)]
+        return [Operand(f"y{k}", v, writes=True) for k, v in enumerate(views)]
 
     def place(self, k: int, view: View, kept: Sequence[Var], chunk: Var) -> Affine:
         """Where result k goes: ``view`` is the result itself, or its partial results."""
