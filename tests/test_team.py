@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphc.kernels.cpu.build import compile_kernels, team_object
-from graphc.kernels.cpu.target import host
 from native import Loaded, aligned, load_objects
 
 from graphc.dtype import int64
+from graphc.kernels.cpu.build import compile_kernels, team_object
+from graphc.kernels.cpu.target import host
 from graphc.loop import Affine, Kernel, Load, Loop, Param, Role, Store, Var, call
 
 CHAIN = 7  # launches in a job
@@ -43,7 +43,9 @@ class Team:
         native, kernel = code
         self.nthreads, self.ctl = nthreads, aligned(64, np.int64)
         self.buffers = [aligned(SIZE, np.int64) for _ in range(CHAIN + 1)]
-        self.args = np.array([[a.ctypes.data, b.ctypes.data] for a, b in zip(self.buffers, self.buffers[1:])])
+        self.args = np.array(
+            [[a.ctypes.data, b.ctypes.data] for a, b in zip(self.buffers, self.buffers[1:], strict=False)]
+        )
         address = native.address(kernel)
         self.launches = np.array([[address, a.ctypes.data, 1, 0] for a in self.args])
         self.run_ = native.function("gc_run", 7)

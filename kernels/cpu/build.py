@@ -8,7 +8,12 @@ compiler versions, so equal kernels have equal bytes in every process.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import multiprocessing
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,15 +25,17 @@ import numba
 from llvmlite import ir
 from numba.core import compiler, types
 from numba.core.codegen import CodeLibrary
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
+from graphc.kernels.cpu.cache import Cache
 from graphc.kernels.cpu.dialect import NumbaDialect
 from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.cpu.team import team_ir
 from graphc.kernels.emit import emit
 from graphc.loop import Kernel
 
-__all__ = ["Compiled", "compile_kernels", "digest_of", "optimise", "source_of", "team_object"]
+__all__ = ["Compiled", "compile_kernels", "digest_of", "machine", "optimise", "source_of", "team_object"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class _Library(CodeLibrary):  # type: ignore[misc]
         return ""
 
 
+@global_compiler_lock  # type: ignore[untyped-decorator]
 def _lower(function: Callable[..., None]) -> tuple[ir.Module, str]:
     """The LLVM module of a kernel and the name of its function there."""
     flags = compiler.Flags()
@@ -168,25 +176,63 @@ def compile_source(source: str, symbol: str, path: Path, target: CpuTarget) -> b
     return bytes(machine(target).emit_object(optimise(_stable(module, inner, symbol), target)))
 
 
+# Many kernels --------------------------------------------------------------------------------------------------------
+
+Progress = Callable[[int, int], None]
+
+
 def compile_kernels(
-    kernels: Sequence[Kernel],
-    target: CpuTarget,
-    cache_dir: Path,
-    progress: Callable[[int, int], None] | None = None,
+    kernels: Sequence[Kernel], target: CpuTarget, cache_dir: Path, progress: Progress | None = None
 ) -> list[Compiled]:
-    """Object code for each kernel, in order; kernels of equal structure are compiled once."""
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    done: dict[str, tuple[str, bytes]] = {}
-    out = []
-    for kernel in kernels:
-        digest = digest_of(kernel, target)
-        if digest not in done:
-            symbol = "gc_" + digest
-            source = source_of(kernel, target)
-            path = cache_dir / f"{symbol}.py"
-            path.write_text(source)
-            done[digest] = (source, compile_source(source, symbol, path, target))
-        out.append(Compiled(kernel, "gc_" + digest, digest, *done[digest]))
+    """Object code for each kernel, in order, from the cache in ``cache_dir`` or compiled into it.
+
+    Kernels of equal structure are compiled once. ``progress(done, total)`` is called as distinct kernels get ready.
+    """
+    cache = Cache(cache_dir)
+    digests = [digest_of(k, target) for k in kernels]
+    distinct = dict(zip(digests, kernels, strict=True))
+    objects = {d: code for d in distinct if (code := cache.read("gc_" + d)) is not None}
+    if progress:
+        progress(len(objects), len(distinct))
+    missing = {d: source_of(k, target) for d, k in distinct.items() if d not in objects}
+    for digest, code in _compile_all(missing, target, cache):
+        objects[digest] = code
         if progress:
-            progress(len(out), len(kernels))
-    return out
+            progress(len(objects), len(distinct))
+    return [Compiled(k, "gc_" + d, d, source_of(k, target), objects[d]) for k, d in zip(kernels, digests, strict=True)]
+
+
+def _compile_all(sources: dict[str, str], target: CpuTarget, cache: Cache) -> Iterator[tuple[str, bytes]]:
+    """(digest, object) of each source, as they get ready: in forked processes where there is work for them.
+
+    A fork takes the imported compiler along, where a new interpreter would spend the time of ten kernels on importing.
+    """
+    workers = min(_processors(), len(sources) // _KERNELS_PER_PROCESS)
+    if workers < 2 or not sys.platform.startswith("linux"):
+        for digest, source in sources.items():
+            yield digest, _compile_into(digest, source, target, cache)
+        return
+    longest_first = sorted(sources, key=lambda d: (-len(sources[d]), d))
+    digest = longest_first.pop(0)
+    yield digest, _compile_into(digest, sources[digest], target, cache)  # sets up Numba's tables before the fork
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads: ours hold no lock while they compute
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+            jobs = {pool.submit(_compile_into, d, sources[d], target, cache): d for d in longest_first}
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+
+
+_KERNELS_PER_PROCESS = 6  # below that, starting processes costs more than it saves
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _compile_into(digest: str, source: str, target: CpuTarget, cache: Cache) -> bytes:
+    """Compile one kernel and store it."""
+    symbol = "gc_" + digest
+    code = compile_source(source, symbol, cache.write_source(symbol, source), target)
+    cache.write_object(symbol, code)
+    return code

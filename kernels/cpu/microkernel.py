@@ -57,8 +57,8 @@ class _Tile:
 
     def function(self, module: ir.Module) -> ir.Function:
         """The tile's function in ``module``, built on first use."""
-        kind = "add" if self.accumulate else "set"
-        name = f"tile_{self.dtype}_{kind}_{self.rows}x{self.columns}_a{self.a_row}_{self.a_col}_b{self.b_row}_c{self.c_row}"
+        kind, strides = "add" if self.accumulate else "set", f"a{self.a_row}_{self.a_col}_b{self.b_row}_c{self.c_row}"
+        name = f"tile_{self.dtype}_{kind}_{self.rows}x{self.columns}_{strides}"
         if name in module.globals:
             return module.globals[name]
         pointer = self.element.as_pointer()

@@ -14,8 +14,8 @@ The C interface (every address and count is an int64)::
     24  barrier: phase, one more each time it opens
 
 A launch is four words: kernel, argument table, 1 if a barrier comes before it, unused. Thread t has the scratch memory
-``scratch + t * stride``. ``times`` is 0 or takes n + 1 time stamps of thread 0, in ns: before each launch, and at the end.
-One thread needs no worker and touches no ctl; otherwise nthreads - 1 workers must run (or start later).
+``scratch + t * stride``. ``times`` is 0 or takes n + 1 time stamps of thread 0, in ns: before each launch, and at the
+end. One thread needs no worker and touches no ctl; otherwise nthreads - 1 workers must run (or start later).
 
 Waiting: a barrier spins a while and then yields its processor at every look, so that more threads than processors make
 progress. An idle worker spins for 50 us, yields for 1 ms, and then sleeps an eighth of the time that it has been idle,

@@ -1,0 +1,66 @@
+"""Compiled kernels on disk, by content: ``gc_<digest>.py`` is the source, ``gc_<digest>.o`` the object code.
+
+The digest in the name says what the file was made from, so an entry never goes stale; a checksum behind the object's
+last byte says that it is whole. Files are written beside their place and renamed, so several processes may share one
+folder: the worst that happens is that two of them compile the same kernel and write the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["Cache"]
+
+_CHECKSUM_BYTES = 32
+
+
+class Cache:
+    """The folder ``root``, made on first use."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def source_path(self, symbol: str) -> Path:
+        return self.root / f"{symbol}.py"
+
+    def object_path(self, symbol: str) -> Path:
+        return self.root / f"{symbol}.o"
+
+    def read(self, symbol: str) -> bytes | None:
+        """The object code of ``symbol``, or None where it is missing or damaged."""
+        try:
+            data = self.object_path(symbol).read_bytes()
+        except OSError:
+            return None
+        code, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+        return code if checksum == _checksum(symbol, code) else None
+
+    def write_source(self, symbol: str, text: str) -> Path:
+        path = self.source_path(symbol)
+        _replace(path, text.encode())
+        return path
+
+    def write_object(self, symbol: str, code: bytes) -> None:
+        _replace(self.object_path(symbol), code + _checksum(symbol, code))
+
+
+def _checksum(symbol: str, code: bytes) -> bytes:
+    return hashlib.sha256(symbol.encode() + code).digest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write ``path`` in one step: readers see the old file, none, or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
