@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 from graphc.ir import Graph, Node, Value
 from graphc.ops.base import apply_node, at_loc
+from graphc.passes.inline import KERNELS
 
 __all__ = ["dce"]
-
-# Regions that code generation knows by all of their operands and results.
-KERNELS = frozenset({"attention", "attention.vjp"})
 
 
 def dce(graph: Graph) -> Graph:

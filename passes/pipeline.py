@@ -12,6 +12,9 @@ from graphc.passes.dce import dce
 from graphc.passes.differentiate import differentiate
 from graphc.passes.fold import fold
 from graphc.passes.fuse import fuse
+from graphc.passes.inline import inline
+from graphc.passes.outline import outline
+from graphc.passes.schedule import schedule
 from graphc.passes.simplify import simplify
 from graphc.verify import verify
 
@@ -37,6 +40,7 @@ class Constraint:
 
 
 PIPELINE = (
+    Pass("outline", outline, "Finds attention that was written out by hand."),
     Pass("differentiate", differentiate, "Writes out every gradient."),
     Pass("simplify", simplify, "Applies local algebra until nothing changes."),
     Pass("fold", fold, "Computes what depends on constants alone."),
@@ -44,16 +48,24 @@ PIPELINE = (
     Pass("simplify_folded", simplify, "Applies local algebra to what folding has made constant."),
     Pass("cse", cse, "Merges equal computations."),
     Pass("dce", dce, "Drops what nobody needs, also inside regions."),
+    Pass("inline", inline, "Replaces regions without a kernel of their own by their bodies."),
     Pass("fuse", fuse, "Groups nodes into kernels."),
+    Pass("schedule", schedule, "Orders the kernels for a low peak of memory."),
 )
 
 ORDER = (
+    Constraint("outline", "differentiate", "attention brings its own gradient, which stores no weights"),
+    Constraint("outline", "simplify", "the pattern is matched in the form that tracing gives it"),
     Constraint("differentiate", "simplify", "simplify removes stop_gradient, which only differentiate understands"),
     Constraint("differentiate", "dce", "dce drops the gradient rules of regions and trims what they refer to"),
     Constraint("simplify", "fold", "broadcasts of constants have moved to the end, so that folding works on scalars"),
     Constraint("fold", "simplify_folded", "the second run is there for the constants that folding makes"),
     Constraint("simplify_folded", "cse", "equal computations have the same form only once they are simplified"),
     Constraint("cse", "dce", "merged regions may have results that only one of them used"),
+    Constraint("cse", "inline", "what a checkpoint computes again must not be merged with the forward pass"),
+    Constraint("dce", "inline", "a region is trimmed to what is used before its body is copied"),
+    Constraint("inline", "fuse", "fuse lowers every region that is left to a kernel of its name"),
+    Constraint("fuse", "schedule", "memory is alive between kernels, not between nodes"),
     Constraint("dce", "fuse", "a kernel must not compute what nobody reads"),
 )
 
