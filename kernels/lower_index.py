@@ -175,7 +175,7 @@ class _Scatter:
             [
                 Operand("indices", self.indices, reads=True),
                 Operand("rows", self.rows, reads=True),
-                Operand("y0", self.result, reads=True, writes=True),
+                Operand("y0", self.result, writes=True),
             ],
             [Loop(unit, self.ranges * self.blocks, tuple(inside), Role.PARALLEL)],
             doc=f"Sums rows by index into {self.size} rows.",
