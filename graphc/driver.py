@@ -27,9 +27,9 @@ from graphc.driver_lines import relocate, short_loc
 from graphc.driver_link import KernelTable, entry_record, lay_out_consts, lay_out_state, plan_arena
 from graphc.errors import Loc, error
 from graphc.ir import Graph, StateSpec
-from graphc.kernels.cpu.build import Compiled, compile_kernels
+from graphc.kernels.cpu.build import Compiled, compile_kernels, machine, optimise
 from graphc.kernels.cpu.target import CpuTarget, host
-from graphc.kernels.cpu.team import team_object
+from graphc.kernels.cpu.team import team_ir
 from graphc.kernels.lower import lower
 from graphc.kernels.plan import EntryPlan
 from graphc.loop import Kernel
@@ -194,7 +194,7 @@ def build(
 
     with report.phase("kernels"):
         compiled = _compile_kernels(table.kernels, target, options)
-    members[TEAM] = team_object(target)
+    members[TEAM] = bytes(machine(target).emit_object(optimise(team_ir(target), target)))
     for record, kernel in zip(compiled_records := [_kernel_record(k) for k in compiled], compiled, strict=True):
         members[record.object] = kernel.object
         members[record.source] = kernel.source.encode()
