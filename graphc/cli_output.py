@@ -15,12 +15,16 @@ from graphc.errors import GraphcError
 __all__ = ["Output", "count", "size"]
 
 
+MIN_WIDTH = 130  # a table that is cut off says nothing; a terminal that is narrower wraps it
+
+
 class Output:
     """The printer of one command. ``console`` is where people look."""
 
     def __init__(self, as_json: bool):
         self.as_json = as_json
         self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self.console.width = max(self.console.width, MIN_WIDTH)
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """One line of plain text: nothing in it is markup."""

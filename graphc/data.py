@@ -20,7 +20,7 @@ from graphc.errors import error
 
 __all__ = [
     "TextCorpus", "class_loss", "conditional_loss", "mnist", "random_rows", "random_windows", "read_idx", "read_text",
-    "text_corpus", "windows",
+    "sample_text", "shuffled_rows", "text_corpus", "windows",
 ]  # fmt: skip
 
 STDLIB_CHARS = 4_000_000  # enough that nano never sees a window twice, small enough to read in a blink
@@ -157,14 +157,21 @@ def random_rows(n: int, batch: int, seed: int, start: int = 0) -> Iterator[np.nd
 
 def windows(tokens: np.ndarray, batch: int, length: int) -> Iterator[np.ndarray]:
     """int32 arrays [batch, length] that cover ``tokens`` once, each window sharing one token with the next (the last
-    target of one is the first input of the other). A rest that fills no batch is left out; a text too short for one
-    batch gives one batch of evenly spaced windows that overlap."""
+    target of one is the first input of the other), in a shuffled but fixed order, so that the first arrays are a fair
+    sample. A rest that fills no batch is left out; a text too short for one batch gives one batch of evenly spaced
+    windows that overlap."""
     _check_length(tokens, length)
     starts = np.arange(0, len(tokens) - length + 1, length - 1)
     if len(starts) < batch:
         starts = np.linspace(0, len(tokens) - length, batch).astype(np.int64)
-    for i in range(0, len(starts) - batch + 1, batch):
-        yield tokens[starts[i : i + batch, None] + np.arange(length)]
+    for rows in shuffled_rows(len(starts), batch):
+        yield tokens[starts[rows, None] + np.arange(length)]
+
+
+def shuffled_rows(n: int, batch: int) -> Iterator[np.ndarray]:
+    """int64 arrays [batch] that name each row below ``n`` once, in a shuffled but fixed order; a rest is left out."""
+    order = np.random.default_rng(0).permutation(n)
+    yield from order[: n // batch * batch].reshape(-1, batch)
 
 
 def _check_length(tokens: np.ndarray, length: int) -> None:

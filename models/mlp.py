@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 import graphc as gc
 from graphc import nn, optim
-from graphc.data import class_loss, conditional_loss, mnist, random_rows, text_corpus
+from graphc.data import class_loss, conditional_loss, mnist, random_rows, shuffled_rows, text_corpus
 
 CONTEXT = 8
 CHARS = "\n\t" + "".join(map(chr, range(32, 127)))  # position 97 stands for every other character
@@ -84,6 +85,7 @@ def entries(config: Config) -> tuple[gc.Entry, ...]:
 # Data ----------------------------------------------------------------------------------------------------------------
 
 
+@cache
 def next_kind(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The task without ``data``: the 8 last characters [N, 8] as positions in `CHARS`, the kind of the next one [N]."""
     corpus = text_corpus()
@@ -99,10 +101,8 @@ def batches(config: Config, split: str, start: int = 0) -> Iterator[dict[str, np
     once over the held-out part for "heldout"."""
     x, y = mnist(config.data, split) if config.data else next_kind(split)
     size = config.batch_size
-    if split == "train":
-        rows = random_rows(len(y), size, config.seed, start)
-    else:
-        rows = iter(np.arange(len(y) // size * size).reshape(-1, size))
+    train = split == "train"
+    rows = random_rows(len(y), size, config.seed, start) if train else shuffled_rows(len(y), size)
     one_hot = np.eye(len(CHARS) + 1, dtype=np.float32)
     for row in rows:
         features = x[row] / np.float32(255) if config.data else one_hot[x[row]].reshape(size, -1)
