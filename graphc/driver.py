@@ -23,7 +23,6 @@ from graphc import artifact_tensors, modelfile
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
 from graphc.artifact_records import FORMAT, EntryRecord, KernelRecord, Manifest, Provenance, TargetRecord
 from graphc.config import settings
-from graphc.driver_lines import relocate, short_loc
 from graphc.driver_link import KernelTable, entry_record, lay_out_consts, lay_out_state, plan_arena
 from graphc.errors import Loc, error
 from graphc.ir import Graph, StateSpec
@@ -96,7 +95,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """A traced entry, from a function or from an artifact. Lines have short file names."""
+    """A traced entry, from a function or from an artifact."""
 
     name: str
     loc: Loc | None
@@ -114,7 +113,7 @@ def compile(*entries: Entry, report: CompileReport | None = None, **options: Any
     opts = Options(**options)
     with report.phase("trace"):
         traced = trace_entries(*entries)
-        sources = [Source(t.graph.name, short_loc(t.entry.loc), relocate(t.graph)) for t in traced]
+        sources = [Source(t.graph.name, t.entry.loc, t.graph) for t in traced]
     specs = list(dict.fromkeys(s for t in traced for s in t.states))
     initial = {name: array for t in traced for name, array in t.initial.items()}
     artifact = build(sources, specs, initial, opts, report)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from graphc.dtype import TensorType
@@ -21,7 +22,7 @@ from graphc.ir import Node, Value
 from graphc.ops import base
 
 if TYPE_CHECKING:
-    from graphc.tensor import State
+    from graphc.state import State
 
 __all__ = ["Scope", "current", "emit", "entering", "user_loc"]
 
@@ -45,8 +46,10 @@ class Scope:
         self.memo: dict[str, Any] = {}
         self.undo: list[Callable[[], None]] = []
 
-    def input(self, name: str, type: TensorType) -> Value:
-        value = emit("input", name=name, dtype=type.dtype, shape=type.shape).out(0)
+    def input(self, name: str, type: TensorType, loc: Loc | None = None) -> Value:
+        """A new input; ``loc`` is the line that declares it, if it is not the user's line of now."""
+        with base.at_loc(loc or user_loc()):
+            value = base.apply("input", name=name, dtype=type.dtype, shape=type.shape)
         self.inputs.append(value)
         return value
 
@@ -124,7 +127,7 @@ def _shown(file: str) -> str | None:
 
 def user_loc() -> Loc | None:
     """The line of the nearest frame outside of graphc."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if file not in _SHOWN:
@@ -132,7 +135,7 @@ def user_loc() -> Loc | None:
         shown = _SHOWN[file]
         if shown is not None:
             return Loc(shown, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None
 
 

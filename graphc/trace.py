@@ -142,7 +142,7 @@ def _trace(e: Entry, registry: dict[str, State]) -> Traced:
     here = Scope(e.name, registry=registry)
     try:
         with entering(here):
-            args = {name: Tensor.of(here.input(name, s.type)) for name, s in e.specs.items()}
+            args = {name: Tensor.of(here.input(name, s.type, e.loc)) for name, s in e.specs.items()}
             outputs = _outputs(e, e.fn(**args))
     finally:
         for restore in reversed(here.undo):
