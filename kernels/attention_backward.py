@@ -31,6 +31,7 @@ class Backward(Attention):
     """
 
     title = "attention_vjp"
+    buffers = ("kt", "vt", "ks", "qs", "dos", "p", "ds", "dks", "dvs", "dqs", "delta")
 
     def __init__(self, shape: Shape, dtype: DType, attrs: Attrs, views: Mapping[str, View]):
         super().__init__(shape, dtype, attrs, views)

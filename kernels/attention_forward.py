@@ -29,6 +29,7 @@ class Forward(Attention):
     """
 
     title = "attention"
+    buffers = ("kt", "vs", "scores", "sums", "top", "norm")
 
     def __init__(self, shape: Shape, dtype: DType, attrs: Attrs, views: Mapping[str, View]):
         super().__init__(shape, dtype, attrs, views)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import lcm
+from typing import ClassVar
 
 from graphc.dtype import DType, TensorType
 from graphc.ir import Attrs
@@ -67,12 +68,14 @@ class Shape:
 class Attention:
     """What forward and backward share: the arrays of one head, packing, masks and dropout."""
 
+    buffers: ClassVar[tuple[str, ...]] = ()  # names in scratch memory
+
     def __init__(self, shape: Shape, dtype: DType, attrs: Attrs, views: Mapping[str, View]):
         self.shape, self.dtype, self.views = shape, dtype, views
         self.causal: bool = attrs["is_causal"]
         self.scale: float = attrs["scale"]
         self.dropout: float = attrs["dropout_p"]
-        self.code = Code(dtype)
+        self.code = Code(dtype, [*views, *self.buffers])
         self.batch: Bound = 0
         self.head: Bound = 0
         self.keys: tuple[Var, Var] | None = None

@@ -6,7 +6,7 @@ single block leaves no trace of blocking in the code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from graphc.dtype import DType
@@ -43,9 +43,9 @@ NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
 class Code:
     """Statements in the order of the calls. The context managers open a loop or a condition around what follows."""
 
-    def __init__(self, dtype: DType):
+    def __init__(self, dtype: DType, buffers: Iterable[str] = ()):
         self.dtype = dtype
-        self.names = Names()
+        self.names = Names(buffers)
         self.out: list[Stmt] = []
 
     # Scalars

@@ -19,10 +19,10 @@ C = 2  # position of the main result in `Axis.strides`
 
 
 class Names:
-    """Variables with names that are unique in their kernel."""
+    """Variables with names that are unique in their kernel, and not those of its buffers (``reserved``)."""
 
-    def __init__(self) -> None:
-        self.used: dict[str, count[int]] = {}
+    def __init__(self, reserved: Iterable[str] = ()) -> None:
+        self.used: dict[str, count[int]] = {name: count(1) for name in reserved}
 
     def var(self, name: str, dtype: DType = int64) -> Var:
         n = next(self.used.setdefault(name, count()))

@@ -1,0 +1,113 @@
+"""Attention kernels against the region's own body and gradient, evaluated by NumPy; interpreted and compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lowered import blank, like, run_lowered
+
+import graphc.ops  # noqa: F401
+from graphc.dtype import TensorType, dtype, uint32
+from graphc.ir import Graph, attrs
+from graphc.kernels.attention import lower_attention, lower_attention_vjp
+from graphc.kernels.cpu.target import BASELINES
+from graphc.ops.attention import attention
+from graphc.ops.region import walk_graph
+
+PLAIN, BY_TOKEN, BY_DEPTH = None, (0, 2, 1, 3), (0, 1, 3, 2)  # memory orders of [B, H, T, D]
+
+
+def evaluate(graph: Graph, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """The outputs in float64: what both kernels and float32 arithmetic should be near to."""
+    values = walk_graph(graph, arrays, {})
+    return [values[v] for _, v in graph.outputs]
+
+
+def check(
+    b: int, h: int, queries: int, keys: int, depth: int, width: int, causal: bool, dropout: float,
+    *, order: Any = BY_TOKEN, grads: Any = BY_TOKEN, kind: str = "float32", **run: Any,
+) -> None:  # fmt: skip
+    float_ = dtype(kind)
+    types = [TensorType(float_, s) for s in ((b, h, queries, depth), (b, h, keys, depth), (b, h, keys, width))]
+    types += [TensorType(uint32, ())] * (2 if dropout else 0)
+    at = attrs(**attention(types, is_causal=causal, scale=depth**-0.5, dropout_p=dropout))
+    rng = np.random.default_rng(queries)
+    arrays = [like(rng.standard_normal(t.shape).astype(kind), order) for t in types[:3]]
+    arrays += [np.array(x, np.uint32) for x in (123, 456789)][: len(types) - 3]
+    want = evaluate(at["body"], arrays)
+    outs = [blank(want[0].shape, kind, order), blank(want[1].shape, kind)]
+    run_lowered(lower_attention, at["body"], arrays, outs, at, **run)
+    for name, got, expected in zip(["o", "lse"], outs, want, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+    cotangents = [rng.standard_normal(x.shape).astype(kind) for x in want]
+    arrays = [*arrays, *want, like(cotangents[0], order), cotangents[1]]
+    want = evaluate(at["vjp"], arrays)
+    outs = [blank(x.shape, kind, grads) for x in want]
+    run_lowered(lower_attention_vjp, at["vjp"], arrays, outs, at, **run)
+    for name, got, expected in zip(["dq", "dk", "dv"], outs, want, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=3e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "dropout"),
+    [
+        ((2, 2, 64, 64, 32, 32), 0.0),
+        ((1, 3, 37, 37, 20, 20), 0.25),
+        ((2, 1, 25, 70, 16, 40), 0.0),
+        ((1, 1, 70, 25, 16, 40), 0.1),
+        ((1, 1, 1, 1, 16, 16), 0.0),
+        ((1, 2, 130, 130, 33, 33), 0.0),
+    ],
+    ids=str,
+)
+def test_one_block_of_keys(sizes: tuple[int, ...], dropout: float, causal: bool) -> None:
+    check(*sizes, causal, dropout)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("sizes", "dropout"),
+    [((1, 1, 700, 700, 16, 16), 0.1), ((1, 1, 40, 1100, 16, 16), 0.0), ((1, 1, 1100, 520, 16, 16), 0.0)],
+    ids=str,
+)
+def test_several_blocks_of_keys(sizes: tuple[int, ...], dropout: float, causal: bool) -> None:
+    check(*sizes, causal, dropout)
+
+
+@pytest.mark.parametrize("order", [PLAIN, BY_TOKEN, BY_DEPTH])
+@pytest.mark.parametrize("grads", [BY_TOKEN, BY_DEPTH])
+def test_layouts(order: Any, grads: Any) -> None:
+    check(1, 2, 30, 30, 20, 20, True, 0.0, order=order, grads=grads)
+
+
+@pytest.mark.parametrize("target", sorted(BASELINES))
+def test_every_tile_shape(target: str) -> None:
+    check(1, 1, 50, 50, 24, 24, True, 0.0, target=target)
+
+
+def test_float64() -> None:
+    check(1, 1, 19, 19, 3, 5, True, 0.5, kind="float64")
+
+
+def test_bits_do_not_depend_on_threads() -> None:
+    types = [TensorType(dtype("float32"), (2, 2, 40, 16))] * 3
+    at = attrs(**attention(types, is_causal=True, scale=0.25))
+    arrays = [np.random.default_rng(i).standard_normal((2, 2, 40, 16)).astype("float32") for i in range(3)]
+    runs = []
+    for nthreads in (1, 5):
+        outs = [blank((2, 2, 40, 16), "float32"), blank((2, 2, 40), "float32")]
+        runs.append(run_lowered(lower_attention, at["body"], arrays, outs, at, nthreads=nthreads))
+    for first, second in zip(*runs, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dropout"), [((2, 2, 64, 64, 32, 32), 0.0), ((1, 1, 650, 650, 20, 20), 0.1)], ids=str
+)
+def test_compiled(sizes: tuple[int, ...], dropout: float, tmp_path: Path) -> None:
+    check(*sizes, True, dropout, compiled=tmp_path)
