@@ -24,6 +24,8 @@ import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 from numba.core import compiler, types
+from numba.core import typed_passes as typed
+from numba.core import untyped_passes as untyped
 from numba.core.codegen import CodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
@@ -101,6 +103,21 @@ class _Library(CodeLibrary):  # type: ignore[misc]
         return ""
 
 
+class _Pipeline(compiler.CompilerBase):  # type: ignore[misc]
+    """The passes that straight numeric code needs; Numba's default list takes a fifth longer."""
+
+    def define_pipelines(self) -> list[compiler.PassManager]:
+        manager = compiler.PassManager("kernel")
+        for step in (
+            untyped.TranslateByteCode, untyped.FixupArgs, untyped.IRProcessing, untyped.ReconstructSSA,
+            typed.NopythonTypeInference, typed.PreLowerStripPhis, typed.IRLegalization, typed.NativeLowering,
+            typed.NoPythonBackend,
+        ):  # fmt: skip
+            manager.add_pass(step, step.__name__)
+        manager.finalize()
+        return [manager]
+
+
 @global_compiler_lock  # type: ignore[untyped-decorator]
 def _lower(function: Callable[..., None]) -> tuple[ir.Module, str]:
     """The LLVM module of a kernel and the name of its function there."""
@@ -112,7 +129,7 @@ def _lower(function: Callable[..., None]) -> tuple[ir.Module, str]:
     library = _Library(cpu_target.target_context.codegen(), function.__name__)
     result = compiler.compile_extra(
         cpu_target.typing_context, cpu_target.target_context, function, (types.int64,) * 4, types.void, flags, {},
-        library=library,
+        library=library, pipeline_class=_Pipeline,
     )  # fmt: skip
     return library.module, result.fndesc.llvm_func_name
 
