@@ -262,8 +262,8 @@ CODES: dict[str, Code] = {
         Code(
             "GC0611",
             "the compiled program is wrong",
-            "`graphc verify` found a result that differs from the interpreter's by more than rounding explains. This is\n"
-            "a defect in graphc; please report it with the model file.",
+            "`graphc verify` found a result that differs from the interpreter's by more than rounding explains.\n"
+            "This is a defect in graphc; please report it with the model file.",
         ),
         Code(
             "GC0401",

@@ -103,6 +103,9 @@ def _depend_on(nodes: Iterable[Node], wrt: Iterable[Value]) -> set[Value]:
     return live
 
 
+Cut = tuple[tuple[int, int, int], ...]  # (start, stop, step) of each dimension
+
+
 class _Cotangents:
     """The cotangents collected so far: sums as left-leaning chains in the order of arrival, so that they are the same
     in every run. Parts of one value that came through slices are kept apart until the value is asked for, to be joined
@@ -110,7 +113,7 @@ class _Cotangents:
 
     def __init__(self) -> None:
         self.sums: dict[Value, Value] = {}
-        self.slices: dict[Value, list[tuple[Node, Value]]] = {}
+        self.slices: dict[Value, dict[Cut, tuple[Node, Value]]] = {}
 
     def add(self, value: Value, cotangent: Value) -> None:
         assert cotangent.type == value.type, f"cotangent {cotangent.type} of {value.node.op}, which is {value.type}"
@@ -118,10 +121,13 @@ class _Cotangents:
         self.sums[value] = cotangent if old is None else apply("add", old, cotangent)
 
     def add_slice(self, node: Node, cotangent: Value) -> None:
-        self.slices.setdefault(node.inputs[0], []).append((node, cotangent))
+        parts = self.slices.setdefault(node.inputs[0], {})
+        cut = tuple(zip(node.attrs["start"], node.attrs["stop"], node.attrs["step"], strict=True))
+        old = parts.get(cut)
+        parts[cut] = (node, cotangent if old is None else apply("add", old[1], cotangent))
 
     def take(self, value: Value, keep: bool) -> Value | None:
-        parts = self.slices.pop(value, [])
+        parts = list(self.slices.pop(value, {}).values())
         joined = _join(value, parts)
         for whole in [_slice_vjp(n, c) for n, c in parts] if joined is None else [joined]:
             self.add(value, whole)

@@ -14,7 +14,7 @@ from graphc.dtype import Shape, broadcast_shapes
 from graphc.ir import Attrs, Node, Value
 from graphc.ops import OPS
 from graphc.ops.base import Map, apply
-from graphc.ops.build import mul, permute, reshape
+from graphc.ops.build import mul, neg, permute, reshape
 from graphc.passes.rewrite import Match, Rule, op, rule, uniform, var
 
 __all__ = ["MOVEMENT"]
@@ -222,6 +222,8 @@ REDUCE_RULES = (
     rule(op(REDUCTIONS, x), reduce_units),
     rule(op(("sum", "max", "min"), op("broadcast_to", x, name="b")), reduce_of_broadcast),
     *(same_reduce(name) for name in REDUCTIONS),
+    # sum(-x) = -sum(x)
+    rule(op("sum", op("neg", x)), lambda m: neg(apply("sum", m.x, **m.root.attrs))),
     rule(op(REDUCTIONS, op("permute_dims", x, name="p")), reduce_of_permute),
     rule(op(REDUCTIONS, op("reshape", x, name="r")), reduce_of_unit_reshape),
 )

@@ -22,6 +22,8 @@ from graphc.passes.cse import cse
 from graphc.passes.dce import dce
 from graphc.passes.differentiate import differentiate
 from graphc.passes.fold import fold
+from graphc.passes.inline import inline
+from graphc.passes.outline import outline
 from graphc.passes.rewrite import op, rewrite, rule, var
 from graphc.passes.simplify import simplify
 from graphc.text import parse, print_graph
@@ -29,11 +31,13 @@ from graphc.verify import verify
 
 GOLDEN = Path(__file__).parent / "golden"
 PASSES: dict[str, Callable[[Graph], Graph]] = {
+    "outline": outline,
     "differentiate": differentiate,
     "simplify": simplify,
     "fold": fold,
     "cse": cse,
     "dce": dce,
+    "inline": inline,
 }
 SEPARATOR = "\n-------- after {} --------\n"
 CASES = [f"{name}/{file.stem}" for name in PASSES for file in sorted((GOLDEN / name).glob("*.txt"))]
