@@ -40,8 +40,8 @@ __all__ = [
     "floor", "floor_divide", "full", "full_like", "greater", "greater_equal", "iota", "isfinite", "less", "less_equal",
     "log", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max", "maximum", "mean", "min",
     "minimum", "multiply", "negative", "not_equal", "ones", "ones_like", "permute_dims", "pow", "prod", "remainder",
-    "reshape", "round", "rsqrt", "scatter_add", "sign", "sin", "split", "sqrt", "square", "squeeze", "stack", "std", "subtract",
-    "sum", "take", "tanh", "tril", "triu", "var", "where", "zeros", "zeros_like",
+    "reshape", "round", "rsqrt", "scatter_add", "sign", "sin", "split", "sqrt", "square", "squeeze", "stack", "std",
+    "subtract", "sum", "take", "tanh", "tril", "triu", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 
 

@@ -36,7 +36,9 @@ def plan(key: Any, shape: Shape, is_index: Any) -> Plan:
     Raises GC0205 for what has no static meaning (a mask, a negative step) and GC0105 for what is out of range.
     """
     items = _expand(key if isinstance(key, tuple) else (key,), shape)
-    start, stop, step, after, indices = [], [], [], [], []
+    start, stop, step = [], [], []
+    after: list[int | None] = []
+    indices: list[Any] = []
     axis = dim = 0
     for item in items:
         if item is None:

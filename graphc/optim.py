@@ -141,7 +141,8 @@ class SGD(Optimizer):
                 b = momentum * buffer + g
                 buffer.assign(b)
                 g = g + momentum * b if group["nesterov"] else b
-            return p - lr * g
+            step: Tensor = lr * g
+            return p - step
 
         return apply
 
@@ -181,7 +182,8 @@ class Adam(Optimizer):
             new_v = v * b2 + g * g * (1.0 - b2)
             m.assign(new_m)
             v.assign(new_v)
-            return (p if keep is None else p * keep) - size * (new_m / (sqrt(new_v) * scale + eps))
+            step: Tensor = size * (new_m / (sqrt(new_v) * scale + eps))
+            return (p if keep is None else p * keep) - step
 
         return apply
 

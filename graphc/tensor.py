@@ -357,9 +357,9 @@ def floor_divide(a: Any, b: Any) -> Tensor:
 
 def power(a: Any, b: Any) -> Tensor:
     """``a ** b``. Small whole exponents are products, which are faster and exact."""
-    if isinstance(a, Tensor) and type(b) in (int, float) and b in (1, 2, 3, 4):
-        square = binary("mul", a, a) if b > 1 else a
-        return {1: lambda: a, 2: lambda: square, 3: lambda: square * a, 4: lambda: square * square}[int(b)]()
+    if isinstance(a, Tensor) and isinstance(b, int | float) and b in (1, 2, 3, 4):
+        square = a * a
+        return {1: a, 2: square, 3: square * a, 4: square * square}[int(b)]
     if common_dtype(a, b).is_float:
         return binary("pow", a, b)
     raise error(
@@ -379,8 +379,9 @@ def normalize_axis(axis: int, ndim: int) -> int:
 def reshape(x: TensorLike, shape: Sequence[int]) -> Tensor:
     """The same elements in another shape; one dimension may be -1. Raises GC0106."""
     x, dims = as_tensor(x), [int(d) for d in shape]
-    if dims.count(-1) == 1 and prod(d for d in dims if d != -1):
-        dims[dims.index(-1)] = x.size // prod(d for d in dims if d != -1)
+    known: int = prod([d for d in dims if d != -1])
+    if dims.count(-1) == 1 and known:
+        dims[dims.index(-1)] = x.size // known
     if -1 in dims or prod(dims) != x.size:
         raise error("GC0106", f"cannot reshape {x.type} ({x.size} elements) to {tuple(shape)}", loc=user_loc())
     return x if x.shape == tuple(dims) else apply("reshape", x, shape=tuple(dims))
