@@ -44,25 +44,26 @@ def sha256(data: Bytes) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A compiled program: ``manifest`` and the bytes of the members that it names.
+    """A compiled program: ``manifest``, its JSON text, and the bytes of the members that it names.
 
     Construct with `Artifact.of` (computes digests) or `Artifact.read` (checks them).
     """
 
     manifest: Manifest
     members: Mapping[str, Bytes]
+    manifest_bytes: bytes
 
     @classmethod
     def of(cls, manifest: Manifest, members: Mapping[str, Bytes]) -> Artifact:
         """The artifact of a manifest whose ``digests`` are still to be computed."""
         digests = {name: sha256(members[name]) for name in sorted(members)}
-        made = cls(replace(manifest, digests=digests), dict(members))
-        check_manifest(made.manifest, members)
-        return made
+        return cls._encoded(replace(manifest, digests=digests), members)
 
-    @property
-    def manifest_bytes(self) -> bytes:
-        return json.dumps(encode(self.manifest), separators=(",", ":"), sort_keys=True).encode()
+    @classmethod
+    def _encoded(cls, manifest: Manifest, members: Mapping[str, Bytes]) -> Artifact:
+        check_manifest(manifest, members)
+        text = json.dumps(encode(manifest), separators=(",", ":"), sort_keys=True)
+        return cls(manifest, dict(members), text.encode())
 
     @property
     def digest(self) -> str:
@@ -87,7 +88,7 @@ class Artifact:
         """The same program with other values in its state."""
         data = artifact_tensors.dump(state)
         digests = {**self.manifest.digests, STATE_FILE: sha256(data)}
-        return Artifact(replace(self.manifest, digests=digests), {**self.members, STATE_FILE: data})
+        return Artifact._encoded(replace(self.manifest, digests=digests), {**self.members, STATE_FILE: data})
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the ``.gcx`` file: equal artifacts give equal bytes. Raises GC0507 where it cannot be written."""
@@ -122,7 +123,7 @@ class Artifact:
             if sha256(members[name]) != digest:
                 message = f"{os.fspath(path)} has been changed: the digest of {name} does not match"
                 raise error("GC0504", message, hint="Compile the model again, or get the file again from its source.")
-        return cls(manifest, members)
+        return cls(manifest, members, bytes(text))
 
 
 # Trust ----------------------------------------------------------------------------------------------------------------

@@ -173,13 +173,15 @@ def encode(value: Any) -> Any:
 
 # The decoder ----------------------------------------------------------------------------------------------------------
 
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
+
 T = TypeVar("T")
 Decoder = Callable[[Any, str], Any]
 
 
 def decode(cls: type[T], data: object) -> T:
     """The record of type ``cls`` in parsed JSON. Raises GC0502 with the place of the first thing that does not fit."""
-    made: T = _decoder(cls)(data, "manifest")
+    made: T = _record(cls)(data, "manifest")
     return made
 
 
@@ -208,7 +210,7 @@ def _scalar(kind: type) -> Decoder:
     def run(data: Any, where: str) -> Any:
         if type(data) is not kind:
             raise _bad(where, f"of type {kind.__name__}")
-        if kind is int and not -(2**63) <= data < 2**63:
+        if isinstance(data, int) and not _LOWEST <= data <= _HIGHEST:
             raise _bad(where, "a 64-bit integer")
         return data
 
@@ -232,7 +234,7 @@ def _triple(data: Any, where: str) -> Any:
     """Launch arguments: the many small ones, so without a call per number."""
     if type(data) is not list or [type(v) for v in data] != [int, int, int]:
         raise _bad(where, "three integers")
-    if any(not -(2**63) <= v < 2**63 for v in data):
+    if min(data) < _LOWEST or max(data) > _HIGHEST:
         raise _bad(where, "three 64-bit integers")
     return tuple(data)
 

@@ -225,12 +225,12 @@ def test_foreign_native_code_is_not_run(path: Path) -> None:
 def test_other_instruction_set(path: Path, tmp_path: Path) -> None:
     made = hand_built.artifact()
     target = replace(made.manifest.target, features=("avx9000",))
-    replace(made, manifest=replace(made.manifest, target=target)).write(path)
+    Artifact.of(replace(made.manifest, target=target), made.members).write(path)
     with pytest.raises(GraphcError, match="needs a CPU with avx9000") as caught:
         load(path, trusted=True)
     assert caught.value.code == "GC0505"
     target = replace(made.manifest.target, triple="riscv64-unknown-linux-gnu")
-    replace(made, manifest=replace(made.manifest, target=target)).write(path)
+    Artifact.of(replace(made.manifest, target=target), made.members).write(path)
     with pytest.raises(GraphcError, match="built for cpu on riscv64") as caught:
         load(path, trusted=True)
     assert caught.value.code == "GC0505"
