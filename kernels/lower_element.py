@@ -15,17 +15,12 @@ from graphc.dtype import DType, Shape, contiguous_strides, int64
 from graphc.ir import Node, Value
 from graphc.kernels.plan import View
 from graphc.loop import Affine, Call, Const, Expr, Let, Load, Var, call
-from graphc.ops.base import Map, MapContext, Move, Reduce, apply, get_op
+from graphc.ops.base import Map, Move, Reduce, apply, get_op
+from graphc.passes.fuse_cost import expr_cost, map_context, positions, probe
 
 __all__ = ["Array", "Elements", "Item", "Moves", "affine_expr", "const_item", "moved", "spread"]
 
 Moves = tuple[Node, ...]
-
-# Cost of one intrinsic in units of an addition, roughly as on a CPU with polynomial math. Others count 1.
-COSTS = {
-    "div": 4, "sqrt": 5, "rsqrt": 6, "exp": 10, "log": 12, "tanh": 14, "erf": 14, "sin": 14, "cos": 14, "sigmoid": 14,
-    "pow": 25, "mod": 6, "threefry": 80,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +125,8 @@ class Elements:
     def _map(self, value: Value, moves: Moves, args: tuple[int, ...]) -> Item:
         lowering = get_op(value.node.op).lower
         assert isinstance(lowering, Map)
-        types = [v.type for v in value.node.inputs]
-        probe = lowering.fn([Var(f"arg{i}", t.dtype) for i, t in enumerate(types)], context(value))
-        used = [p for p in positions(value.shape) if lowering.coords and mentions(probe, p)]
+        element = probe(value)
+        used = [p for p in positions(value) if lowering.coords and mentions(element, p)]
         for p in used:
             strides, offset = moved(value.shape, position_strides(p, value.shape), 0, moves)
             args += (self._array(("position", strides, offset), int64, strides, offset, None),)
@@ -141,7 +135,7 @@ class Elements:
             args,
             frozenset().union(*(self.items[a].dims for a in args)),
             max((self.items[a].level for a in args), default=0),
-            cost(probe),
+            expr_cost(element),
             positions=tuple(used),
         )
 
@@ -214,7 +208,7 @@ class Elements:
         args = [env[a] for a in item.args]
         operands = len(item.args) - len(item.positions)
         known = dict(zip(item.positions, args[operands:], strict=True))
-        return lowering.fn(args[:operands], context(item.value, known))
+        return lowering.fn(args[:operands], map_context(item.value, known))
 
     def closure(self, wanted: Iterable[int], stop: Callable[[int], bool] = lambda i: False) -> set[int]:
         """``wanted`` and all that they need, without going below items for which ``stop`` holds."""
@@ -262,17 +256,6 @@ def const_item(node: Node) -> Item:
     return Item(node.out(), (), frozenset(), const=Const(values[0].item(), literal.dtype))
 
 
-def context(value: Value, known: Mapping[str, Expr] | None = None) -> MapContext:
-    """What a `Map` rule sees; positions that are not ``known`` are placeholders."""
-    names = known if known is not None else {p: Var(p) for p in positions(value.shape)}
-    coords = tuple(names.get(f"coord{d}", Const(0, int64)) for d in range(value.type.ndim))
-    return MapContext(value.node.attrs, value.type, coords, names.get("linear"))
-
-
-def positions(shape: Shape) -> list[str]:
-    return [f"coord{d}" for d in range(len(shape))] + ["linear"]
-
-
 def position_strides(name: str, shape: Shape) -> Shape:
     """The strides of an imaginary array whose element is its own coordinate or row-major position."""
     if name == "linear":
@@ -284,11 +267,6 @@ def mentions(expr: Expr, name: str) -> bool:
     if isinstance(expr, Call):
         return any(mentions(a, name) for a in expr.args)
     return isinstance(expr, Var) and expr.name == name
-
-
-def cost(expr: Expr) -> int:
-    """The work of an expression in units of an addition."""
-    return COSTS.get(expr.name, 1) + sum(map(cost, expr.args)) if isinstance(expr, Call) else 0
 
 
 def affine_expr(index: Affine) -> Expr:

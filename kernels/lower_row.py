@@ -92,7 +92,7 @@ class RowPlan:
         self.passes = 1 + max(
             [items[i].level - 1 for i in self.reductions] + [items[r].level for r in roots if self.wide(items[r].dims)]
         )
-        self.full = [v.shape == self.space and self.rows < len(self.space) for v in self.results]
+        self.full = [v.shape == self.space for v in self.results]
         self.stored = [self._stored(items[r].level, full) for r, full in zip(roots, self.full, strict=True)]
         self._choose()
 
@@ -104,7 +104,8 @@ class RowPlan:
 
     def widen(self, view: View) -> Shape:
         """The strides of a result over the whole space."""
-        return view.strides[: self.rows] + (view.strides[self.rows :] or (0,) * (len(self.space) - self.rows))
+        full = view.shape == self.space
+        return view.strides if full else view.strides[: self.rows] + (0,) * (len(self.space) - self.rows)
 
     def wanted(self, k: int) -> list[int]:
         """The items that pass k exists for: what its reductions sum, and the results that it stores."""

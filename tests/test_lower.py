@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import graphc.ops
 import numpy as np
 import pytest
-from graphc.dtype import dtype
+from loop_interp import run_plan
+
+import graphc.ops
+from graphc.dtype import DType, dtype
 from graphc.interp import interpret
 from graphc.ir import Graph, Literal, Value
 from graphc.kernels.lower import lower
@@ -16,13 +17,14 @@ from graphc.kernels.plan import EntryPlan
 from graphc.ops.base import Meta, Op, Region, Sample, Source, apply, apply_node
 from graphc.passes.fuse import fuse
 from graphc.passes.schedule import schedule
-from loop_interp import run_plan
 
 
 @dataclass(frozen=True)
 class Machine:
-    vector_bytes: int = 64
-    registers: int = 32
+    """A target with vectors of 64 bytes."""
+
+    def tile(self, dtype: DType) -> tuple[int, int]:
+        return 12, 128 // dtype.itemsize
 
 
 def given(name: str, array: np.ndarray) -> Value:
