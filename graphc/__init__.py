@@ -25,8 +25,6 @@ from graphc.functional import *  # noqa: F403
 from graphc.nn.attention import scaled_dot_product_attention as scaled_dot_product_attention
 from graphc.nn.functional import *  # noqa: F403
 from graphc.random import seed as seed
-from graphc.state import State as State
-from graphc.state import state as state
 from graphc.tensor import Tensor as Tensor
 from graphc.trace import Entry as Entry
 from graphc.trace import Spec as Spec
@@ -35,6 +33,8 @@ from graphc.trace import entry as entry
 from graphc.trace import grad as grad
 from graphc.trace import spec as spec
 from graphc.trace import stop_gradient as stop_gradient
+from graphc.variable import State as State
+from graphc.variable import state as state
 
 __version__ = "0.1.0"
 

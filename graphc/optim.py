@@ -19,8 +19,8 @@ from graphc.errors import error
 from graphc.functional import clip, cos, exp, minimum, sqrt, tanh, where
 from graphc.functional import sum as total
 from graphc.scope import user_loc
-from graphc.state import Parameter, State
 from graphc.tensor import Tensor, astype
+from graphc.variable import Parameter, State
 
 __all__ = [
     "SGD", "Adam", "AdamW", "Optimizer", "clip_by_global_norm", "clip_by_value", "constant", "cosine", "exponential",

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from graphc.scope import entering
-from graphc.state import State
 from graphc.tensor import Tensor, apply, broadcast_to, scope
+from graphc.variable import State
 
 __all__ = ["bits", "generator", "next_key", "seed"]
 

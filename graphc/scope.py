@@ -22,7 +22,7 @@ from graphc.ir import Node, Value
 from graphc.ops import base
 
 if TYPE_CHECKING:
-    from graphc.state import State
+    from graphc.variable import State
 
 __all__ = ["Scope", "current", "emit", "entering", "user_loc"]
 

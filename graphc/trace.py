@@ -16,8 +16,8 @@ from graphc.ir import Graph, StateSpec, Value
 from graphc.ops import get_op
 from graphc.ops.base import NotDifferentiable, Region
 from graphc.scope import Scope, current, emit, entering, user_loc
-from graphc.state import State
 from graphc.tensor import Array, Tensor, apply, as_dtype, as_tensor, liftable, scope
+from graphc.variable import State
 
 __all__ = [
     "Entry", "Spec", "Traced", "checkpoint", "entry", "grad", "region", "spec", "stop_gradient", "trace_entries",

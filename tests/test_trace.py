@@ -142,7 +142,8 @@ CUBE = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
 KEYS = {
     "int": 1, "negative": -1, "ints": (2, 3, 4), "slice": slice(1, 3), "step": (slice(None), slice(0, 4, 2)),
     "ellipsis": (..., 2), "both": (1, ..., slice(1, -1)), "new axis": (None, slice(None), None, 2),
-    "empty": slice(2, 1), "list": [2, 0], "array": np.array([[0, 2], [1, 1]]), "array later": (slice(None), np.array([3, 0])),
+    "empty": slice(2, 1), "list": [2, 0], "array": np.array([[0, 2], [1, 1]]),
+    "array later": (slice(None), np.array([3, 0])),
     "pairs": (np.array([0, 2, 1]), np.array([3, 0, 2])), "pairs later": (1, np.array([0, 2]), np.array([3, 4])),
     "mixed": (slice(0, 2), np.array([1, 3]), None), "broadcast": (np.array([[0], [2]]), np.array([1, 3])),
 }  # fmt: skip

@@ -20,7 +20,7 @@ from graphc.nn.layers import (
     Tanh,
 )  # fmt: skip
 from graphc.nn.module import Module
-from graphc.state import Parameter
+from graphc.variable import Parameter
 
 __all__ = [
     "GELU", "Dropout", "Embedding", "Identity", "LayerNorm", "Linear", "Module", "ModuleList", "MultiheadAttention",

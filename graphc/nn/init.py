@@ -10,7 +10,7 @@ from math import prod, sqrt
 import numpy as np
 
 from graphc.random import generator
-from graphc.state import State
+from graphc.variable import State
 
 __all__ = [
     "constant_", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "trunc_normal_", "uniform_",

@@ -16,8 +16,8 @@ from graphc.nn import init
 from graphc.nn.attention import attend, scaled_dot_product_attention
 from graphc.nn.module import Module
 from graphc.scope import user_loc
-from graphc.state import Parameter
 from graphc.tensor import Tensor
+from graphc.variable import Parameter
 
 __all__ = [
     "GELU", "Dropout", "Embedding", "Identity", "LayerNorm", "Linear", "ModuleList", "MultiheadAttention", "RMSNorm",

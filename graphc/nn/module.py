@@ -10,8 +10,8 @@ import numpy as np
 
 from graphc.errors import error
 from graphc.scope import current, user_loc
-from graphc.state import Parameter, State
 from graphc.tensor import Array, Tensor
+from graphc.variable import Parameter, State
 
 __all__ = ["Module"]
 
