@@ -30,7 +30,7 @@ _MAX_HEADER = 100_000_000  # bytes: the limit of the reference implementation
 
 def dump(tensors: Mapping[str, np.ndarray]) -> bytes:
     """The file's bytes: equal for equal tensors in any order of the mapping (data is sorted by name)."""
-    return b"".join(bytes(part) for part in _parts(tensors))
+    return b"".join(_parts(tensors))
 
 
 def write_file(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:

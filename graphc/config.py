@@ -24,7 +24,7 @@ VARIABLES = {
 # GRAPHC_DEBUG=n switches on every row up to n.
 DEBUG_LADDER = (
     (1, "times", "print the seconds of each phase of a compile to stderr"),
-    (2, "verify", "verify the graph between passes and prove the memory plan free of overlap"),
+    (2, "verify", "verify the graph between passes"),
     (3, "summary", "print what each pass did: nodes before and after"),
     (4, "graphs", "print the graph after each pass"),
     (5, "kernels", "print the source of each kernel"),
@@ -41,7 +41,7 @@ class Settings:
 
     @property
     def verify(self) -> bool:
-        """Whether compiles check themselves (always so in the tests)."""
+        """Whether the graph is verified between passes."""
         return self.debug >= 2
 
 

@@ -107,7 +107,7 @@ def compile(*entries: Entry, report: CompileReport | None = None, **options: Any
 
     Options: ``target`` ("cpu"), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process),
     ``memory_budget`` (bytes that no entry's peak may exceed: GC0701), ``cache`` (reuse kernels compiled before),
-    ``check`` (verify the graph after each pass and prove the memory plan). Raises GraphcError.
+    ``check`` (verify the graph after each pass; default: as GRAPHC_DEBUG says). Raises GraphcError.
     """
     report = CompileReport() if report is None else report
     opts = Options(**options)
@@ -185,7 +185,7 @@ def build(
     entries: list[EntryRecord] = []
     for source, final, plan in zip(sources, finals, plans, strict=True):
         with report.phase("memory"):
-            memory = plan_arena(plan, options.checked)
+            memory = plan_arena(plan)
             graph, fused = f"graph/{source.name}.txt", f"graph/{source.name}.fused.txt"
             entries.append(entry_record(plan, memory, state, consts, table, loc=source.loc, graph=graph, fused=fused))
             members[graph] = print_graph(source.graph).encode()
@@ -193,6 +193,9 @@ def build(
 
     with report.phase("kernels"):
         compiled = _compile_kernels(table.kernels, target, options)
+    if settings().debug >= 5:
+        for kernel in compiled:
+            print(kernel.source, file=sys.stderr)
     members[TEAM] = bytes(machine(target).emit_object(optimise(team_ir(target), target)))
     for record, kernel in zip(compiled_records := [_kernel_record(k) for k in compiled], compiled, strict=True):
         members[record.object] = kernel.object

@@ -98,16 +98,14 @@ def const_name(array: np.ndarray) -> str:
 # The arena -----------------------------------------------------------------------------------------------------------
 
 
-def plan_arena(plan: EntryPlan, check: bool) -> MemoryPlan:
-    """Lifetimes of the entry's arena buffers from what its launches touch, and their offsets.
-
-    ``check`` proves the result with the independent checker (GC0008)."""
+def plan_arena(plan: EntryPlan) -> MemoryPlan:
+    """Lifetimes of the entry's arena buffers from what its launches touch, and their offsets; proved by the
+    independent checker (GC0008)."""
     memory = plan_memory(_lifetimes(plan))
-    if check:
-        places = {p.life.name: (p.offset, p.life.nbytes) for p in memory.placed}
-        inputs = [view.buffer.name for _, view in plan.inputs]
-        outputs = [view.buffer.name for _, view in plan.outputs]
-        check_memory(places, memory.arena_bytes, inputs, _accesses(plan), outputs)
+    places = {p.life.name: (p.offset, p.life.nbytes) for p in memory.placed}
+    inputs = [view.buffer.name for _, view in plan.inputs]
+    outputs = [view.buffer.name for _, view in plan.outputs]
+    check_memory(places, memory.arena_bytes, inputs, _accesses(plan), outputs)
     return memory
 
 

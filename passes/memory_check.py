@@ -1,8 +1,9 @@
 """Proof that a memory plan is sound, by running it on names instead of numbers.
 
-The arena is simulated in granules of 64 bytes: each remembers which tensor was written there last. Walking the
-launches in order, a read must find every granule of its tensor still owned by that tensor. So the proof needs no
-lifetimes and shares no idea with the planner: whoever overwrites a tensor that is read later is caught at that read.
+The arena is simulated: each piece of it remembers which tensor was written there last. Walking the launches in order,
+a read must find every piece of its tensor still owned by that tensor. So the proof needs no lifetimes and shares no
+idea with the planner: whoever overwrites a tensor that is read later is caught at that read. Pieces are what lies
+between neighbouring borders of tensors; no smaller ones can differ.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from graphc.errors import error
 
 __all__ = ["Access", "check_memory"]
 
-_GRANULE = 64
+_ALIGN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,14 @@ def check_memory(
 
 class _Arena:
     def __init__(self, places: Mapping[str, tuple[int, int]], arena_bytes: int):
-        self.number = {name: i for i, name in enumerate(places, 1)}
-        self.span: dict[str, slice] = {}
         for name, (offset, nbytes) in places.items():
-            if offset < 0 or offset % _GRANULE or offset + nbytes > arena_bytes:
+            if offset < 0 or offset % _ALIGN or offset + nbytes > arena_bytes:
                 raise _unsound(f"tensor {name} is at {offset} with {nbytes} bytes in an arena of {arena_bytes}")
-            self.span[name] = slice(offset // _GRANULE, -(-(offset + nbytes) // _GRANULE))
-        self.owner = np.zeros(-(-arena_bytes // _GRANULE), np.int32)  # 0: nobody wrote here yet
+        self.number = {name: i for i, name in enumerate(places, 1)}
+        borders = sorted({border for at, size in places.values() for border in (at, at + size)})
+        piece = {border: i for i, border in enumerate(borders)}
+        self.span = {name: slice(piece[at], piece[at + size]) for name, (at, size) in places.items()}
+        self.owner = np.zeros(len(borders), np.int32)  # 0: nobody wrote here yet
 
     def apart(self, names: set[str], label: str) -> None:
         spans = sorted((self.span[name].start, self.span[name].stop, name) for name in names)
