@@ -9,7 +9,7 @@ from graphc.ir import Graph, Node, Value
 from graphc.ops.base import Contract, Gather, Join, Map, Reduce, Scatter, Source, Split, get_op
 from graphc.passes.fuse_extract import Group, extract
 from graphc.passes.fuse_groups import Kind, Partition, Space, Unit
-from graphc.passes.fuse_prepare import inline, plain_reductions
+from graphc.passes.fuse_prepare import plain_reductions
 from graphc.passes.fuse_values import Access, Values
 
 __all__ = ["fuse"]
@@ -18,7 +18,7 @@ __all__ = ["fuse"]
 def fuse(graph: Graph) -> Graph:
     """Group the nodes of ``graph`` into kernels.
 
-    Before: gradients are written out; common subexpressions are merged. After: the top level has sources, views (moves
+    Before: gradients are written out, common subexpressions merged, and only regions with kernels of their own left. After: the top level has sources, views (moves
     and splits), joins, and calls whose ``hint`` says how the kernel looks (`graphc.passes.fuse_groups.Kind`) and whose
     ``body`` is the exact decomposition. The values are the same.
 
@@ -28,7 +28,7 @@ def fuse(graph: Graph) -> Graph:
 
     Example: ``y = gelu(dot(x, w) + b)`` is one call {hint=contract}; softmax is one call {hint=row}.
     """
-    graph = plain_reductions(inline(graph))
+    graph = plain_reductions(graph)
     values = Values(graph)
     fuser = _Fuser(graph, values)
     for stage in STAGES:

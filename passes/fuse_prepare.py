@@ -1,34 +1,13 @@
-"""What fusion wants to see: no regions but those with kernels of their own, and reductions along one run of axes."""
+"""What fusion wants to see: reductions along one run of axes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import Reduce, Region, apply, at_loc, get_op
+from graphc.ops.base import Reduce, apply, at_loc, get_op
 
-__all__ = ["KERNEL_REGIONS", "inline", "plain_reductions"]
-
-# Regions that are kernels as they are. Others are only there for passes that have run by now.
-KERNEL_REGIONS = frozenset({"attention", "attention.vjp"})
-
-
-def inline(graph: Graph) -> Graph:
-    """Replace calls by their bodies, except `KERNEL_REGIONS`. Nothing is merged: what a region computes again
-    (checkpoints) stays computed again."""
-
-    def rule(node: Node, inputs: tuple[Value, ...]) -> Iterable[Value] | None:
-        if not isinstance(get_op(node.op).lower, Region) or node.attrs["hint"] in KERNEL_REGIONS:
-            return None
-        body = inline(node.attrs["body"])
-        new = dict(zip(body.inputs, inputs, strict=True))
-        for n in body.nodes:
-            if n.op != "input":
-                made = Node(n.op, tuple(new[v] for v in n.inputs), n.attrs, n.types, n.loc)
-                new.update(zip(n.outs, made.outs, strict=True))
-        return [new[v] for _, v in body.outputs]
-
-    return graph.rewrite(rule)
+__all__ = ["plain_reductions"]
 
 
 def plain_reductions(graph: Graph) -> Graph:
