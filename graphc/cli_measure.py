@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.cli_output import Output, count, size
+from graphc.cli_output import Output
 from graphc.cli_run import find_entry, open_program
 from graphc.dtype import TensorType
 from graphc.errors import error
@@ -41,7 +41,8 @@ def sample_inputs(specs: Mapping[str, TensorType], seed: int) -> dict[str, np.nd
 
 
 def verify(args: argparse.Namespace, out: Output) -> dict[str, Any]:
-    """Compare the graph as traced, in the interpreter, with the graph after each pass and with the compiled program.
+    """Compare in the interpreter the graph with its gradients written out with the graph after each later pass, and
+    with the compiled program.
 
     The result's key ``entries`` → name → stage → the largest difference as a share of what is allowed. Raises GC0611
     when one is above 1.
@@ -66,20 +67,25 @@ def _verify_entry(program: Program, entry: Entry, seed: int) -> dict[str, tuple[
     inputs = sample_inputs(entry.specs, seed)
     state = {name: array.copy() for name, array in program.state.items()}
     traced = parse(entry.graph)
-    want = _results(traced, inputs, state)
-    disturbed = _results(traced, _disturb(inputs, seed), _disturb(state, seed + 1))
+    expanded = pipeline.run(traced, stop_after="differentiate")
+    want = _results(expanded, inputs, state)
+    disturbed = _results(expanded, _disturb(inputs, seed), _disturb(state, seed + 1))
     allowed = {
         name: RELATIVE * np.abs(a, dtype=np.float64).max(initial=0) + FACTOR * _gap(a, disturbed[name])
         for name, a in want.items()
     }
-    stages = {}
+    stages: dict[str, tuple[float, str]] = {}
 
     def check(stage: str, got: Arrays) -> None:
         shares = {name: _share(_gap(a, got[name]), allowed[name]) for name, a in want.items()}
         worst = max(shares, key=lambda name: shares[name], default="")
         stages[stage] = (shares.get(worst, 0.0), worst)
 
-    pipeline.run(traced, observe=lambda name, _, after, __: check(name, _results(after, inputs, state)), check=True)
+    def observe(name: str, before: Graph, after: Graph, seconds: float) -> None:
+        if all(node.op != "grad" for node in after):
+            check(name, _results(after, inputs, state))
+
+    pipeline.run(traced, observe=observe, check=True)
     outputs = entry(**inputs)
     check("compiled", outputs | {f"state {name}": array.copy() for name, array in program.state.items()})
     program.load_state_dict(state)
@@ -117,9 +123,12 @@ def _share(gap: float, allowed: float) -> float:
 
 
 def bench(args: argparse.Namespace, out: Output) -> dict[str, Any]:
-    """Time an entry launch by launch. The result's keys: ``entry``, ``seconds`` (of a step), ``peak_flops``,
-    ``peak_bytes_per_second`` and ``kernels``, a list of ``name``, ``launches``, ``seconds``, ``bytes``, ``flops``,
-    ``share_of_peak`` (the least time on this machine over the time taken) and ``lines``."""
+    """Time an entry launch by launch.
+
+    The result's keys: ``entry``, ``seconds`` (of a step), ``threads``, ``peak_flops``, ``peak_bytes_per_second`` (of
+    main memory) and ``kernels``, a list of ``name``, ``launches``, ``seconds``, ``bytes``, ``flops``, ``share_of_peak``
+    (the least time on this machine over the time taken) and ``lines``.
+    """
     program = open_program(args.artifact, args.threads)
     entry = find_entry(program, args.artifact, args.entry)
     peaks = measure(program.threads)
@@ -136,7 +145,7 @@ def bench(args: argparse.Namespace, out: Output) -> dict[str, Any]:
                 "seconds": taken,
                 "flops": kernel.flops,
                 "bytes": kernel.bytes,
-                "share_of_peak": peaks.seconds(kernel.flops, kernel.bytes) / taken if taken else 0.0,
+                "share_of_peak": peaks.kernel_seconds(kernel) / taken if taken else 0.0,
                 "lines": [str(loc) for loc in kernel.lines],
             }
         )
@@ -145,13 +154,13 @@ def bench(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     _print_bench(rows, total, out)
     out.line()
     out.line(f"{entry.name}: {total * 1e3:.3f} ms a step in {len(seconds)} kernels on {program.threads} threads")
-    out.line(f"this machine at best: {count(peaks.flops)}FLOP/s, {size(peaks.bytes)}/s")
+    out.line(f"this machine at best: {peaks}")
     return {
         "entry": entry.name,
         "seconds": total,
         "threads": program.threads,
         "peak_flops": peaks.flops,
-        "peak_bytes_per_second": peaks.bytes,
+        "peak_bytes_per_second": peaks.memory,
         "kernels": rows,
     }
 

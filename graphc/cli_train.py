@@ -15,7 +15,7 @@ from graphc.cli_compile import compile_module
 from graphc.cli_output import Output, count, size
 from graphc.cli_plan import print_plan, write_report
 from graphc.modelfile import load_model_file, make_config
-from graphc.train import Interrupted, Progress, Run, check_trainable
+from graphc.train import Interrupted, Progress, Run, check_trainable, describe, read_position
 
 __all__ = ["train"]
 
@@ -35,6 +35,8 @@ def train(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         if getattr(args, key) is not None:
             overrides[key] = getattr(args, key)
     config = make_config(module, overrides)
+    if args.resume:
+        read_position(args.resume, describe(config))  # what does not fit is said before the compile
     artifact = Path(args.output or Path(args.file).with_suffix(".gcx").name)
     program = compile_module(module, config, args)
     check_trainable(module, program)
@@ -95,7 +97,6 @@ def _finish(run: Run, loss: float, seconds: float, artifact: Path, out: Output) 
     steps = f"{run.steps} steps in {seconds:.1f} s"
     rows = [("trained", f"{heldout:.4f}" if heldout is not None else "none held out", steps)]
     rows += [(name.removesuffix("_loss"), f"{value:.4f}", "baseline") for name, value in baselines.items()]
-    out.line()
     out.table(["", ">held-out loss", ""], rows)
     if hasattr(module, "sample") and "infer" in program.entries:
         out.line()

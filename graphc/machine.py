@@ -7,51 +7,88 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 import graphc as gc
+from graphc.cli_output import count, size
+from graphc.runtime import KernelInfo
 
 __all__ = ["Peaks", "measure"]
 
 SIDE = 1024  # of the matrices of the product: large enough for full speed, 4 MB each
-WORDS = 24_000_000  # of the arrays that are streamed: far larger than any cache
-REPEATS = 7  # the best counts: a roof is what the machine can do, not what it did
+LEVELS = (1 << 17, 1 << 20, 1 << 23, 1 << 28)  # bytes of traffic: within L1, L2, L3, and far beyond
+REPEATS = 11  # the best counts: a roof is what the machine can do, not what it did
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """``flops`` a second in float32, and ``bytes`` a second to and from memory, with ``threads`` threads."""
+    """``flops`` a second in float32, and ``levels``: (bytes, bytes a second), how fast a kernel can move so many bytes
+    that are used again and again, to and from the cache that holds them. All with ``threads`` threads."""
 
     flops: float
-    bytes: float
+    levels: tuple[tuple[int, float], ...]
     threads: int
 
+    @property
+    def memory(self) -> float:
+        """Bytes a second to and from main memory."""
+        return self.levels[-1][1]
+
+    def bandwidth(self, nbytes: float) -> float:
+        """Bytes a second for a kernel that moves ``nbytes``."""
+        return next((rate for most, rate in self.levels if nbytes <= most), self.memory)
+
     def seconds(self, flops: float, nbytes: float) -> float:
-        """The least time for so much work and traffic."""
-        return max(flops / self.flops, nbytes / self.bytes)
+        """The least time of one launch with so much work and traffic."""
+        return max(flops / self.flops, nbytes / self.bandwidth(nbytes))
+
+    def kernel_seconds(self, kernel: KernelInfo) -> float:
+        """The least time of all launches of a kernel."""
+        return kernel.count * self.seconds(kernel.flops / kernel.count, kernel.bytes / kernel.count)
+
+    def __str__(self) -> str:
+        return f"{count(self.flops)}FLOP/s, {size(self.memory)}/s from memory, {size(self.levels[0][1])}/s from cache"
 
 
 @lru_cache(maxsize=2)
 def measure(threads: int) -> Peaks:
-    """Time a matrix product and a stream through memory; about a second."""
+    """Time a matrix product and streams through each level of memory; about a second."""
+    matrix = np.ones((SIDE, SIDE), np.float32)
+    arrays = [gc.state(np.zeros(nbytes // 8, np.float32), name=f"stream.{nbytes}") for nbytes in LEVELS]
+    program = gc.compile(_product(), *[_traffic(a, f"stream_{i}") for i, a in enumerate(arrays)], threads=threads)
+    try:
+        flops = 2 * SIDE**3 / _best(program.product, a=matrix, b=matrix)
+        rates = [nbytes / _best(program.entries[f"stream_{i}"]) for i, nbytes in enumerate(LEVELS)]
+    finally:
+        program.close()
+    # A smaller level is never slower: what was measured so is the cost of a launch, not of memory.
+    levels = tuple((nbytes, max(rates[i:])) for i, nbytes in enumerate(LEVELS))
+    return Peaks(flops, levels, threads)
 
+
+def _product() -> gc.Entry:
     @gc.entry(a=gc.spec((SIDE, SIDE)), b=gc.spec((SIDE, SIDE)))
     def product(a: gc.Tensor, b: gc.Tensor) -> dict[str, gc.Tensor]:
         return {"c": a @ b}
 
-    stream = gc.state(np.zeros(WORDS, np.float32), name="stream")
+    made: gc.Entry = product
+    return made
 
-    @gc.entry
-    def traffic() -> dict[str, gc.Tensor]:
-        stream.assign(stream + 1.0)
+
+def _traffic(array: gc.State, name: str) -> gc.Entry:
+    """An entry that reads and writes ``array`` once."""
+
+    def add_one() -> dict[str, gc.Tensor]:
+        array.assign(array + 1.0)
         return {}
 
-    program = gc.compile(product, traffic, threads=threads)
-    try:
-        a = np.ones((SIDE, SIDE), np.float32)
-        fastest = min(int(program.product.timed(a=a, b=a)[1].max()) for _ in range(REPEATS))
-        streamed = min(int(program.traffic.timed()[1].max()) for _ in range(REPEATS))
-    finally:
-        program.close()
-    return Peaks(2 * SIDE**3 / (fastest * 1e-9), 8 * WORDS / (streamed * 1e-9), threads)
+    add_one.__name__ = name
+    made: gc.Entry = gc.entry(add_one)
+    return made
+
+
+def _best(entry: Any, **arguments: np.ndarray) -> float:
+    """Seconds of the longest launch in the fastest of some runs."""
+    return 1e-9 * min(int(entry.timed(**arguments)[1].max()) for _ in range(REPEATS))

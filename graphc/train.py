@@ -29,7 +29,7 @@ from graphc.artifact_tensors import read_file
 from graphc.errors import error
 from graphc.runtime import Program
 
-__all__ = ["Interrupted", "Progress", "Run", "check_trainable", "read_position"]
+__all__ = ["Interrupted", "Progress", "Run", "check_trainable", "describe", "read_position"]
 
 Batch = dict[str, np.ndarray]
 

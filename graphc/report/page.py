@@ -48,8 +48,7 @@ def page(artifact: Artifact) -> str:
         title="graphc: " + escape(", ".join(names)),
         subtitle=escape(
             f"graphc {origin.graphc}, numba {origin.numba}, LLVM {origin.llvm}; for {target.triple} with "
-            f"{target.vector_bytes}-byte vectors; this machine at best, {threads} threads: "
-            f"{count(peaks.flops)}FLOP/s, {size(peaks.bytes)}/s"
+            f"{target.vector_bytes}-byte vectors; this machine at best, {threads} threads: {peaks}"
         ),
         summary=_summary(artifact, threads, peaks),
         tabs="".join(tabs),
@@ -142,7 +141,7 @@ def _lines(locs: tuple[Loc, ...]) -> str:
 
 
 def _roofline_table(kernels: list[KernelInfo], peaks: Peaks) -> tuple[list[str], list[list[str]]]:
-    best = {k.symbol: peaks.seconds(k.flops, k.bytes) for k in kernels}
+    best = {k.symbol: peaks.kernel_seconds(k) for k in kernels}
     total = sum(best.values()) or 1.0
     rows = [
         [
@@ -151,7 +150,7 @@ def _roofline_table(kernels: list[KernelInfo], peaks: Peaks) -> tuple[list[str],
             f"{count(k.flops)}FLOP",
             size(k.bytes),
             f"{k.flops / k.bytes:.2f}" if k.bytes else "",
-            "arithmetic" if k.flops * peaks.bytes > k.bytes * peaks.flops else "memory",
+            "arithmetic" if k.flops / peaks.flops >= best[k.symbol] else "memory",
             _time(best[k.symbol]),
             f"{best[k.symbol] / total:.1%}",
         ]

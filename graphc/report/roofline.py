@@ -19,13 +19,14 @@ LEFT, TOP, BOTTOM = 110.0, 16.0, 44.0
 def roofline_picture(kernels: Sequence[KernelInfo], peaks: Peaks) -> str:
     """SVG text: intensity (FLOP/byte) and attainable speed (FLOP/s), both logarithmic. Kernels that do no arithmetic
     have no place in it."""
-    dots = [(k, k.flops / k.bytes, peaks.seconds(k.flops, k.bytes)) for k in kernels if k.flops and k.bytes]
+    dots = [(k, k.flops / k.bytes, peaks.kernel_seconds(k)) for k in kernels if k.flops and k.bytes]
     if not dots:
         return '<p class="note">No kernel of this entry does arithmetic.</p>'
-    ridge = peaks.flops / peaks.bytes
+    rates = [peaks.memory, peaks.levels[0][1]]  # of main memory and of the first cache
+    ridge = peaks.flops / rates[0]
     low = floor(log10(min(*[i for _, i, _ in dots], ridge) / 1.5))
     high = ceil(log10(max(*[i for _, i, _ in dots], ridge) * 1.5))
-    top, bottom = log10(peaks.flops * 2), log10(10.0**low * peaks.bytes)
+    top, bottom = log10(peaks.flops * 2), log10(10.0**low * rates[0])
     total = sum(s for _, _, s in dots)
 
     def x(intensity: float) -> float:
@@ -34,20 +35,24 @@ def roofline_picture(kernels: Sequence[KernelInfo], peaks: Peaks) -> str:
     def y(speed: float) -> float:
         return TOP + (top - log10(speed)) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
 
-    roof = f"{x(10.0**low):.1f},{y(10.0**low * peaks.bytes):.1f} {x(ridge):.1f},{y(peaks.flops):.1f} "
-    roof += f"{x(10.0**high):.1f},{y(peaks.flops):.1f}"
+    left, right = 10.0**low, 10.0**high
     parts = [
-        f'<polyline points="{roof}" fill="none" stroke="var(--accent)" stroke-width="2"/>',
         f'<text x="{LEFT - 8}" y="{y(peaks.flops) + 4:.1f}" text-anchor="end">{count(peaks.flops)}FLOP/s</text>',
-        f'<text x="{x(10.0**low) + 12:.1f}" y="{y(10.0**low * peaks.bytes) - 14:.1f}">{size(peaks.bytes)}/s</text>',
         f'<text x="{WIDTH - 20}" y="{HEIGHT - 6}" text-anchor="end">FLOP per byte of compulsory traffic</text>',
     ]
+    for rate, label, style in zip(rates, ("memory", "cache"), ("", ' stroke-dasharray="5 4"'), strict=True):
+        bend = min(max(peaks.flops / rate, left), right)
+        points = [(left, left * rate), (bend, peaks.flops), (right, peaks.flops)]
+        line = " ".join(f"{x(i):.1f},{y(min(s, peaks.flops)):.1f}" for i, s in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="var(--accent)" stroke-width="2"{style}/>')
+        at = f'x="{x(left) + 6:.1f}" y="{y(left * rate) - 8:.1f}"'
+        parts.append(f"<text {at}>{label} {size(rate)}/s</text>")
     for power in range(low, high + 1):
         at = x(10.0**power)
         parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="var(--line)"/>')
         parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 26}" text-anchor="middle">{10.0**power:g}</text>')
     for kernel, intensity, seconds in sorted(dots, key=lambda d: -d[2]):
-        speed = min(peaks.flops, intensity * peaks.bytes)
+        speed = kernel.flops / seconds
         text = f"{kernel.name}: {count(kernel.flops)}FLOP, {size(kernel.bytes)}, at best {seconds * 1e6:.1f} µs"
         radius = 3 + 26 * sqrt(seconds / total)
         parts.append(
