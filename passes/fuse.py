@@ -18,9 +18,10 @@ __all__ = ["fuse"]
 def fuse(graph: Graph) -> Graph:
     """Group the nodes of ``graph`` into kernels.
 
-    Before: gradients are written out, common subexpressions merged, and only regions with kernels of their own left. After: the top level has sources, views (moves
-    and splits), joins, and calls whose ``hint`` says how the kernel looks (`graphc.passes.fuse_groups.Kind`) and whose
-    ``body`` is the exact decomposition. The values are the same.
+    Before: gradients are written out, common subexpressions merged, and no regions left but those that are kernels of
+    their own. After: the top level has sources, views (moves and splits), joins, and calls whose ``hint`` says how the
+    kernel looks (`graphc.passes.fuse_groups.Kind`) and whose ``body`` is the exact decomposition. The values are the
+    same.
 
     Each stored value with the expression that makes it is a unit; units are merged where one reads the other's result
     at the same element or row, or where both read the same tensor. What is merged first wins, so that the order of
