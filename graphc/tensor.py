@@ -356,8 +356,12 @@ def floor_divide(a: Any, b: Any) -> Tensor:
 
 
 def power(a: Any, b: Any) -> Tensor:
-    """``a ** b``. Small whole exponents are products, which are faster and exact."""
-    if isinstance(a, Tensor) and isinstance(b, int | float) and b in (1, 2, 3, 4):
+    """``a ** b``. Squares, and small whole powers of integers, are products.
+
+    The pass simplify makes products of a float's x**3 and x**4, too, but only once gradients are taken: the derivative
+    of the power is shorter than that of the products.
+    """
+    if isinstance(a, Tensor) and isinstance(b, int | float) and b in ((1, 2) if a.dtype.is_float else (1, 2, 3, 4)):
         square = a * a
         return {1: a, 2: square, 3: square * a, 4: square * square}[int(b)]
     if common_dtype(a, b).is_float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from scipy import special
@@ -375,6 +377,16 @@ def test_modules_in_plain_lists_and_replaced_parameters_are_refused():
     layer = nn.Linear(2, 2)
     layer.weight = nn.Parameter(np.eye(2, dtype=np.float32))
     np.testing.assert_array_equal(layer.state_dict()["weight"], np.eye(2))
+
+
+def test_a_copy_of_a_module_is_another_model():
+    net = Tied()
+    other = copy.deepcopy(net).named("target")
+    assert list(other.state_dict()) == NAMES
+    assert other.head.weight is other.wte.weight
+    traced = trace(lambda i: {"y": net(i) - other(i)}, i=np.array([1, 2], np.int32))
+    assert {"wte.weight", "target.wte.weight", "target.block.norm.bias"} <= set(traced.initial)
+    assert not step(lambda i: {"y": net(i) - other(i)}, i=np.array([1, 2], np.int32))[0]["y"].any()
 
 
 def test_frozen_parameters_stay_in_the_state():

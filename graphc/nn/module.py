@@ -32,18 +32,21 @@ class Module:
     _parent: Module | None
 
     forward: Callable[..., Any]
+    training: bool
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
-        for name, value in (("_parent", None), ("_label", None), ("_names", None), ("_hidden", set())):
-            object.__setattr__(self, name, value)
-        self.__dict__["training"] = True
+        self._parent, self._label, self._names, self._hidden = None, None, None, set()
+        self.training = True
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in Module.__slots__:  # our own book-keeping
+            object.__setattr__(self, name, value)
+            return
         old = self.__dict__.get(name)
         if isinstance(old, State) and value is not None and not isinstance(value, State):
             raise error(
@@ -53,18 +56,18 @@ class Module:
                 hint="in an entry, write .assign(value) for state; before compiling, use load_state_dict",
             )
         if isinstance(value, Module) and value._parent is None and value is not self:
-            object.__setattr__(value, "_parent", self)
+            value._parent = self
         if isinstance(value, State) and value.naming is None:
             value.naming = partial(_path, self, value)
         if isinstance(value, State | Module):
-            object.__setattr__(self._root(), "_names", None)
+            self._root()._names = None
         object.__setattr__(self, name, value)
 
     # Names --------------------------------------------------------------------------------------------------------
 
     def named(self, name: str) -> Self:
         """Prefix the names of this module's state in programs, so that two models can share a program."""
-        object.__setattr__(self, "_label", name)
+        self._label = name
         return self
 
     def _root(self) -> Module:
@@ -176,8 +179,6 @@ class Module:
     def eval(self) -> Self:
         return self.train(False)
 
-    training: bool
-
     def __repr__(self) -> str:
         inner = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
         return f"{type(self).__name__}(" + "".join(f"\n  {line}" for line in inner) + ("\n)" if inner else ")")
@@ -190,7 +191,7 @@ def _path(owner: Module, state: State) -> str:
         names: dict[State, str] = {}
         for path, value, _ in root._named_states():
             names.setdefault(value, path)
-        object.__setattr__(root, "_names", names)
+        root._names = names
     assert root._names is not None
     if state not in root._names:
         raise error("GC0213", f"a {type(state).__name__} of shape {state.shape} was taken out of its module")
