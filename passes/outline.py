@@ -217,7 +217,7 @@ def _is_triangle(array: Array, shape: Shape, keeps: bool) -> bool:
     array = np.broadcast_to(array.reshape(array.shape[-2:]), shape)
     visible = array == keeps if array.dtype == bool else array == 0
     hidden = ~visible if array.dtype == bool else array <= HIDDEN
-    triangle = np.tri(*shape, dtype=bool)
+    triangle = np.tri(*shape, dtype=np.bool_)
     return bool(np.array_equal(visible, triangle) and np.array_equal(hidden, ~triangle))
 
 
