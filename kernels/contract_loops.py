@@ -44,7 +44,7 @@ class Loops:
         if s.pack_b:
             out.append(Scratch("panels", self.dtype, s.chunk * depth * s.nr))
         if s.pack_a:
-            out.append(Scratch("tile_a", self.dtype, s.mr * s.k_block))
+            out.append(Scratch("tile_a", self.dtype, s.mr * max(self.tile_a.row, s.k_block)))
         if not self.direct:
             rows = s.rows * s.mr if self.slabbed else s.mr
             out.append(Scratch("tile_c", self.dtype, rows * s.chunk * s.nr))
@@ -99,17 +99,20 @@ class Loops:
         if not self.s.pack_b:
             return []
 
-        def panel(at: Bound, columns: int) -> list[Stmt]:
-            def step(k: Var) -> list[Stmt]:
-                j = self.names.var("j")
-                source = self.b_at(k, at) + Affine.of(j, self.p.n.strides[B])
-                target = self.packed(k, start, at, panels[0]) + Affine.of(j)
-                store = Store("panels", target, Load("b", source, self.dtype))
-                return [Loop(j, columns, (store,), Role.VECTOR)]
+        def copy(k: Bound, panel: Bound, columns: int) -> list[Stmt]:
+            j = self.names.var("j")
+            source = self.b_at(k, panel) + Affine.of(j, self.p.n.strides[B])
+            target = self.packed(k, start, panel, panels[0]) + Affine.of(j)
+            return [Loop(j, columns, (Store("panels", target, Load("b", source, self.dtype)),), Role.VECTOR)]
 
-            return self.over_k_outer(lambda: [self.loop("k", start, stop, step)])
+        def rows_first() -> list[Stmt]:
+            return [self.loop("k", start, stop, lambda k: self.over_panels(panels, lambda at, n: copy(k, at, n)))]
 
-        return self.over_panels(panels, panel)
+        def panels_first() -> list[Stmt]:
+            return self.over_panels(panels, lambda at, n: [self.loop("k", start, stop, lambda k: copy(k, at, n))])
+
+        # In the order in which b lies in memory.
+        return self.over_k_outer(rows_first if self.p.n.strides[B] == 1 else panels_first)
 
     def packed(self, k: Bound, start: Bound, panel: Bound, first: Bound) -> Affine:
         """Where row ``k`` of ``panel`` lies in the packed panels."""
@@ -216,7 +219,7 @@ class Loops:
             a = Operand("a", where, p.m.strides[A], p.k.strides[A])
             if s.pack_a:
                 out.append(self.copy_a(a, m, depth))
-                a = Operand("tile_a", Affine(), 1, s.mr)
+                a = self.tile_a
 
             def panel(column: Bound, n: int) -> list[Stmt]:
                 if s.pack_b:
@@ -246,17 +249,21 @@ class Loops:
 
         return self.over_k_outer(blocks)
 
+    @property
+    def tile_a(self) -> Operand:
+        """The copied tile of a: rows where they are contiguous, else columns, so that loads are in order."""
+        if self.p.k.strides[A] == 1:
+            return Operand("tile_a", Affine(), self.s.k_block + self.s.nr // 2, 1)
+        return Operand("tile_a", Affine(), 1, self.s.mr)
+
     def copy_a(self, a: Operand, m: int, depth: Bound) -> Stmt:
-        """The tile of a as [k][m], so that its broadcast loads walk through memory."""
         k, i = self.names.var("k"), self.names.var("i")
-        mr = self.s.mr
-        if a.row == 1 or a.col != 1:
-            load = Load("a", a.index + Affine.of(k, a.col) + Affine.of(i, a.row), self.dtype)
-            store = Store("tile_a", Affine.of(k, mr) + Affine.of(i), load)
-            return Loop(k, depth, (Loop(i, m, (store,), Role.VECTOR),))
-        load = Load("a", a.index + Affine.of(i, a.row) + Affine.of(k), self.dtype)
-        store = Store("tile_a", Affine.of(k, mr) + Affine.of(i), load)
-        return Loop(i, m, (Loop(k, depth, (store,), Role.VECTOR),))
+        copy = self.tile_a
+        source = a.index + Affine.of(k, a.col) + Affine.of(i, a.row)
+        store = Store("tile_a", Affine.of(i, copy.row) + Affine.of(k, copy.col), Load("a", source, self.dtype))
+        if copy.col == 1:
+            return Loop(i, m, (Loop(k, depth, (store,), Role.VECTOR),))
+        return Loop(k, depth, (Loop(i, m, (store,), Role.VECTOR),))
 
     # Loops
 

@@ -1,21 +1,31 @@
-"""How a contraction is cut: register tiles, packed panels, cache blocks, tasks. Plain arithmetic, no loops yet."""
+"""How a contraction is cut: register tiles, packed panels, cache blocks, tasks. A small cost model, no loops yet."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from graphc.dtype import DType
 from graphc.kernels.contract_problem import Problem
 
-__all__ = ["Schedule", "Target", "choose"]
+__all__ = ["Schedule", "Target", "choose", "even"]
 
 K_BLOCK = 512  # rows of a panel per microkernel call: the tile of a stays in the first level of cache
-PACKED_BYTES = 1 << 20  # the panels that a task keeps packed, in the second level of cache
+PACKED_BYTES = 3 << 18  # the panels that a task keeps packed, in the second level of cache
 CHUNK_COLUMNS = 512  # widest group of panels: the tile of c that waits for its epilogue is a row of this
-MAX_TASKS = 16  # tasks per launch when nothing else asks for more: balance for 2 to 16 threads
-TASK_FLOPS = 1 << 20  # less work than this is not worth a task of its own
+PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # ranges that m and n are tried to be split into
+TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
 SET_BYTES = 4096  # rows this far apart share their sets in a first-level cache
+
+# Cycles, as measured on cores with two 512-bit FMA units; only their proportions matter.
+PACK_ROW = 8  # copy one row of a panel
+PACK_GATHER = 24  # the same when the row's elements lie apart
+READ_ROW = 6  # the microkernel reads a row in place
+READ_TILE = 8  # bring one column of a tile of a from beyond the second level of cache
+COPY_TILE = 16  # the same, copied into a tile of its own
+CALL = 60  # of the microkernel: bring in and write back the tile of c
+TASK = 1000  # start of a task
 
 
 class Target(Protocol):
@@ -59,30 +69,36 @@ def even(total: int, most: int) -> int:
 
 
 def choose(p: Problem, dtype: DType, target: Target) -> Schedule:
-    """The schedule of one contraction. Depends on shapes and strides only, never on the number of threads."""
+    """The cheapest schedule by the cost model. Depends on shapes and strides only, never on the number of threads."""
+    return min(candidates(p, dtype, target), key=lambda s: cost(p, s))
+
+
+def candidates(p: Problem, dtype: DType, target: Target) -> Iterator[Schedule]:
+    """Schedules for every reasonable split into tasks."""
     mr, nr = target.tile(dtype)
     mr = even(p.m.size, mr)
     m_tiles, n_panels = -(-p.m.size // mr), -(-p.n.size // nr)
-    rows, panels = split(p, m_tiles, n_panels)
-    slab = p.k.size
-    panel_bytes = p.k_size * nr * dtype.itemsize
-    if panel_bytes > PACKED_BYTES:
-        slab = even(p.k.size, 4096)
-        panel_bytes = slab * nr * dtype.itemsize
-    chunk = even(panels, max(1, min(PACKED_BYTES // panel_bytes, CHUNK_COLUMNS // nr)))
-    pack_b = p.n.strides[1] != 1 or min(rows, m_tiles) > 2
-    block = even(slab, K_BLOCK)
-    return Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, block, pack_a(p, chunk, dtype), pack_b)
+    for rows in sorted({-(-m_tiles // parts) for parts in PARTS}):
+        for panels in sorted({-(-n_panels // parts) for parts in PARTS}):
+            chunk = even(panels, CHUNK_COLUMNS // nr)
+            slab = even(p.k.size, max(64, PACKED_BYTES // (chunk * nr * dtype.itemsize)))
+            if p.k_size * chunk * nr * dtype.itemsize <= PACKED_BYTES:
+                slab = p.k.size
+            packed_b = p.n.strides[1] != 1 or rows > 1
+            packed_a = pack_a(p, chunk, dtype)
+            block = even(slab, K_BLOCK)
+            yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, block, packed_a, packed_b)
 
 
-def split(p: Problem, m_tiles: int, n_panels: int) -> tuple[int, int]:
-    """Tiles and panels per task. Panels are split first: each is then packed once."""
-    flops = 2 * p.outer_size * p.m.size * p.n.size * p.k_size
-    tasks = min(MAX_TASKS, max(1, flops // TASK_FLOPS))
-    parts = -(-tasks // p.outer_size)
-    panels = -(-n_panels // parts)
-    parts = -(-parts // -(-n_panels // panels))
-    return -(-m_tiles // min(parts, m_tiles)), panels
+def cost(p: Problem, s: Schedule) -> float:
+    """Cycles until the last thread is done, summed over `TEAMS`."""
+    groups = -(-s.panels // s.chunk)
+    tile = COPY_TILE if s.pack_a else READ_TILE
+    panel = (PACK_ROW if p.n.strides[1] == 1 else PACK_GATHER) if s.pack_b else READ_ROW
+    calls = -(-p.k_size // s.k_block) * s.rows * s.panels
+    task = p.k_size * (s.rows * s.panels * s.mr + s.panels * panel + s.rows * groups * tile) + calls * CALL + TASK
+    tasks = p.outer_size * s.m_tasks * s.n_tasks
+    return sum(-(-tasks // team) * task for team in TEAMS)
 
 
 def pack_a(p: Problem, chunk: int, dtype: DType) -> bool:
