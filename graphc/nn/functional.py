@@ -25,7 +25,10 @@ __all__ = [
 
 
 def relu(x: TensorLike) -> Tensor:
-    return maximum(as_tensor(x), 0)
+    """max(x, 0). Its gradient at 0 is 0, as in PyTorch and JAX (`maximum` would share it between the two), and NaN
+    stays NaN."""
+    x = as_tensor(x)
+    return where(x <= 0, 0, x)
 
 
 def sigmoid(x: TensorLike) -> Tensor:
