@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import ClassVar
 
 import numpy as np
 
-from graphc.dtype import DType
+from graphc.dtype import DType, bool_, int64
 from graphc.errors import error
 from graphc.loop import (
     Acc,
@@ -37,10 +38,15 @@ from graphc.loop import (
     walk,
 )
 
-__all__ = ["COMBINE", "Access", "Dialect", "emit", "identity", "unwrap"]
+__all__ = ["COMBINE", "Access", "Dialect", "Expressions", "emit", "header", "identity", "short", "unwrap"]
 
 # How an accumulator takes in a value: the intrinsic behind each `Acc.combine`.
 COMBINE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
+
+
+def short(dtype: DType) -> str:
+    """The short name of an element type in generated code: f32, i64, b1, …"""
+    return "b1" if dtype.kind == "b" else f"{dtype.kind}{8 * dtype.itemsize}"
 
 
 def identity(combine: str, dtype: DType) -> Const:
@@ -95,6 +101,9 @@ class Dialect(ABC):
     @abstractmethod
     def cast(self, text: str, source: DType, target: DType) -> str: ...
 
+    def bitcast(self, text: str, source: DType, target: DType) -> str:
+        raise AssertionError("this dialect expands the functions that use bitcast")
+
     @abstractmethod
     def load(self, at: Access) -> str: ...
 
@@ -115,8 +124,8 @@ class Dialect(ABC):
     def if_block(self, cond: str) -> str: ...
 
     @abstractmethod
-    def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> str:
-        """One block product; operands are (buffer, index)."""
+    def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> list[str]:
+        """Lines of one block product; operands are (buffer, index)."""
 
     # Vector syntax; dialects with lanes == 0 never see these.
 
@@ -132,9 +141,10 @@ class Dialect(ABC):
     def horizontal(self, combine: str, text: str) -> str:
         raise AssertionError("this dialect has no vectors")
 
-    def call(self, name: str, args: Iterable[str], kind: str) -> str:
-        template = self.intrinsics.get(f"{name}.{kind}") or self.intrinsics[name]
-        return template.format(*(args if template.startswith("(") else map(unwrap, args)))
+    def call(self, name: str, args: Iterable[str], dtype: DType) -> str:
+        """The intrinsic ``name`` on operands of type ``dtype``."""
+        template = self.intrinsics.get(f"{name}.{dtype.kind}") or self.intrinsics[name]
+        return template.format(*(args if template.startswith("(") else map(unwrap, args)), t=short(dtype))
 
 
 @dataclass
@@ -147,16 +157,48 @@ class _Lanes:
     values: set[str] = field(default_factory=set)
 
 
-class _Printer:
+class Expressions:
+    """Prints expressions; ``names`` maps the IR's variables to identifiers."""
+
+    def __init__(self, dialect: Dialect, names: Mapping[str, str]):
+        self.dialect, self.names = dialect, names
+
+    def expr(self, expr: Expr) -> str:
+        if isinstance(expr, Const):
+            return self.dialect.const(expr)
+        if isinstance(expr, Var):
+            return self.variable(expr)
+        if isinstance(expr, Load):
+            return self.dialect.load(self.access(expr.buffer, expr.index, expr.dtype))
+        args = [self.expr(a) for a in expr.args]
+        if expr.name in ("cast", "bitcast"):
+            convert = self.dialect.cast if expr.name == "cast" else self.dialect.bitcast
+            return convert(args[0], expr.args[0].dtype, expr.dtype)
+        return self.dialect.call(expr.name, args, expr.args[-1].dtype)
+
+    def variable(self, var: Var) -> str:
+        return self.names[var.name]
+
+    def access(self, buffer: str, index: Affine, dtype: DType) -> Access:
+        return Access(self.names[buffer], self.affine(index), dtype)
+
+    def affine(self, index: Affine) -> str:
+        parts = [name if c == 1 else f"{c} * {name}" for name, c in ((self.names[v.name], c) for v, c in index.terms)]
+        if index.offset or not parts:
+            parts.append(str(index.offset))
+        return " + ".join(parts).replace("+ -", "- ")
+
+
+class _Printer(Expressions):
     """The walk. ``lines`` collects the text, ``depth`` is the nesting."""
 
     def __init__(self, kernel: Kernel, dialect: Dialect):
-        self.kernel, self.dialect = kernel, dialect
+        super().__init__(dialect, _names(kernel, dialect))
+        self.kernel = kernel
         self.lines: list[str] = []
         self.depth = 1
         self.lanes: _Lanes | None = None
         self.accs = {s.var.name: s for s in walk(kernel.body) if isinstance(s, Acc)}
-        self.names = _names(kernel, dialect)
 
     # Text
 
@@ -187,20 +229,10 @@ class _Printer:
             return expr.index.coefficient(self.lanes.var) != 0
         return any(self.varies(a) for a in expr.args)
 
-    def expr(self, expr: Expr) -> str:
-        if isinstance(expr, Const):
-            return self.dialect.const(expr)
-        if isinstance(expr, Var):
-            name = self.names[expr.name]
-            if self.lanes is not None and expr == self.lanes.var:
-                return self.dialect.ramp(name, self.lanes.width)
-            return name
-        if isinstance(expr, Load):
-            return self.dialect.load(self.access(expr.buffer, expr.index, expr.dtype))
-        args = [self.expr(a) for a in expr.args]
-        if expr.name == "cast":
-            return self.dialect.cast(args[0], expr.args[0].dtype, expr.dtype)
-        return self.dialect.call(expr.name, args, expr.args[-1].dtype.kind)
+    def variable(self, var: Var) -> str:
+        if self.lanes is not None and var == self.lanes.var:
+            return self.dialect.ramp(self.names[var.name], self.lanes.width)
+        return self.names[var.name]
 
     def spread(self, expr: Expr) -> str:
         """The expression as a lane value: scalars are broadcast."""
@@ -209,18 +241,11 @@ class _Printer:
             return text
         return self.dialect.splat(unwrap(text), self.lanes.width)
 
-    def affine(self, index: Affine) -> str:
-        parts = [name if c == 1 else f"{c} * {name}" for name, c in ((self.names[v.name], c) for v, c in index.terms)]
-        if index.offset or not parts:
-            parts.append(str(index.offset))
-        return " + ".join(parts).replace("+ -", "- ")
-
     def access(self, buffer: str, index: Affine, dtype: DType) -> Access:
-        text, name = self.affine(index), self.names[buffer]
-        if self.lanes is None:
-            return Access(name, text, dtype)
-        stride = index.coefficient(self.lanes.var)
-        return Access(name, text, dtype, stride or None, self.lanes.width if stride else 1, self.lanes.mask)
+        stride = index.coefficient(self.lanes.var) if self.lanes is not None else 0
+        if self.lanes is None or stride == 0:
+            return super().access(buffer, index, dtype)
+        return Access(self.names[buffer], self.affine(index), dtype, stride, self.lanes.width, self.lanes.mask)
 
     def bound(self, bound: int | Var) -> str:
         return self.names[bound.name] if isinstance(bound, Var) else str(bound)
@@ -251,7 +276,8 @@ class _Printer:
                 self.body(stmt.body)
         else:
             operands = ((self.names[o.buffer], self.affine(o.index)) for o in (stmt.c, stmt.a, stmt.b))
-            self.simple(self.dialect.contract(stmt, *operands, self.bound(stmt.k)))
+            for line in self.dialect.contract(stmt, *operands, self.bound(stmt.k)):
+                self.line(line)
 
     def store(self, stmt: Store) -> None:
         at = self.access(stmt.buffer, stmt.index, stmt.expr.dtype)
@@ -261,15 +287,14 @@ class _Printer:
 
     def update(self, stmt: Update) -> None:
         combine = COMBINE[self.accs[stmt.var.name].combine]
-        kind = stmt.var.dtype.kind
         if self.lanes is None:
             name = self.names[stmt.var.name]
-            self.simple(f"{name} = {unwrap(self.dialect.call(combine, (name, self.expr(stmt.expr)), kind))}")
+            self.simple(f"{name} = {unwrap(self.dialect.call(combine, (name, self.expr(stmt.expr)), stmt.var.dtype))}")
             return
         name = self.partial(stmt.var)
-        new = unwrap(self.dialect.call(combine, (name, self.spread(stmt.expr)), kind))
+        new = unwrap(self.dialect.call(combine, (name, self.spread(stmt.expr)), stmt.var.dtype))
         if self.lanes.mask is not None:  # inactive lanes keep what they have
-            new = self.dialect.call("select", (self.lanes.mask, new, name), "b")
+            new = self.dialect.call("select", (self.lanes.mask, new, name), bool_)
         self.simple(f"{name} = {unwrap(new)}")
 
     def partial(self, var: Var) -> str:
@@ -292,7 +317,7 @@ class _Printer:
             trips = str(max(0, -((loop.start - loop.stop) // step)))
         else:
             length = stop if start == "0" else f"({stop} - {start})"
-            trips = length if step == 1 else self.dialect.call("div", (f"({length} + {step - 1})", str(step)), "i")
+            trips = length if step == 1 else self.dialect.call("div", (f"({length} + {step - 1})", str(step)), int64)
         ends = (self.dialect.share(trips, plus) for plus in (0, 1))
         scaled = (end if step == 1 else f"{step} * {end}" for end in ends)
         first, last = (end if start == "0" else f"{start} + {end}" for end in scaled)
@@ -324,15 +349,15 @@ class _Printer:
             combine = self.accs[var.name].combine
             total = self.dialect.horizontal(combine, self.partial(var))
             acc = self.names[var.name]
-            self.simple(f"{acc} = {unwrap(self.dialect.call(COMBINE[combine], (acc, total), var.dtype.kind))}")
+            self.simple(f"{acc} = {unwrap(self.dialect.call(COMBINE[combine], (acc, total), var.dtype))}")
 
     def full_stop(self, loop: Loop, width: int) -> str:
         """Where the full vectors end, as text; a number when the bounds are numbers."""
         if isinstance(loop.start, int) and isinstance(loop.stop, int):
             return str(loop.start + max(0, loop.stop - loop.start) // width * width)
         start, stop, full = self.bound(loop.start), self.bound(loop.stop), f"{self.names[loop.var.name]}_full"
-        length = self.dialect.call("maximum", (stop if start == "0" else f"{stop} - {start}", "0"), "i")
-        end = self.dialect.call("and", (length, str(-width)), "i")
+        length = self.dialect.call("maximum", (stop if start == "0" else f"{stop} - {start}", "0"), int64)
+        end = self.dialect.call("and", (length, str(-width)), int64)
         end = unwrap(end) if start == "0" else f"{start} + {end}"
         self.simple(self.dialect.declare(full, end, loop.var.dtype))
         return full
@@ -386,6 +411,13 @@ def _names(kernel: Kernel, dialect: Dialect) -> dict[str, str]:
         taken.add(name)
         names[want] = name
     return names
+
+
+def header(kernel: Kernel) -> str:
+    """What a reader wants to know first: the kernel's name, what it does, and the user's lines."""
+    lines = [kernel.name + (f": {kernel.doc}" if kernel.doc else "")]
+    lines += [""] * bool(kernel.lines) + [f"from {PurePath(loc.file).name}:{loc.line}" for loc in kernel.lines]
+    return "\n".join(lines)
 
 
 def emit(kernel: Kernel, dialect: Dialect, symbol: str) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import ClassVar
 
 from graphc.dtype import DType, bool_, int64
 from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.cpu.vector import SHORT
-from graphc.kernels.emit import COMBINE, Access, Dialect
+from graphc.kernels.emit import COMBINE, Access, Dialect, header
 from graphc.loop import Const, Contract, Kernel
 
 __all__ = ["NumbaDialect"]
@@ -58,7 +57,7 @@ class NumbaDialect(Dialect):
             imports.append(_import("graphc.kernels.cpu.microkernel", ["microkernel"]))
         numbers = [f'{n} = float("{n}")' for n in ("inf", "nan") if n in used]
         head = "\n".join([*imports, *numbers])
-        return f'"""{header(kernel)}"""\n\n{head}\n\n{definitions}\n\n{text}'.replace("\n\n\n\n", "\n\n\n")
+        return f'"""{_docstring(kernel)}"""\n\n{head}\n\n{definitions}\n\n{text}'.replace("\n\n\n\n", "\n\n\n")
 
     def prologue(self, kernel: Kernel, names: Mapping[str, str]) -> list[str]:
         lines = []
@@ -104,7 +103,7 @@ class NumbaDialect(Dialect):
     def if_block(self, cond: str) -> str:
         return f"if {cond}:"
 
-    def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> str:
+    def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> list[str]:
         rows, columns = self.target.tile(stmt.dtype)
         what = (
             f'microkernel("{stmt.dtype}", m={stmt.m}, n={stmt.n}, a=({stmt.a.row}, {stmt.a.col}), b={stmt.b.row}, '
@@ -113,7 +112,7 @@ class NumbaDialect(Dialect):
         )
         name = self.microkernels.setdefault(what, f"product{len(self.microkernels) or ''}")
         operands = ", ".join(f"{buffer}, {index}" for buffer, index in (c, a, b))
-        return f"{name}({operands}, {k})"
+        return [f"{name}({operands}, {k})"]
 
     def splat(self, text: str, lanes: int) -> str:
         return f"splat({text}, {lanes})"
@@ -128,11 +127,9 @@ class NumbaDialect(Dialect):
         return f"fold_{COMBINE[combine]}({text})"
 
 
-def header(kernel: Kernel) -> str:
-    """What a reader wants to know first: the kernel's name, what it does, and the user's lines."""
-    lines = [kernel.name + (f": {kernel.doc}" if kernel.doc else "")]
-    lines += [""] * bool(kernel.lines) + [f"from {PurePath(loc.file).name}:{loc.line}" for loc in kernel.lines]
-    return "\n".join(lines).replace("\\", "/").replace('"""', "'''") + ("\n" if len(lines) > 1 else "")
+def _docstring(kernel: Kernel) -> str:
+    text = header(kernel).replace("\\", "/").replace('"""', "'''")
+    return text + ("\n" if "\n" in text else "")
 
 
 def _import(module: str, names: list[str]) -> str:

@@ -34,9 +34,10 @@ from graphc.kernels.cpu.lanes import (
 )
 from graphc.kernels.cpu.lanes import ramp as ramp_constant
 from graphc.kernels.cpu.math import MATH
+from graphc.kernels.emit import short
 from graphc.loop import COMPARISONS, Call, Const, Expr, Var
 
-SHORT = {d: "b1" if d is bool_ else f"{d.kind}{8 * d.itemsize}" for d in DTYPES.values()}
+SHORT = {d: short(d) for d in DTYPES.values()}
 
 
 class Lanes(types.Type):  # type: ignore[misc]
