@@ -23,7 +23,7 @@ from graphc.errors import Loc
 from graphc.ir import Graph, Node, Value
 from graphc.kernels.assign_layout import Layouts
 from graphc.kernels.plan import Buffer, View
-from graphc.ops.base import Join, Move, Source, Split, get_op
+from graphc.ops.base import Join, Move, Region, Source, Split, get_op
 
 __all__ = ["Assignment", "Step", "assign"]
 
@@ -128,7 +128,7 @@ class _Assigner:
         return True
 
     def _same_index(self, node: Node, old: Value, result: Value) -> bool:
-        if get_op(node.op).lower is None or old.shape != result.shape:
+        if old.shape != result.shape or not isinstance(get_op(node.op).lower, Region):
             return False
         for k, v in enumerate(node.inputs):
             if self.layouts.root(v) == old and not (v == old and self.in_place(node, k, result.index)):
@@ -205,15 +205,19 @@ class _Assigner:
     def _take_over(self, node: Node, operands: Iterable[View], result: Value, taken: set[str]) -> View | None:
         """The memory of an operand that dies at ``node``, if the kernel may overwrite it with ``result``."""
         want = self._fresh_strides(result)
-        for k, (v, view) in enumerate(zip(node.inputs, operands, strict=True)):
+        for v, view in zip(node.inputs, operands, strict=True):
             owner = self.owner.get(view.buffer.name)
             if owner is None or owner in self.keep or view.buffer.name in taken:
                 continue
             fits = view.dtype == result.dtype and view.shape == result.shape and view.strides == want
-            alone = all(w == view for w in operands if w.buffer == view.buffer)
+            alone = all(
+                w == view and self.in_place(node, j, result.index)
+                for j, w in enumerate(operands)
+                if w.buffer == view.buffer
+            )
             dies = self.last.get(self.layouts.root(v), -1) <= self.position[node]
             whole = view.offset == 0 and view.nbytes == view.buffer.nbytes
-            if fits and alone and dies and whole and self.in_place(node, k, result.index):
+            if fits and dies and whole and alone:
                 taken.add(view.buffer.name)
                 self.owner[view.buffer.name] = result
                 return view

@@ -16,7 +16,7 @@ from graphc.kernels.lower_index import lower_gather, lower_scatter
 from graphc.kernels.lower_map import lower_map
 from graphc.kernels.lower_row import lower_row, row_in_place
 from graphc.kernels.plan import EntryPlan, Launch, View
-from graphc.ops.base import apply
+from graphc.ops.base import Map, apply, get_op
 
 __all__ = ["LOWERINGS", "lower"]
 
@@ -64,7 +64,20 @@ def identity(t: TensorType) -> Graph:
 
 def in_place(node: Node, operand: int, result: int) -> bool:
     """Whether the kernel of a call may write ``result`` over ``operand``."""
-    hint = node.attrs.get("hint")
+    hint, body = node.attrs["hint"], node.attrs["body"]
     if hint == "row":
-        return row_in_place(node.attrs["body"], operand, result)
-    return hint == "map"
+        return row_in_place(body, operand, result)
+    return hint in ("map", "contract", "gather") and elementwise(body, body.inputs[operand])
+
+
+def elementwise(body: Graph, value: Value) -> bool:
+    """Whether elements of ``value`` are only used for the same element of the results, after everything else of the
+    kernel is done (in the epilogue of a product, say)."""
+    stack, seen = [value], {value}
+    while stack:
+        for user in body.users(stack.pop()):
+            if not isinstance(get_op(user.op).lower, Map):
+                return False
+            stack.extend(v for v in user.outs if v not in seen)
+            seen.update(user.outs)
+    return True
