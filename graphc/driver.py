@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numba.core.errors import NumbaError
 
 from graphc import artifact_tensors, modelfile
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
@@ -220,10 +221,21 @@ def build(
 
 def _compile_kernels(kernels: Sequence[Kernel], target: CpuTarget, options: Options) -> list[Compiled]:
     """Object code for each kernel; without a cache, in a folder that is gone afterwards."""
-    if options.cache:
-        return compile_kernels(kernels, target, settings().cache / "kernels")
-    with TemporaryDirectory(prefix="graphc-") as folder:
-        return compile_kernels(kernels, target, Path(folder))
+    try:
+        if options.cache:
+            return compile_kernels(kernels, target, settings().cache / "kernels")
+        with TemporaryDirectory(prefix="graphc-") as folder:
+            return compile_kernels(kernels, target, Path(folder))
+    except OSError as problem:
+        where = problem.filename or settings().cache
+        hint = "GRAPHC_CACHE names another folder; cache=False needs none."
+        raise error("GC0610", f"cannot write compiled kernels to {where}: {problem.strerror}", hint=hint) from None
+    except (NumbaError, RuntimeError, ValueError) as problem:  # from Numba, from LLVM, from llvmlite
+        reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+        raise error("GC0009", f"a kernel did not compile: {reason}", hint=_DEFECT) from problem
+
+
+_DEFECT = "This is a defect in graphc, not in your model. Please report it with the lines above."
 
 
 def _kernel_record(compiled: Compiled) -> KernelRecord:

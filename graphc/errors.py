@@ -266,6 +266,11 @@ CODES: dict[str, Code] = {
             "This is a defect in graphc; please report it with the model file.",
         ),
         Code(
+            "GC0612",
+            "unknown target",
+            "gc.compile(..., target=...) and --target take the targets that this version generates code for: cpu.",
+        ),
+        Code(
             "GC0401",
             "an argument is missing or unexpected",
             "An entry is called with exactly the arguments of its @gc.entry line, by name:\n"
@@ -285,11 +290,6 @@ CODES: dict[str, Code] = {
             "GC0403",
             "an argument has the wrong shape",
             "A program is compiled for fixed shapes. Give an array of the declared shape, or compile another entry.",
-        ),
-        Code(
-            "GC0404",
-            "there is no such entry or state",
-            "The program has other names; the message lists them.",
         ),
         Code(
             "GC0501",

@@ -41,7 +41,9 @@ class Block:
 
     def __init__(self, nbytes: int, guard: int = 0):
         self.nbytes = nbytes
-        self._map = mmap.mmap(-1, max(nbytes + guard, 1))
+        # Private: after a fork, parent and child each have their own state.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self._map = mmap.mmap(-1, max(nbytes + guard, 1), **private)
         if nbytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a system without huge pages: slower, not wrong
                 self._map.madvise(mmap.MADV_HUGEPAGE)

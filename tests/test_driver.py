@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 import graphc as gc
+from graphc import driver
 from graphc.artifact import STATE_FILE, Artifact
 from graphc.driver import CompileReport, rebuild
 from graphc.driver import compile as compile_entries
@@ -90,7 +94,7 @@ def test_predicted_memory_is_measured_memory() -> None:
         assert entry.measured_peak_bytes(**{n: a for n, a in batch().items() if n in entry.specs}) == (
             entry.memory.peak_bytes
         )
-        assert entry.memory.arena_bytes <= 1.02 * entry.memory.lower_bound_bytes + 64
+        assert entry.memory.arena_bytes <= 1.02 * entry.memory.lower_bound_bytes + 64 * 16  # tiny tensors, aligned
     table = str(p.train.memory)
     assert "net.py:" in table
     assert "scratch" in table
@@ -167,8 +171,6 @@ print(" ".join(losses))
 
 
 def python(code: str, *args: object, **env: str) -> str:
-    import os
-
     run = [sys.executable, "-c", code, *map(str, args)]
     done = subprocess.run(run, capture_output=True, text=True, check=False, env={**os.environ, **env})
     assert done.returncode == 0, done.stderr
@@ -252,3 +254,72 @@ def test_state_without_updates_and_entries_without_state() -> None:
     np.testing.assert_array_equal(out["same"], [1, 2, 3])
     assert len(p.state) == 0
     assert p.artifact.tensors(STATE_FILE) == {}
+
+
+# Threads and processes -----------------------------------------------------------------------------------------------
+
+
+def test_calls_from_several_threads_take_turns() -> None:
+    p, alone = program(2), program(1)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: p.infer(x=batch()["x"])["logits"].tobytes(), range(40)))
+    assert set(results) == {alone.infer(x=batch()["x"])["logits"].tobytes()}
+
+
+def test_workers_stop_and_start_again() -> None:
+    p = program(3)
+    first = losses(p, 1)
+    assert sum(t.name.startswith("graphc-") for t in threading.enumerate()) >= 2
+    p.close()
+    p.close()
+    fresh = program()
+    assert [first, losses(p, 1)] == [losses(fresh, 1), losses(fresh, 1)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_workers_of_its_own() -> None:
+    p = program(2)
+    losses(p, 1)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, losses(p, 1)[0])
+        os._exit(0)
+    assert os.read(reader, 4) == losses(p, 1)[0]
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# When the machine is in the way --------------------------------------------------------------------------------------
+
+
+def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("LLVM says no\nand more")
+
+    monkeypatch.setattr(driver, "compile_kernels", broken)
+    with pytest.raises(GraphcError, match="a kernel did not compile: LLVM says no") as caught:
+        gc.compile_file(NET)
+    assert caught.value.code == "GC0009"
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GRAPHC_CACHE", str(tmp_path / "file"))
+    with pytest.raises(GraphcError, match="cannot write compiled kernels to"):
+        gc.compile_file(NET)
+    assert list(gc.compile_file(NET, entry="infer", cache=False, threads=1).entries) == ["infer"]
+
+
+def test_settings_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRAPHC_THREADS", "3")
+    monkeypatch.setenv("GRAPHC_DEBUG", "5")
+    assert gc.compile_file(NET, entry="infer").threads == 3
+    said = capsys.readouterr().err
+    for part in ("graphc: kernels ", "infer: fuse: ", "graph infer {", "def gc_"):
+        assert part in said
+    monkeypatch.setenv("GRAPHC_THREADS", "many")
+    with pytest.raises(GraphcError, match="GRAPHC_THREADS='many' is not a number from 1 to 1024"):
+        gc.compile_file(NET)
