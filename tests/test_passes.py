@@ -15,7 +15,7 @@ import pytest
 from graphc.dtype import TensorType
 from graphc.errors import GraphcError
 from graphc.interp import interpret
-from graphc.ir import Graph
+from graphc.ir import Graph, Node, Value
 from graphc.ops.build import Array
 from graphc.passes import pipeline
 from graphc.passes.cse import cse
@@ -24,8 +24,8 @@ from graphc.passes.differentiate import differentiate
 from graphc.passes.fold import fold
 from graphc.passes.inline import inline
 from graphc.passes.outline import outline
-from graphc.passes.rewrite import op, rewrite, rule, var
-from graphc.passes.simplify import simplify
+from graphc.passes.rewrite import Rule, op, rewrite, rule, var
+from graphc.passes.simplify import RULES, simplify
 from graphc.text import parse, print_graph
 from graphc.verify import verify
 
@@ -64,6 +64,23 @@ def test_a_pass_has_nothing_to_do_on_its_own_result(name: str) -> None:
     for file in sorted((GOLDEN / name).glob("*.txt")):
         once = PASSES[name](parse(file.read_text().partition(SEPARATOR.format(name))[0]))
         assert PASSES[name](once) == once, file.name
+
+
+def test_every_rule_has_a_golden_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: set[int] = set()
+    apply = Rule.apply
+
+    def watched(self: Rule, node: Node) -> tuple[Value, ...] | None:
+        made = apply(self, node)
+        if made is not None:
+            used.add(id(self))
+        return made
+
+    monkeypatch.setattr(Rule, "apply", watched)
+    for file in sorted((GOLDEN / "simplify").glob("*.txt")):
+        simplify(parse(file.read_text().partition(SEPARATOR.format("simplify"))[0]))
+    unused = [r for r in RULES if id(r) not in used]
+    assert not [f"{sorted(r.pattern.ops)} {r.build.__name__} {r.pattern.args}" for r in unused]
 
 
 def assert_same_results(before: Graph, after: Graph, tolerance: float = 2e-6) -> None:
