@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from graphc.dtype import DType, bool_, float32
 from graphc.kernels.cpu.math import MATH, Function
-from graphc.kernels.emit import Access, Dialect, Expressions, header, short, unwrap
+from graphc.kernels.emit import Access, Dialect, Expressions, folded, header, short, unwrap
 from graphc.loop import Call, Const, Contract, Expr, Kernel
 
 __all__ = ["CDialect"]
@@ -65,7 +65,8 @@ class CDialect(Dialect):
         params = ", ".join(f"{_ctype(p.dtype)} {p.name}" for p in f.params)
         lines = [f"static inline {_ctype(f.result.dtype)} {f.name}_{short(f.dtype)}({params}) {{"]
         lines += [f"    {_ctype(let.var.dtype)} {let.var.name} = {unwrap(printer.expr(let.expr))};" for let in f.body]
-        return "\n".join([*lines, f"    return {unwrap(printer.expr(f.result))};", "}", "", ""])
+        lines.append(f"    return {unwrap(printer.expr(f.result))};")
+        return "\n".join([*(piece for line in lines for piece in folded(line)), "}", "", ""])
 
     def call(self, name: str, args: Iterable[str], dtype: DType) -> str:
         text = super().call(name, args, dtype)

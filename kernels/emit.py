@@ -38,7 +38,7 @@ from graphc.loop import (
     walk,
 )
 
-__all__ = ["COMBINE", "Access", "Dialect", "Expressions", "emit", "header", "identity", "short", "unwrap"]
+__all__ = ["COMBINE", "Access", "Dialect", "Expressions", "emit", "folded", "header", "identity", "short", "unwrap"]
 
 # How an accumulator takes in a value: the intrinsic behind each `Acc.combine`.
 COMBINE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
@@ -203,7 +203,7 @@ class _Printer(Expressions):
     # Text
 
     def line(self, text: str) -> None:
-        self.lines.append("    " * self.depth + text)
+        self.lines.extend(folded("    " * self.depth + text))
 
     def simple(self, text: str) -> None:
         self.line(text + self.dialect.terminator)
@@ -382,6 +382,16 @@ class _Printer(Expressions):
         self.lanes = _Lanes(loop.var, width, mask)
         self.body(loop.body)
         self.lanes = None
+
+
+def folded(line: str, width: int = 110) -> list[str]:
+    """The line in pieces of at most ``width`` columns, cut after commas: inside parentheses, so safe everywhere."""
+    indent = len(line) - len(line.lstrip()) + 8
+    pieces = []
+    while len(line) > width and (cut := line.rfind(", ", indent, width)) > 0:
+        pieces.append(line[: cut + 1])
+        line = " " * indent + line[cut + 2 :]
+    return [*pieces, line]
 
 
 def unwrap(text: str) -> str:

@@ -47,7 +47,17 @@ def in_c(compiler: str, folder: Path) -> Runner:
     def run(kernel: Kernel, args: Args, nthreads: int = 1) -> None:
         source, library = folder / f"{kernel.name}.c", folder / f"{kernel.name}_{abs(hash(kernel))}.so"
         source.write_text(emit(kernel, CDialect(), "kernel"))
-        flags = ["-std=c99", "-O1", "-fwrapv", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Werror"]
+        flags = [
+            "-std=c99",
+            "-O1",
+            "-fwrapv",
+            "-ffp-contract=off",
+            "-shared",
+            "-fPIC",
+            "-Wall",
+            "-Werror",
+            "-Wno-unused-variable",
+        ]
         subprocess.run([compiler, *flags, "-o", str(library), str(source), "-lm"], check=True)
         words = np.array([a if isinstance(a, int) else a.ctypes.data for a in args], np.int64)
         scratch = aligned(kernel.scratch_bytes, np.uint8)

@@ -44,7 +44,7 @@ i, j, n = Var("i"), Var("j"), Var("n")
 N = 37  # two full vectors of 16 lanes and a rest
 
 
-@pytest.fixture(scope="module", params=["x86-64-v4", "x86-64-v3", "neon", "c"])
+@pytest.fixture(scope="module", params=[*(level for level, t in BASELINES.items() if runnable(t)), "c"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     folder = Path(tmp_path_factory.mktemp("kernels"))
     if request.param == "c":
@@ -52,8 +52,6 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         if compiler is None:
             pytest.skip("no C compiler (cc) on this machine")
         return in_c(compiler, folder)
-    if not runnable(BASELINES[request.param]):
-        pytest.skip(f"this machine cannot run {request.param}")
     return on_cpu(request.param, folder)
 
 
@@ -118,7 +116,6 @@ def test_every_intrinsic(run: Runner, dtype: DType, role: Role) -> None:
     if not dtype.is_float and dtype is not bool_:
         shift = np.arange(N) % (8 * dtype.itemsize)
         inputs[1] = np.where(np.arange(N) % 2, inputs[1], shift).astype(dtype.numpy)
-        inputs[1][inputs[1] < 0] += 0  # negative counts are no shifts: only checked where both agree below
     outputs = [np.zeros(N, p.dtype.numpy) for p in kernel.params[3:]]
     ours, oracle = ([a.copy() for a in (*inputs, *outputs)] for _ in range(2))
     run(kernel, ours, 1)
@@ -302,8 +299,8 @@ def test_contract(run: Runner, m: int, columns: int, k: int, accumulate: bool) -
     """A is stored transposed, all matrices sit inside wider ones, k is known only at run time."""
     for dtype in (float32, float64):
         stmt = Contract(
-            Operand("c", Affine(2), columns + 5), Operand("a", Affine(1), 1, m + 2), Operand("b", Affine(3), columns + 4),
-            m, columns, n, dtype, accumulate,
+            Operand("c", Affine(2), columns + 5), Operand("a", Affine(1), 1, m + 2),
+            Operand("b", Affine(3), columns + 4), m, columns, n, dtype, accumulate,
         )  # fmt: skip
         params = (Param("a", dtype), Param("b", dtype), Param("c", dtype, written=True), Param("n", int64, scalar=True))
         sizes = [(k + 1) * (m + 2) + 6, (k + 1) * (columns + 4) + 6, m * (columns + 5) + 6]
