@@ -18,6 +18,7 @@ from graphc.ops.base import NotDifferentiable
 from graphc.ops.build import Array
 from graphc.passes import pipeline
 from graphc.passes.differentiate import differentiate
+from graphc.passes.schedule import peak_bytes
 from graphc.text import parse
 from graphc.trace import trace_entry
 from graphc.verify import verify
@@ -163,6 +164,21 @@ def test_checkpoint_computes_its_body_again() -> None:
     graph = check_against_differences(loss, (4, 3), (3, 3))
     assert [n.attrs["hint"] for n in graph if n.op == "call"].count("checkpoint.vjp") == 3
     assert count(pipeline.run(traced(loss, (4, 3), (3, 3))[0], stop_after="inline"), "tanh") == 6 + 6
+
+
+def test_checkpoints_lower_the_peak() -> None:
+    def block(x: gc.Tensor, w: gc.Tensor) -> gc.Tensor:
+        return x + gc.tanh(gc.tanh(x @ w) @ w)
+
+    def peak(checkpointed: bool) -> int:
+        def loss(x: gc.Tensor, w: gc.Tensor) -> gc.Tensor:
+            for _ in range(8):
+                x = gc.checkpoint(block, x, w) if checkpointed else block(x, w)
+            return gc.sum(x * x)
+
+        return peak_bytes(pipeline.run(traced(loss, (64, 8), (8, 8))[0]))
+
+    assert peak(True) < 0.8 * peak(False)
 
 
 def count(graph: Graph, op: str) -> int:
