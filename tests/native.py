@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,3 +50,23 @@ def aligned(shape: Any, dtype: Any) -> np.ndarray:
     memory = np.zeros(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def elf_symbols(data: bytes) -> tuple[int, dict[str, bool]]:
+    """The machine number of a 64-bit little-endian ELF object, and whether each global symbol is defined in it."""
+    assert data[:6] == b"\x7fELF\x02\x01"
+    (machine,) = struct.unpack_from("<H", data, 18)
+    (sections,) = struct.unpack_from("<Q", data, 40)
+    size, count = struct.unpack_from("<HH", data, 58)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", data, sections + k * size) for k in range(count)]
+    symbols: dict[str, bool] = {}
+    for _, kind, _, _, offset, length, link, _, _, entry in headers:
+        if kind != 2:  # SHT_SYMTAB
+            continue
+        names = headers[link][4]
+        for at in range(offset, offset + length, entry):
+            name, info, _, section = struct.unpack_from("<IBBH", data, at)
+            if info >> 4:  # not local
+                end = data.index(b"\0", names + name)
+                symbols[data[names + name : end].decode()] = section != 0
+    return machine, symbols

@@ -1,0 +1,187 @@
+"""The block product and the objects around it: every remainder at every width, self-contained and reproducible code."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from backends import runnable
+from native import aligned, elf_symbols, load_objects
+
+import graphc.kernels.cpu.build as build
+from graphc.dtype import DType, float32, float64
+from graphc.kernels.cpu.build import Compiled, compile_kernels, machine, optimise, team_object
+from graphc.kernels.cpu.target import BASELINES, CpuTarget
+from graphc.loop import Acc, Affine, Contract, Kernel, Load, Loop, Operand, Param, Role, Store, Update, Var, call
+
+RUNNABLE = [level for level, target in BASELINES.items() if runnable(target)]
+
+
+def product(m: int, n: int, k: int, dtype: DType = float32, accumulate: bool = False, packed: bool = False) -> Kernel:
+    """C[m,n] (+)= A[m,k] B[k,n], row-major and dense, or A packed as [k][m]."""
+    a = Operand("a", Affine(), 1, m) if packed else Operand("a", Affine(), k, 1)
+    stmt = Contract(Operand("c", Affine(), n), a, Operand("b", Affine(), n), m, n, k, dtype, accumulate)
+    return Kernel(
+        f"product_{m}_{n}_{k}", (Param("a", dtype), Param("b", dtype), Param("c", dtype, written=True)), (stmt,)
+    )
+
+
+def shapes(target: CpuTarget, dtype: DType) -> list[tuple[int, int, int]]:
+    """Below, at and past the tile in every direction."""
+    rows, columns = target.tile(dtype)
+    ms, ns = (1, 2, rows - 1, rows, 2 * rows + 1), (1, columns - 1, columns, 2 * columns + 3)
+    return [(m, n, 1 + (m * n) % 19) for m in ms for n in ns]
+
+
+@pytest.mark.parametrize("dtype", [float32, float64], ids=str)
+@pytest.mark.parametrize("level", RUNNABLE)
+def test_every_remainder(level: str, dtype: DType, tmp_path: Path) -> None:
+    target = BASELINES[level]
+    cases = [(*s, bool(q % 2)) for q, s in enumerate(shapes(target, dtype))]
+    kernels = [product(m, n, k, dtype, accumulate) for m, n, k, accumulate in cases]
+    built = compile_kernels(kernels, target, tmp_path)
+    native = load_objects([b.object for b in built])
+    rng = np.random.default_rng(0)
+    for (m, n, k, accumulate), b in zip(cases, built, strict=True):
+        a, x = rng.normal(size=(m, k)).astype(dtype.numpy), rng.normal(size=(k, n)).astype(dtype.numpy)
+        guarded = aligned(m * n + 32, dtype.numpy)  # what lies behind C must survive
+        guarded[:] = 7
+        c = guarded[: m * n].reshape(m, n)
+        native.run(b.symbol, [a, x, c])
+        want = a.astype(np.float64) @ x + 7 * accumulate
+        np.testing.assert_allclose(c, want, rtol=1e-5 if dtype is float32 else 1e-13, atol=1e-5)
+        assert (guarded[m * n :] == 7).all()
+
+
+def test_memory_past_the_columns_is_not_read(tmp_path: Path) -> None:
+    """The last row of B and C ends where its page ends: reading a whole vector there would fault."""
+    level = RUNNABLE[0]
+    built = compile_kernels([product(3, 5, 4, accumulate=True)], BASELINES[level], tmp_path)[0]
+    native = load_objects([built.object])
+    a, b, c = (at_page_end(size) for size in (12, 20, 15))
+    for x in (a, b, c):
+        x[:] = np.arange(len(x))
+    want = c.reshape(3, 5) + a.reshape(3, 4) @ b.reshape(4, 5)
+    native.run(built.symbol, [a, b, c])
+    np.testing.assert_array_equal(c.reshape(3, 5), want)
+
+
+def at_page_end(size: int) -> np.ndarray:
+    """float32 elements directly before an unreadable page."""
+    page = mmap.PAGESIZE
+    memory = np.frombuffer(mmap.mmap(-1, 2 * page), np.uint8)
+    mprotect = ctypes.CDLL(None).mprotect
+    mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    assert mprotect(memory.ctypes.data + page, page, 0) == 0
+    return memory[page - 4 * size : page].view(np.float32)
+
+
+# Objects -------------------------------------------------------------------------------------------------------------
+
+
+def row_sums(n: int = 100) -> Kernel:
+    """y[i] = sum exp(x[i, :]): the smallest kernel with a prologue, a vector loop, a tail and a function."""
+    i, j, total = Var("i"), Var("j"), Var("total", float32)
+    term = call("exp", Load("x", Affine.of(i, n) + Affine.of(j), float32))
+    row = (Acc(total, "sum"), Loop(j, n, (Update(total, term),), Role.VECTOR), Store("y", Affine.of(i), total))
+    params = (Param("x", float32), Param("y", float32, written=True))
+    return Kernel(f"row_sums_{n}", params, (Loop(i, 8, row, Role.PARALLEL),))
+
+
+@pytest.mark.parametrize("level", BASELINES)
+def test_objects_need_nothing_from_outside(level: str, tmp_path: Path) -> None:
+    number = 183 if level == "neon" else 62  # EM_AARCH64, EM_X86_64
+    for built in compile_kernels([row_sums(), product(13, 40, 9)], BASELINES[level], tmp_path):
+        assert elf_symbols(built.object) == (number, {built.symbol: True})
+    kind, symbols = elf_symbols(team_object(BASELINES[level]))
+    assert kind == number
+    assert {s for s, defined in symbols.items() if not defined} == {"sched_yield", "usleep", "clock_gettime"}
+    assert {s for s, defined in symbols.items() if defined} == {"gc_run", "gc_worker", "gc_stop"}
+
+
+def test_tiles_live_in_registers() -> None:
+    """On every target the k loop is multiply-adds on vectors, with nothing spilled to the stack."""
+    want = {
+        "x86-64-v4": ("vfmadd231ps", "%zmm", 24),
+        "x86-64-v3": ("vfmadd231ps", "%ymm", 12),
+        "neon": ("fmla", ".4s", 24),
+    }
+    for level, (instruction, register, count) in want.items():
+        target = BASELINES[level]
+        rows, columns = target.tile(float32)
+        text = assembly(product(rows, columns, 256, packed=True), target)
+        loop = text[text.index("tile_float32_set") :]
+        lines = [line for line in loop.splitlines() if instruction in line and register in line]
+        assert len(lines) == count, level
+        assert level == "neon" or "rsp" not in loop[: loop.rindex(instruction)]
+
+
+def assembly(kernel: Kernel, target: CpuTarget) -> str:
+    namespace: dict[str, object] = {}
+    source, symbol = build.source_of(kernel, target), "gc_" + build.digest_of(kernel, target)
+    exec(compile(source, "kernel.py", "exec"), namespace)
+    text = build._stable(*build._lower(namespace[symbol]), symbol)  # type: ignore[arg-type]
+    return str(machine(target).emit_assembly(optimise(text, target)))
+
+
+def test_bytes_are_equal_in_every_process(tmp_path: Path) -> None:
+    here = compile_kernels([row_sums(), product(13, 40, 9)], BASELINES["x86-64-v3"], tmp_path / "here")
+    script = (
+        "import sys; from pathlib import Path; from test_microkernel import *\n"
+        "folder, kernels = Path(sys.argv[1]), [row_sums(7), product(13, 40, 9), row_sums()]\n"
+        "for b in compile_kernels(kernels, BASELINES['x86-64-v3'], folder):\n"
+        "    (folder / b.symbol).write_bytes(b.object)\n"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "123", "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=env)
+    for built in here:
+        assert (tmp_path / built.symbol).read_bytes() == built.object
+
+
+# Cache ---------------------------------------------------------------------------------------------------------------
+
+
+def compile_here(kernels: Sequence[Kernel], folder: Path) -> list[Compiled]:
+    return compile_kernels(kernels, BASELINES["x86-64-v3"], folder)
+
+
+def test_equal_kernels_are_compiled_once(tmp_path: Path) -> None:
+    twin = Kernel("another_name", row_sums().params, row_sums().body, doc="same structure")
+    steps: list[tuple[int, int]] = []
+    built = compile_kernels(
+        [row_sums(), twin, row_sums(9)], BASELINES["x86-64-v3"], tmp_path, lambda *s: steps.append(s)
+    )
+    assert built[0].object == built[1].object
+    assert built[0].symbol == built[1].symbol != built[2].symbol
+    assert "same structure" in built[1].source
+    assert steps == [(0, 2), (1, 2), (2, 2)]
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".o", ".o", ".py", ".py"]
+
+
+def test_cache_survives_and_repairs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compile_here([row_sums()], tmp_path)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "compile_source", None)
+        assert compile_here([row_sums()], tmp_path)[0].object == first.object
+    path = tmp_path / f"{first.symbol}.o"
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:100], b"", whole[:50] + b"\0" + whole[51:]):
+        path.write_bytes(damaged)
+        assert compile_here([row_sums()], tmp_path)[0].object == first.object
+        assert path.read_bytes() == whole
+
+
+def test_many_kernels_compile_in_parallel_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = [row_sums(n) for n in range(20, 33)]
+    monkeypatch.setattr(build, "_processors", lambda: 2)
+    parallel = compile_here(kernels, tmp_path / "parallel")
+    monkeypatch.setattr(build, "_processors", lambda: 1)
+    serial = compile_here(kernels, tmp_path / "serial")
+    assert [p.object for p in parallel] == [s.object for s in serial]
