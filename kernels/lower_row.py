@@ -89,15 +89,11 @@ class RowPlan:
         items, roots = self.elements.items, self.elements.roots
         self.reductions = [i for i in self.elements.closure(roots) if items[i].reduces]
         self.reductions.sort()
-        self.passes = 1 + max(
-            [items[i].level - 1 for i in self.reductions] + [items[r].level for r in roots if self.wide(items[r].dims)]
-        )
         self.full = [v.shape == self.space for v in self.results]
-        self.stored = [self._stored(items[r].level, full) for r, full in zip(roots, self.full, strict=True)]
+        levels = [items[r].level for r, full in zip(roots, self.full, strict=True) if full]
+        self.passes = 1 + max([*levels, *(items[r].level - 1 for r in self.reductions)])
+        self.stored = [items[r].level if full else self.passes for r, full in zip(roots, self.full, strict=True)]
         self._choose()
-
-    def _stored(self, level: int, full: bool) -> int:
-        return min(level, self.passes - 1) if full else self.passes
 
     def wide(self, dims: frozenset[int]) -> bool:
         return any(d >= self.rows for d in dims)

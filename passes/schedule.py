@@ -107,6 +107,8 @@ class _Scheduler:
                 olds.setdefault(node.attrs["name"], []).append(node.out())
         for name, value in self.graph.updates:
             writer = self.live.roots[value].node
+            if isinstance(get_op(writer.op).lower, Source):
+                continue
             for old in olds.get(name, ()):
                 for reader in sorted(self.live.readers.get(old, ()), key=self.rank.__getitem__):
                     if reader is not writer and not self._reaches(writer, reader):
