@@ -38,6 +38,7 @@ from graphc.runtime import Program
 from graphc.runtime_memory import MemoryReport, format_bytes
 from graphc.text import parse, print_graph
 from graphc.trace import Entry, trace_entries
+from graphc.verify import verify
 
 __all__ = ["CompileReport", "PassRecord", "Program", "build", "compile", "compile_file", "rebuild"]
 
@@ -154,9 +155,22 @@ def rebuild(artifact: Artifact, report: CompileReport | None = None, **options: 
     report = CompileReport() if report is None else report
     opts = Options(**options)
     manifest = artifact.manifest
-    sources = [Source(e.name, e.loc, parse(artifact.text(e.graph))) for e in manifest.entries]
-    specs = [StateSpec(s.name, s.type, s.trainable) for s in manifest.state]
-    return Program(build(sources, specs, artifact.tensors(STATE_FILE), opts, report), threads=opts.nthreads)
+    specs = {s.name: StateSpec(s.name, s.type, s.trainable) for s in manifest.state}
+    sources = [Source(e.name, e.loc, _graph_of(artifact, e, specs)) for e in manifest.entries]
+    made = build(sources, list(specs.values()), artifact.tensors(STATE_FILE), opts, report)
+    return Program(made, threads=opts.nthreads)
+
+
+def _graph_of(artifact: Artifact, entry: EntryRecord, specs: Mapping[str, StateSpec]) -> Graph:
+    """The traced graph of an entry, from text that may come from anywhere. Raises GC0550, GC0001 and GC0502."""
+    graph = parse(artifact.text(entry.graph))
+    verify(graph)
+    states = {n.attrs["name"]: n.types[0] for n in graph if n.op == "state"} | {n: v.type for n, v in graph.updates}
+    for name, type in states.items():
+        if name not in specs or specs[name].type != type:
+            hint = "Get the file again from its source, or compile the model again."
+            raise error("GC0502", f"the artifact is damaged: entry {entry.name} has unknown state {name!r}", hint=hint)
+    return graph
 
 
 def build(

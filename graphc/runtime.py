@@ -101,6 +101,8 @@ class Program:
     def __init__(self, artifact: Artifact, *, threads: int | None = None):
         check_machine(artifact.manifest.target)
         self.threads = settings().threads if threads is None else threads
+        if self.threads < 1:
+            raise error("GC0602", f"a program runs on 1 thread or more, not on {threads}")
         manifest = artifact.manifest
         code = Code(artifact)
         self._lock = threading.RLock()

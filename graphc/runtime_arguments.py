@@ -43,15 +43,13 @@ def _as_array(value: Any, dtype: DType) -> np.ndarray | None:
     """``value`` as an array; None where it is no array and does not become one of ``dtype`` without loss."""
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value)
-    if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)
-    if hasattr(value, "__array__"):
-        return np.asarray(value)
     try:
+        if hasattr(value, "__dlpack__"):
+            return np.from_dlpack(value)
         array = np.asarray(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, BufferError):  # ragged lists; tensors of a GPU or with a gradient
         return None
-    return _convert(array, dtype)
+    return array if hasattr(value, "__array__") else _convert(array, dtype)
 
 
 def _convert(array: np.ndarray, dtype: DType) -> np.ndarray | None:

@@ -15,15 +15,20 @@ import numpy as np
 import pytest
 
 import graphc as gc
-from graphc import driver
+from graphc import driver, modelfile
 from graphc.artifact import STATE_FILE, Artifact
 from graphc.driver import CompileReport, rebuild
 from graphc.driver import compile as compile_entries
+from graphc.driver_link import plan_arena
 from graphc.errors import GraphcError
 from graphc.interp import interpret
+from graphc.kernels.cpu.target import host
+from graphc.kernels.lower import lower
+from graphc.models import gpt2
 from graphc.passes import pipeline
 from graphc.runtime import Program
 from graphc.text import parse
+from graphc.trace import trace_entries
 
 NET = Path(__file__).parent / "models" / "net.py"
 
@@ -144,6 +149,19 @@ def test_a_rebuilt_artifact_is_the_same_artifact() -> None:
     assert again.digest == artifact().digest
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "code"),
+    [("fc1.weight", "fc9.weight", "GC0502"), ("return", "retrun", "GC0550"), ("dot(", "max(", "GC0001")],
+)
+def test_a_rebuild_does_not_believe_the_graph(old: str, new: str, code: str) -> None:
+    made = artifact()
+    text = made.text("graph/infer.txt").replace(old, new).encode()
+    forged = Artifact.of(made.manifest, {**made.members, "graph/infer.txt": text})
+    with pytest.raises(GraphcError) as caught:
+        rebuild(forged)
+    assert caught.value.code == code
+
+
 # Other processes -----------------------------------------------------------------------------------------------------
 
 COMPILE = """
@@ -254,6 +272,13 @@ def test_state_without_updates_and_entries_without_state() -> None:
     np.testing.assert_array_equal(out["same"], [1, 2, 3])
     assert len(p.state) == 0
     assert p.artifact.tensors(STATE_FILE) == {}
+
+
+def test_the_arena_of_gpt2_is_within_two_percent_of_the_bound() -> None:
+    module = modelfile.load_model_file(Path(gpt2.__file__))
+    for traced in trace_entries(*modelfile.file_entries(module, modelfile.make_config(module))):
+        plan = plan_arena(lower(pipeline.run(traced.graph), host()))
+        assert plan.arena_bytes <= 1.02 * plan.lower_bound_bytes, traced.graph.name
 
 
 # Threads and processes -----------------------------------------------------------------------------------------------

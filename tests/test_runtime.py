@@ -101,6 +101,31 @@ def test_python_numbers_and_strided_arrays_are_taken(program: Program) -> None:
     np.testing.assert_array_equal(program.step(x=wide[4:].astype(">f4"))["y"], 2 * wide[4:])
 
 
+class Foreign:
+    """A tensor of another library."""
+
+    def __dlpack__(self, **_: object) -> object:
+        return X.__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return X.__dlpack_device__()
+
+
+class OnAnotherDevice(Foreign):
+    def __dlpack__(self, **_: object) -> object:
+        raise BufferError("not on the CPU")
+
+
+def test_arrays_of_other_libraries_are_taken(program: Program) -> None:
+    np.testing.assert_array_equal(program.step(x=Foreign())["y"], 2 * X)
+    assert "but is OnAnotherDevice" in refuses("GC0402", program, x=OnAnotherDevice())
+
+
+def test_no_threads() -> None:
+    with pytest.raises(GraphcError, match="1 thread or more, not on 0"):
+        Program(hand_built.artifact(), threads=0)
+
+
 def test_integers_must_fit() -> None:
     from graphc.dtype import int8, uint32
     from graphc.runtime_arguments import _as_array
