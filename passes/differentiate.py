@@ -57,9 +57,10 @@ def _gradients(loss: Value, wrt: Sequence[Value], loc: Loc | None, allow_unused:
             names = ", ".join(map(_describe, missing[:5])) + more
             raise error(
                 "GC0302",
-                f"no gradient reaches {names}: the loss does not depend on it",
+                f"no gradient reaches {names}",
                 loc=loc,
-                hint="use it in the model, leave it out of gc.grad, or pass allow_unused=True to get zeros",
+                hint="the loss does not depend on it, or only through integers or gc.stop_gradient: use it in the model, leave\n"
+                "it out of gc.grad, or pass allow_unused=True to get zeros",
             )
         return [found[v] if v in found else zeros(v.dtype, v.shape) for v in wrt]
 

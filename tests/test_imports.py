@@ -22,7 +22,7 @@ LAYERS = (
     ("graphc.ir", "graphc.loop", "graphc.config"),
     ("graphc.ops",),
     (
-        "graphc.verify", "graphc.text", "graphc.interp", "graphc.scope", "graphc.indexing", "graphc.state",
+        "graphc.verify", "graphc.text", "graphc.interp", "graphc.scope", "graphc.indexing", "graphc.variable",
         "graphc.tensor", "graphc.traps", "graphc.random", "graphc.trace", "graphc.functional", "graphc.nn",
         "graphc.optim", "graphc.modelfile",
     ),
