@@ -59,8 +59,8 @@ def _gradients(loss: Value, wrt: Sequence[Value], loc: Loc | None, allow_unused:
                 "GC0302",
                 f"no gradient reaches {names}",
                 loc=loc,
-                hint="the loss does not depend on it, or only through integers or gc.stop_gradient: use it in the model, leave\n"
-                "it out of gc.grad, or pass allow_unused=True to get zeros",
+                hint="the loss does not depend on it, or only through integers or gc.stop_gradient: use it,\n"
+                "leave it out of gc.grad, or pass allow_unused=True to get zeros",
             )
         return [found[v] if v in found else zeros(v.dtype, v.shape) for v in wrt]
 
