@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 from numba.core.errors import NumbaError
 
@@ -290,11 +291,10 @@ def _check_budget(manifest: Manifest, options: Options) -> None:
 
 
 def _provenance(graphs: Sequence[bytes | memoryview]) -> Provenance:
-    import_version = importlib.metadata.version
     return Provenance(
-        graphc=import_version("graphc"),
-        numba=import_version("numba"),
-        llvm=import_version("llvmlite"),
+        graphc=importlib.metadata.version("graphc"),
+        numba=importlib.metadata.version("numba"),
+        llvm=".".join(map(str, llvm.llvm_version_info)),
         source=sha256(b"\n".join(bytes(g) for g in graphs)),
     )
 
