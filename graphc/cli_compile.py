@@ -8,7 +8,7 @@ from time import perf_counter
 from types import ModuleType
 from typing import Any
 
-from graphc.cli_output import Output, size
+from graphc.cli_output import Output
 from graphc.cli_plan import entry_summary, print_plan, write_report
 from graphc.driver import CompileReport
 from graphc.driver import compile as compile_entries
@@ -16,6 +16,7 @@ from graphc.errors import error
 from graphc.modelfile import close_matches, file_entries, load_model_file, make_config
 from graphc.passes import pipeline
 from graphc.runtime import Program
+from graphc.runtime_memory import format_bytes
 from graphc.text import parse, print_graph
 
 __all__ = ["compile", "compile_module"]
@@ -40,7 +41,7 @@ def compile(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         out.table(["phase", ">seconds"], [(name, f"{t:.3f}") for name, t in report.seconds.items()])
     print_plan(program.code, program.threads, out)
     write_report(args.report, program.code, out)
-    out.line(f"{path}: {size(path.stat().st_size)}, compiled in {seconds:.1f} s")
+    out.line(f"{path}: {format_bytes(path.stat().st_size)}, compiled in {seconds:.1f} s")
     return {
         "artifact": str(path),
         "bytes": path.stat().st_size,

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from graphc.errors import GraphcError
 
-__all__ = ["Output", "count", "size"]
+__all__ = ["Output", "count"]
 
 
 MIN_WIDTH = 130  # a table that is cut off says nothing; a terminal that is narrower wraps it
@@ -60,19 +60,10 @@ def _escape(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def size(nbytes: float) -> str:
-    """Bytes for people: ``3.2 MB``."""
-    for unit in ("B", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
-
-
 def count(number: float) -> str:
-    """A count for people: ``3.7 G``."""
-    for unit in ("", " k", " M", " G"):
+    """A count that a unit follows, for people: ``3.7 G``, ``12 ``."""
+    for unit in ("", "k", "M", "G"):
         if number < 1000:
-            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
+            return f"{number:.1f} {unit}" if unit else f"{number:.0f} "
         number /= 1000
     return f"{number:.1f} T"

@@ -7,10 +7,10 @@ from typing import Any
 
 from graphc.artifact import Artifact
 from graphc.artifact_records import EntryRecord
-from graphc.cli_output import Output, count, size
+from graphc.cli_output import Output, count
 from graphc.errors import error
 from graphc.runtime import kernel_infos
-from graphc.runtime_memory import MemoryReport
+from graphc.runtime_memory import MemoryReport, format_bytes
 
 __all__ = ["entry_summary", "print_kernels", "print_plan", "write_report"]
 
@@ -38,9 +38,9 @@ def print_plan(artifact: Artifact, threads: int, out: Output) -> None:
     rows = []
     for entry in artifact.manifest.entries:
         s = entry_summary(artifact, entry, threads)
-        sizes = [size(s[k]) for k in ("peak_bytes", "state_bytes", "arena_bytes", "lower_bound_bytes")]
+        sizes = [format_bytes(s[k]) for k in ("peak_bytes", "state_bytes", "arena_bytes", "lower_bound_bytes")]
         kernels = f"{s['kernels']} ({s['distinct_kernels']} distinct)"
-        rows.append((entry.name, kernels, *sizes, f"{count(s['flops'])}FLOP", size(s["bytes"])))
+        rows.append((entry.name, kernels, *sizes, f"{count(s['flops'])}FLOP", format_bytes(s["bytes"])))
     columns = ["entry", ">kernels", ">peak memory", ">state", ">arena", ">largest live set", ">work", ">traffic"]
     out.table(columns, rows)
 
@@ -48,7 +48,7 @@ def print_plan(artifact: Artifact, threads: int, out: Output) -> None:
 def print_kernels(artifact: Artifact, entry: EntryRecord, out: Output) -> None:
     """The kernels of an entry in order of work."""
     rows = [
-        (k.name, k.count, f"{count(k.flops)}FLOP", size(k.bytes), ", ".join(map(str, k.lines[:2])))
+        (k.name, k.count, f"{count(k.flops)}FLOP", format_bytes(k.bytes), ", ".join(map(str, k.lines[:2])))
         for k in sorted(kernel_infos(artifact, entry), key=lambda k: -k.flops)
     ]
     columns = ["kernel", ">launches", ">work", ">traffic", "from"]

@@ -12,9 +12,10 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from graphc.cli_compile import compile_module
-from graphc.cli_output import Output, count, size
+from graphc.cli_output import Output, count
 from graphc.cli_plan import print_plan, write_report
 from graphc.modelfile import load_model_file, make_config
+from graphc.runtime_memory import format_bytes
 from graphc.train import Interrupted, Progress, Run, check_trainable, describe, read_position
 
 __all__ = ["train"]
@@ -66,7 +67,7 @@ def _with_bar(run: Run, out: Output) -> float:
     columns = (
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]} items/s "),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]}items/s "),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
@@ -77,7 +78,7 @@ def _with_bar(run: Run, out: Output) -> float:
         def observe(p: Progress) -> None:
             nonlocal shown
             if p.heldout is not None:
-                pace = f"{count(p.items_per_second)} items/s, {p.seconds_left:.0f} s left"
+                pace = f"{count(p.items_per_second)}items/s, {p.seconds_left:.0f} s left"
                 out.line(f"step {p.step:>6}  loss {p.loss:.4f}  held-out {p.heldout:.4f}  {pace}")
             if time() - shown > 0.2:
                 shown = time()
@@ -103,7 +104,7 @@ def _finish(run: Run, loss: float, seconds: float, artifact: Path, out: Output) 
         out.line("sample:", style="bold")
         out.line(module.sample(program.infer, config))
     out.line()
-    out.line(f"{artifact}: {size(artifact.stat().st_size)}, with the trained weights and all of its state")
+    out.line(f"{artifact}: {format_bytes(artifact.stat().st_size)}, with the trained weights and all of its state")
     return {
         "heldout_loss": heldout,
         "train_loss": loss,

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 import graphc as gc
-from graphc.cli_output import count, size
+from graphc.cli_output import count
 from graphc.runtime import KernelInfo
 
 __all__ = ["Peaks", "measure"]
 
 SIDE = 1024  # of the matrices of the product: large enough for full speed, 4 MB each
 LEVELS = (1 << 17, 1 << 20, 1 << 23, 1 << 28)  # bytes of traffic: within L1, L2, L3, and far beyond
-REPEATS = 11  # the best counts: a roof is what the machine can do, not what it did
+SECONDS = 0.05  # of each measurement; the best run counts: a roof is what the machine can do, not what it did
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Peaks:
         return kernel.count * self.seconds(kernel.flops / kernel.count, kernel.bytes / kernel.count)
 
     def __str__(self) -> str:
-        return f"{count(self.flops)}FLOP/s, {size(self.memory)}/s from memory, {size(self.levels[0][1])}/s from cache"
+        return (
+            f"{count(self.flops)}FLOP/s, {count(self.memory)}B/s from memory, {count(self.levels[0][1])}B/s from cache"
+        )
 
 
 @lru_cache(maxsize=2)
@@ -91,4 +94,9 @@ def _traffic(array: gc.State, name: str) -> gc.Entry:
 
 def _best(entry: Any, **arguments: np.ndarray) -> float:
     """Seconds of the longest launch in the fastest of some runs."""
-    return 1e-9 * min(int(entry.timed(**arguments)[1].max()) for _ in range(REPEATS))
+    best, end = float("inf"), perf_counter() + SECONDS
+    runs = 0
+    while runs < 5 or perf_counter() < end:
+        best = min(best, float(entry.timed(**arguments)[1].max()))
+        runs += 1
+    return 1e-9 * best

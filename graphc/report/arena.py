@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from graphc.artifact_records import EntryRecord, TensorRecord
-from graphc.cli_output import size
+from graphc.runtime_memory import format_bytes
 
 __all__ = ["arena_picture"]
 
@@ -31,7 +31,7 @@ def arena_picture(entry: EntryRecord) -> str:
         f'<svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" role="img" aria-label="the arena over time">{"".join(boxes)}'
         f'<line x1="{LEFT}" x2="{WIDTH}" y1="{bound:.2f}" y2="{bound:.2f}" stroke="currentColor" '
         f'stroke-dasharray="4 4" opacity=".5"><title>largest live set {entry.lower_bound_bytes:,} bytes</title></line>'
-        f'<text x="{LEFT - 6}" y="{TOP + 10}" text-anchor="end">{size(entry.arena_bytes)}</text>'
+        f'<text x="{LEFT - 6}" y="{TOP + 10}" text-anchor="end">{format_bytes(entry.arena_bytes)}</text>'
         f'<text x="{LEFT - 6}" y="{floor:.0f}" text-anchor="end">0</text>'
         f'<text x="{LEFT}" y="{HEIGHT - 10}">first launch</text>'
         f'<text x="{WIDTH - 6}" y="{HEIGHT - 10}" text-anchor="end">launch {len(entry.launches)}</text></svg>'

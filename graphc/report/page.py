@@ -12,7 +12,7 @@ from string import Template
 
 from graphc.artifact import Artifact
 from graphc.artifact_records import EntryRecord
-from graphc.cli_output import count, size
+from graphc.cli_output import count
 from graphc.cli_plan import entry_summary
 from graphc.config import settings
 from graphc.errors import Loc
@@ -22,7 +22,7 @@ from graphc.passes import pipeline
 from graphc.report.arena import arena_picture
 from graphc.report.roofline import roofline_picture
 from graphc.runtime import KernelInfo, kernel_infos
-from graphc.runtime_memory import MemoryReport
+from graphc.runtime_memory import MemoryReport, format_bytes
 from graphc.text import parse, print_graph
 
 __all__ = ["page"]
@@ -61,8 +61,10 @@ def _summary(artifact: Artifact, threads: int, peaks: Peaks) -> str:
     for e in artifact.manifest.entries:
         s = entry_summary(artifact, e, threads)
         best = sum(peaks.seconds(launch.flops, launch.bytes) for launch in e.launches)
-        sizes = [size(s[k]) for k in ("peak_bytes", "state_bytes", "arena_bytes", "lower_bound_bytes")]
-        rows.append([e.name, str(s["kernels"]), *sizes, f"{count(s['flops'])}FLOP", size(s["bytes"]), _time(best)])
+        sizes = [format_bytes(s[k]) for k in ("peak_bytes", "state_bytes", "arena_bytes", "lower_bound_bytes")]
+        rows.append(
+            [e.name, str(s["kernels"]), *sizes, f"{count(s['flops'])}FLOP", format_bytes(s["bytes"]), _time(best)]
+        )
     head = ["entry", "kernels", "peak memory", "state", "arena", "largest live set", "work", "traffic", "at best"]
     return _table(head, rows, left=1)
 
@@ -122,7 +124,7 @@ def _difference(before: Graph, after: Graph) -> str:
 
 
 def _kernel(kernel: KernelInfo) -> str:
-    work = f"{kernel.count} × launched, {count(kernel.flops)}FLOP, {size(kernel.bytes)}"
+    work = f"{kernel.count} × launched, {count(kernel.flops)}FLOP, {format_bytes(kernel.bytes)}"
     return (
         f'<details><summary><b>{escape(kernel.name)}</b> <span class="dim">{escape(kernel.doc)}</span>'
         f'<span class="right">{work}</span></summary><div class="two"><pre>{_lines(kernel.lines)}</pre>'
@@ -148,7 +150,7 @@ def _roofline_table(kernels: list[KernelInfo], peaks: Peaks) -> tuple[list[str],
             k.name,
             str(k.count),
             f"{count(k.flops)}FLOP",
-            size(k.bytes),
+            format_bytes(k.bytes),
             f"{k.flops / k.bytes:.2f}" if k.bytes else "",
             "arithmetic" if k.flops / peaks.flops >= best[k.symbol] else "memory",
             _time(best[k.symbol]),

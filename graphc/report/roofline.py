@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from html import escape
 from math import ceil, floor, log10, sqrt
 
-from graphc.cli_output import count, size
+from graphc.cli_output import count
 from graphc.machine import Peaks
 from graphc.runtime import KernelInfo
+from graphc.runtime_memory import format_bytes
 
 __all__ = ["roofline_picture"]
 
 WIDTH, HEIGHT = 1000.0, 380.0
 LEFT, TOP, BOTTOM = 110.0, 16.0, 44.0
+DASHED = ' stroke-dasharray="5 4"'
 
 
 def roofline_picture(kernels: Sequence[KernelInfo], peaks: Peaks) -> str:
@@ -40,20 +42,21 @@ def roofline_picture(kernels: Sequence[KernelInfo], peaks: Peaks) -> str:
         f'<text x="{LEFT - 8}" y="{y(peaks.flops) + 4:.1f}" text-anchor="end">{count(peaks.flops)}FLOP/s</text>',
         f'<text x="{WIDTH - 20}" y="{HEIGHT - 6}" text-anchor="end">FLOP per byte of compulsory traffic</text>',
     ]
-    for rate, label, style in zip(rates, ("memory", "cache"), ("", ' stroke-dasharray="5 4"'), strict=True):
+    for row, (rate, label, style) in enumerate(zip(rates, ("memory", "cache"), ("", DASHED), strict=True)):
+        stroke = f'fill="none" stroke="var(--accent)" stroke-width="2"{style}'
         bend = min(max(peaks.flops / rate, left), right)
-        points = [(left, left * rate), (bend, peaks.flops), (right, peaks.flops)]
-        line = " ".join(f"{x(i):.1f},{y(min(s, peaks.flops)):.1f}" for i, s in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="var(--accent)" stroke-width="2"{style}/>')
-        at = f'x="{x(left) + 6:.1f}" y="{y(left * rate) - 8:.1f}"'
-        parts.append(f"<text {at}>{label} {size(rate)}/s</text>")
+        points = [(left, min(left * rate, peaks.flops)), (bend, peaks.flops), (right, peaks.flops)]
+        parts.append(f'<polyline points="{" ".join(f"{x(i):.1f},{y(s):.1f}" for i, s in points)}" {stroke}/>')
+        at = TOP + 24 + 20 * row  # the key
+        parts.append(f'<path d="M {LEFT + 20} {at - 4} h 34" {stroke}/>')
+        parts.append(f'<text x="{LEFT + 62}" y="{at}">{label}, {count(rate)}B/s</text>')
     for power in range(low, high + 1):
         at = x(10.0**power)
         parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="var(--line)"/>')
         parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 26}" text-anchor="middle">{10.0**power:g}</text>')
     for kernel, intensity, seconds in sorted(dots, key=lambda d: -d[2]):
         speed = kernel.flops / seconds
-        text = f"{kernel.name}: {count(kernel.flops)}FLOP, {size(kernel.bytes)}, at best {seconds * 1e6:.1f} µs"
+        text = f"{kernel.name}: {count(kernel.flops)}FLOP, {format_bytes(kernel.bytes)}, at best {seconds * 1e6:.1f} µs"
         radius = 3 + 26 * sqrt(seconds / total)
         parts.append(
             f'<circle cx="{x(intensity):.1f}" cy="{y(speed):.1f}" r="{radius:.1f}" fill="var(--warm)" '
