@@ -103,18 +103,16 @@ class _Assigner:
             if found is None:
                 continue
             result, moves = found
-            state = self._state(name, value)
-            if result not in self.wanted and self._readers_allow(name, result):
-                target = self.layouts.inverse(state, moves)
-                if target is not None:
-                    self.wanted[result] = target
+            target = self.layouts.inverse(self._state(name, value), moves)
+            if target is not None and result not in self.wanted and self._readers_allow(name, result, target):
+                self.wanted[result] = target
 
     def _state(self, name: str, value: Value) -> View:
         return View.whole(Buffer(name, "state", value.type.nbytes), value.dtype, value.shape)
 
-    def _readers_allow(self, name: str, result: Value) -> bool:
-        """Whether the node of ``result`` may overwrite state ``name``: all others have read it, and the node itself
-        reads it element by element."""
+    def _readers_allow(self, name: str, result: Value, target: View) -> bool:
+        """Whether the node of ``result`` may overwrite state ``name`` at ``target``: all others have read it, and the
+        node itself reads only the element that it is about to write."""
         write = self.position[result.node]
         for state in self.graph.nodes:
             if state.op != "state" or state.attrs["name"] != name:
@@ -123,7 +121,9 @@ class _Assigner:
             if old in self.keep:
                 return False
             for node in self.layouts.readers(old):
-                if self.position[node] > write or (node is result.node and not self._same_index(node, old, result)):
+                if self.position[node] > write:
+                    return False
+                if node is result.node and not (target.contiguous and self._same_index(node, old, result)):
                     return False
         return True
 
