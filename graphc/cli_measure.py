@@ -135,7 +135,7 @@ def bench(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     inputs = sample_inputs(entry.specs, 0)
     entry.timed(**inputs)  # touches all memory once
     seconds = 1e-9 * np.median([entry.timed(**inputs)[1] for _ in range(args.steps)], axis=0)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kernel, launches in entry.launches().items():
         taken = float(seconds[list(launches)].sum())
         rows.append(

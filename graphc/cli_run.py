@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import graphc as gc
 from graphc.cli_output import Output
 from graphc.errors import error
 from graphc.modelfile import close_matches
@@ -38,9 +39,8 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
 def open_program(path: str, threads: int | None = None, trust: bool = False) -> Program:
     """The program in an artifact; see `graphc.load` for what it raises."""
-    import graphc as gc
-
-    return gc.load(path, threads=threads, trust=trust)
+    program: Program = gc.load(path, threads=threads, trust=trust)
+    return program
 
 
 def find_entry(program: Program, path: str, name: str | None) -> Entry:

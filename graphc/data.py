@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gzip
 import sysconfig
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import count
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -125,12 +127,14 @@ def read_idx(path: str) -> np.ndarray:
     try:
         raw = file.read_bytes()
         data = gzip.decompress(raw) if file.suffix == ".gz" else raw
-    except OSError as e:  # gzip.BadGzipFile is one
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise error("GC0604", f"{file} is damaged: {e}", hint="download it again") from e
+    except OSError as e:
         hint = "--data takes the folder that holds MNIST's four IDX files"
-        raise error("GC0603", f"cannot read the data file {path}: {e.strerror or e}", hint=hint) from e
+        raise error("GC0603", f"cannot read the data file {path}: {e.strerror}", hint=hint) from e
     ndim = data[3] if data[:3] == b"\0\0\x08" and len(data) > 4 else 0
-    shape = np.frombuffer(data[4 : 4 + 4 * ndim], ">u4").astype(np.int64)
-    if not ndim or len(data) != 4 + 4 * ndim + shape.prod():
+    shape = tuple(np.frombuffer(data[4 : 4 + 4 * ndim], ">u4").tolist())
+    if not ndim or len(data) != 4 + 4 * ndim + prod(shape):
         raise error("GC0604", f"{file} is not a complete IDX file of bytes", hint="download it again")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
 
@@ -185,8 +189,8 @@ def _check_length(tokens: np.ndarray, length: int) -> None:
 
 def _frequencies(train: np.ndarray, classes: int) -> np.ndarray:
     """Probability of each class, add-one smoothed: one that only the held-out part has still gets some."""
-    count: np.ndarray = np.bincount(train, minlength=classes) + 1.0
-    return count / count.sum()
+    times: np.ndarray = (np.bincount(train, minlength=classes) + 1.0) / (len(train) + classes)
+    return times
 
 
 def class_loss(train: np.ndarray, heldout: np.ndarray, classes: int) -> float:

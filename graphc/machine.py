@@ -76,8 +76,7 @@ def _product() -> gc.Entry:
     def product(a: gc.Tensor, b: gc.Tensor) -> dict[str, gc.Tensor]:
         return {"c": a @ b}
 
-    made: gc.Entry = product
-    return made
+    return product
 
 
 def _traffic(array: gc.State, name: str) -> gc.Entry:
@@ -88,8 +87,7 @@ def _traffic(array: gc.State, name: str) -> gc.Entry:
         return {}
 
     add_one.__name__ = name
-    made: gc.Entry = gc.entry(add_one)
-    return made
+    return gc.entry(add_one)
 
 
 def _best(entry: Any, **arguments: np.ndarray) -> float:

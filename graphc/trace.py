@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter as Argument
 from inspect import signature
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -74,6 +74,10 @@ class Entry:
         return f"Entry({self.name}: {', '.join(f'{k}={v}' for k, v in self.specs.items())})"
 
 
+@overload
+def entry(fn: Callable[..., Any], /) -> Entry: ...
+@overload
+def entry(**specs: Any) -> Callable[[Callable[..., Any]], Entry]: ...
 def entry(fn: Callable[..., Any] | None = None, /, **specs: Any) -> Any:
     """Mark a function as an entry: ``@gc.entry(x=gc.spec((128, 784), "float32"))``.
 
