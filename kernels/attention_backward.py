@@ -82,11 +82,17 @@ class Backward(Attention):
     def delta(self) -> None:
         """delta = rowsum(do o) - dlse"""
         c, s = self.code, self.shape
-        with c.loop("row", 0, s.queries) as row:
-            total = c.acc("dot", "sum")
+
+        def group(first: Bound, count: int) -> None:
+            rows = [place([(first, 1)]) + i for i in range(count)]
+            totals = [c.acc("dot", "sum") for _ in rows]
             with c.lanes(0, s.width) as j:
-                c.update(total, c.fn("mul", c.load("do", self.at("do", row, j)), c.load("o", self.at("o", row, j))))
-            c.store("delta", Affine.of(row), c.fn("sub", total, c.load("dlse", self.at("dlse", row))))
+                for row, total in zip(rows, totals, strict=True):
+                    c.update(total, c.fn("mul", c.load("do", self.at("do", row, j)), c.load("o", self.at("o", row, j))))
+            for row, total in zip(rows, totals, strict=True):
+                c.store("delta", row, c.fn("sub", total, c.load("dlse", self.at("dlse", row))))
+
+        self.in_groups(s.queries, group)
 
     def dq(self, row: Bound) -> Operand:
         """Where the gradient of query ``row`` and those after it are summed."""
@@ -168,7 +174,7 @@ class Backward(Attention):
         self.products("dos", place([(local, self.v_row)]), self.v_row, "vt", s.width, "ds", local, m, seen)
         with c.loop("r", 0, m) as r:
             row = c.int("row", "add", query, r)
-            self.scores(row, place([(local, self.score_row), (r, self.score_row)]), start, stop, seen)
+            self.scores(row, place([(local, self.score_row), (r, self.score_row)]), start, seen)
         ds = Operand("ds", place([(local, self.score_row)]), self.score_row)
         target = self.dq(query)
 
@@ -193,24 +199,22 @@ class Backward(Attention):
                 depth,
             )
 
-    def scores(self, row: Bound, line: Affine, start: Bound, stop: Bound, seen: Bound) -> None:
+    def scores(self, row: Bound, line: Affine, start: Bound, seen: Bound) -> None:
         """One row: p from the scores and lse, ds from p and dp."""
         c = self.code
-        valid = self.limit(row, start, stop)
+        mask = self.last_seen(row, start)
         scale = c.const(self.scale)
         down = c.let("down", c.fn("neg", c.load("lse", self.at("lse", row))))
         delta = c.let("row_delta", c.load("delta", place([(row, 1)])))
         position = self.row_position(row, start)
-        with c.lanes(0, valid, unroll=2) as j:
+        with c.lanes(0, seen, unroll=2) as j:
             here = line + Affine.of(j)
-            p = c.let("prob", c.fn("exp", c.fn("fma", c.load("p", here), scale, down)))
+            power = c.fn("exp", c.fn("fma", c.load("p", here), scale, down))
+            p = c.let("prob", self.masked(power, mask, j, c.const(0.0)))
             keep = self.kept(position, j)
             dp = self.dropped(c.load("ds", here), keep)
             c.store("ds", here, c.fn("mul", c.fn("mul", p, c.fn("sub", dp, delta)), scale))
             c.store("p", here, self.dropped(p, keep))
-        if self.causal:
-            c.fill("p", line, valid, seen)
-            c.fill("ds", line, valid, seen)
 
     def weigh(self, tile: Bound, m: int, query: Bound, rows: Bound, start: Bound) -> None:
         """dv += pᵀ do and dk += dsᵀ q for a tile of keys, over the queries of the block that see it."""

@@ -13,7 +13,7 @@ from graphc.ir import Attrs
 from graphc.kernels.attention_shape import Attention, Shape
 from graphc.kernels.contract_index import Bound, expr, place
 from graphc.kernels.plan import View
-from graphc.loop import Affine, Expr, Operand, Role, Scratch, Stmt, Var, call
+from graphc.loop import Affine, Expr, Operand, Role, Scratch, Stmt, call
 
 __all__ = ["Forward"]
 
@@ -29,7 +29,7 @@ class Forward(Attention):
     """
 
     title = "attention"
-    buffers = ("kt", "vs", "scores", "sums", "top", "norm")
+    buffers = ("qs", "kt", "vs", "scores", "sums", "top", "norm")
 
     def __init__(self, shape: Shape, dtype: DType, attrs: Attrs, views: Mapping[str, View]):
         super().__init__(shape, dtype, attrs, views)
@@ -41,12 +41,14 @@ class Forward(Attention):
         self.parts = -(-tiles // self.range)
         self.one = shape.blocks == 1
         self.score_row = shape.panels(shape.block)
+        self.query_row = shape.aligned(shape.depth)
         self.value_row = shape.aligned(shape.width)
 
     def scratch(self) -> tuple[Scratch, ...]:
         s = self.shape
         rows = s.mr if self.one else self.range * s.mr
         sizes = {
+            "qs": s.mr * self.query_row,
             "kt": self.score_row * s.depth,
             "vs": s.block * self.value_row,
             "scores": s.mr * self.score_row,
@@ -105,11 +107,10 @@ class Forward(Attention):
         query = c.int("query", "mul", tile, s.mr)
         seen = self.limit(query, start, stop, rows)
         with c.when("gt", 1 if self.one else seen, 0):
-            self.score(query, rows, seen)
+            self.copy_rows("q", query, rows, s.depth, "qs", self.query_row)
+            self.score(0, rows, seen)
             local = self.local(tile, first)
-            with c.loop("r", 0, rows) as r:
-                row = c.int("row", "add", query, r)
-                self.softmax(row, r, place([(local, 1), (r, 1)]), start, stop, seen)
+            self.in_groups(rows, lambda r, count: self.softmax(query, local, r, count, start, seen))
             self.weigh(place([(local, self.value_row)]), rows, seen)
         if self.one:
             self.finish(tile, rows, first)
@@ -120,39 +121,49 @@ class Forward(Attention):
             return 0
         return self.code.int("local", "mul", self.code.int("at", "sub", tile, first), self.shape.mr)
 
-    def score(self, query: Bound, rows: int, seen: Bound) -> None:
+    def score(self, local: Bound, rows: int, seen: Bound) -> None:
         """scores = q kᵀ, in whole panels."""
         c, s = self.code, self.shape
-        q = Operand("q", self.at("q", query), self.row("q"), self.column("q"))
+        q = Operand("qs", place([(local, self.query_row)]), self.query_row)
         with c.loop("panel", 0, c.int("panels", "div", c.int("up", "add", seen, s.nr - 1), s.nr)) as p:
             kt = Operand("kt", Affine.of(p, s.depth * s.nr), s.nr)
             c.contract(Operand("scores", Affine.of(p, s.nr), self.score_row), q, kt, rows, s.nr, s.depth)
 
-    def softmax(self, row: Bound, r: Var, at: Affine, start: Bound, stop: Bound, seen: Bound) -> None:
-        """Exponentials of one row of scores, and its statistics; zeros for keys that only later rows see."""
+    def softmax(self, query: Bound, local: Bound, r: Bound, count: int, start: Bound, seen: Bound) -> None:
+        """Exponentials of ``count`` rows of scores from row ``r`` of the tile on, and their statistics.
+
+        The rows advance together, so that no row waits for the reductions of another; keys that only later rows of the
+        tile see get zeros."""
         c = self.code
-        line = Affine.of(r, self.score_row)
-        valid = self.limit(row, start, stop)
+        lines = [place([(r, self.score_row)]) + i * self.score_row for i in range(count)]
+        at = [place([(local, 1), (r, 1)]) + i for i in range(count)]
+        rows = [c.int("row", "add", c.int("row_at", "add", query, r), i) for i in range(count)]
+        masks = [self.last_seen(row, start) for row in rows]
         scale = c.const(self.scale)
-        top = c.acc("row_top", "max")
-        with c.lanes(0, valid, unroll=4) as j:
-            c.update(top, c.fn("mul", c.load("scores", line + Affine.of(j)), scale))
-        best: Expr = top
+        up = self.scale >= 0
+        tops = [c.acc("row_top", "max" if up else "min") for _ in range(count)]
+        hidden = c.const(float("-inf" if up else "inf"))
+        with c.lanes(0, seen) as j:
+            for top, line, mask in zip(tops, lines, masks, strict=True):
+                c.update(top, self.masked(c.load("scores", line + Affine.of(j)), mask, j, hidden))
+        best: list[Expr] = [c.let("scaled", c.fn("mul", top, scale)) for top in tops]
         if not self.one:
-            best = c.let("new_top", c.fn("maximum", c.load("top", at), top))
-            self.rescale(at, best)
-        down = c.let("down", c.fn("neg", best))
-        total = c.acc("row_sum", "sum")
-        position = self.row_position(row, start)
-        with c.lanes(0, valid, unroll=2) as j:
-            here = line + Affine.of(j)
-            p = c.let("p", c.fn("exp", c.fn("fma", c.load("scores", here), scale, down)))
-            c.update(total, p)
-            c.store("scores", here, self.dropped(p, self.kept(position, j)))
-        if self.causal:
-            c.fill("scores", line, valid, seen)
-        c.store("top", at, best)
-        c.store("norm", at, total if self.one else c.fn("add", c.load("norm", at), total))
+            best = [c.let("new_top", c.fn("maximum", c.load("top", a), b)) for a, b in zip(at, best, strict=True)]
+            for a, b in zip(at, best, strict=True):
+                self.rescale(a, b)
+        down = [c.let("down", c.fn("neg", b)) for b in best]
+        sums = [c.acc("row_sum", "sum") for _ in range(count)]
+        positions = [self.row_position(row, start) for row in rows]
+        with c.lanes(0, seen) as j:
+            for total, line, mask, top, position in zip(sums, lines, masks, down, positions, strict=True):
+                here = line + Affine.of(j)
+                power = c.fn("exp", c.fn("fma", c.load("scores", here), scale, top))
+                p = c.let("p", self.masked(power, mask, j, c.const(0.0)))
+                c.update(total, p)
+                c.store("scores", here, self.dropped(p, self.kept(position, j)))
+        for a, top, total in zip(at, best, sums, strict=True):
+            c.store("top", a, top)
+            c.store("norm", a, total if self.one else c.fn("add", c.load("norm", a), total))
 
     def rescale(self, at: Affine, best: Expr) -> None:
         """Bring the sums so far to the new largest score."""
@@ -178,12 +189,17 @@ class Forward(Attention):
     def finish(self, tile: Bound, rows: int, first: Bound) -> None:
         """o = sums / norm, lse = top + log(norm)"""
         c, s = self.code, self.shape
-        local = self.local(tile, first)
-        with c.loop("r", 0, rows) as r:
-            row = c.int("row", "add", c.int("query", "mul", tile, s.mr), r)
-            at = place([(local, 1), (r, 1)])
+        local, query = self.local(tile, first), c.int("query", "mul", tile, s.mr)
+        with c.lanes(0, rows) as j:
+            at = place([(local, 1), (j, 1)])
             norm = c.let("total", c.load("norm", at))
+            c.store(
+                "lse", self.at("lse", place([(query, 1), (j, 1)])), c.fn("add", c.load("top", at), c.fn("log", norm))
+            )
+            c.store("norm", at, c.fn("div", c.const(1.0), norm))
+        with c.loop("r", 0, rows) as r:
+            at = place([(local, 1), (r, 1)])
+            factor = c.let("factor", c.load("norm", at))
             with c.lanes(0, s.width) as j:
-                value = c.fn("div", c.load("sums", at * self.value_row + Affine.of(j)), norm)
-                c.store("o", self.at("o", row, j), value)
-            c.store("lse", self.at("lse", row), c.fn("add", c.load("top", at), c.fn("log", norm)))
+                value = c.fn("mul", c.load("sums", at * self.value_row + Affine.of(j)), factor)
+                c.store("o", self.at("o", place([(query, 1), (r, 1)]), j), value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import lcm
 from typing import ClassVar
@@ -18,6 +18,7 @@ from graphc.ops.base import Map, MapContext, get_op
 
 __all__ = ["Attention", "Shape"]
 
+GROUP = 4  # rows whose softmax advances together
 KEY_BLOCK = 512  # keys at a time: a row of scores for a tile of queries stays in the first level of cache
 
 
@@ -143,6 +144,23 @@ class Attention:
         end = c.int("seen_end", "minimum", c.int("after", "add", row, more), stop)
         seen = c.int("seen", "sub", end, start)
         return seen if self.shape.blocks == 1 else c.int("seen", "maximum", seen, 0)
+
+    def last_seen(self, row: Bound, start: Bound) -> Bound | None:
+        """The last key, counted from ``start``, that query ``row`` sees; None for all."""
+        return self.code.int("last_seen", "sub", row, start) if self.causal else None
+
+    def masked(self, value: Expr, last: Bound | None, lane: Var, hidden: Const) -> Expr:
+        """``value``, or ``hidden`` where the key of this lane comes after ``last``."""
+        return value if last is None else call("select", call("le", lane, expr(last)), value, hidden)
+
+    def in_groups(self, rows: int, body: Callable[[Bound, int], None]) -> None:
+        """``body(first, count)`` for ``rows`` rows, `GROUP` of them at a time."""
+        whole = rows // GROUP * GROUP
+        if whole:
+            with self.code.loop("r", 0, whole, step=GROUP) as r:
+                body(r, GROUP)
+        if rows % GROUP:
+            body(whole, rows % GROUP)
 
     def row_position(self, row: Bound, start: Bound) -> Bound:
         """The linear index, in the whole [B, H, T, T], of the score of query ``row`` and key ``start``."""

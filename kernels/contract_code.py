@@ -100,7 +100,8 @@ class Code:
         outside, self.out = self.out, []
         var = self.names.var(name)
         yield var
-        outside.append(Loop(var, stop, tuple(self.out), role, start, step, unroll))
+        if self.out:
+            outside.append(Loop(var, stop, tuple(self.out), role, start, step, unroll))
         self.out = outside
 
     def lanes(self, start: Bound, stop: Bound, unroll: int = 1):  # type: ignore[no-untyped-def]
@@ -116,7 +117,7 @@ class Code:
         yield holds
         if known:
             outside += self.out if holds else []
-        else:
+        elif self.out:
             outside.append(If(call(op, expr(a), expr(b)), tuple(self.out)))
         self.out = outside
 
