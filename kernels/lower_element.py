@@ -148,7 +148,7 @@ class Elements:
         rows = value.node.inputs[0].shape[: value.type.ndim]
         want = contiguous_strides(rows) + (0,) * (len(self.space) - len(rows))
         strides, offset = moved(value.shape, contiguous_strides(value.shape), 0, moves)
-        same = all(d == 1 or s == w for d, s, w in zip(self.space, strides, want, strict=True))
+        same = 0 in self.space or all(d == 1 or s == w for d, s, w in zip(self.space, strides, want, strict=True))
         assert value.node.inputs[0].shape == self.space
         assert same, "a row's reduction is used in another row"
         assert offset == 0

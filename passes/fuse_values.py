@@ -175,13 +175,14 @@ def stays_inside(node: Node) -> bool:
 
 
 def _strides(shape: Shape, moves: Moves) -> Shape | None:
-    """Strides after ``moves`` of a row-major value; None where there are none or the first element is not the first."""
+    """Strides after ``moves`` of a row-major value; None where the first element moves, or where a body cannot hold
+    the moves."""
     strides = contiguous_strides(shape)
     for node in moves:
         lowering = get_op(node.op).lower
         assert isinstance(lowering, Move)
         seen = lowering.view(shape, strides, node.attrs, node.out().shape)
-        if seen is None or seen[1]:
+        if seen is None or seen[1] or not stays_inside(node):
             return None
         shape, strides = node.out().shape, seen[0]
     return strides

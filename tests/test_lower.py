@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from loop_interp import run_plan
+from planned import check, check_fn, plan_of, traced
 
-import graphc.ops
-from graphc.dtype import DType, dtype
-from graphc.interp import interpret
+import graphc as gc
+from graphc.dtype import dtype
 from graphc.ir import Graph, Literal, Value
-from graphc.kernels.lower import lower
-from graphc.kernels.plan import EntryPlan
+from graphc.ops import OPS
 from graphc.ops.base import Meta, Op, Region, Sample, Source, apply, apply_node
-from graphc.passes.fuse import fuse
-from graphc.passes.schedule import schedule
 
 
-@dataclass(frozen=True)
-class Machine:
-    """A target with vectors of 64 bytes."""
+def floats(*shape: int, seed: int = 0, dt: str = "float32") -> np.ndarray:
+    return np.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), dt)
 
-    def tile(self, dtype: DType) -> tuple[int, int]:
-        return 12, 128 // dtype.itemsize
+
+def integers(*shape: int, high: int, dt: str = "int32") -> np.ndarray:
+    return np.asarray(np.random.default_rng([3, *shape]).integers(0, high, shape), dt)
 
 
 def given(name: str, array: np.ndarray) -> Value:
@@ -32,44 +30,27 @@ def given(name: str, array: np.ndarray) -> Value:
 
 
 def stored(name: str, array: np.ndarray) -> Value:
-    return apply("state", name=name, dtype=dtype(array.dtype), shape=array.shape, trainable=True)
+    return apply("state", name=name, dtype=dtype(array.dtype), shape=array.shape, trainable=False)
 
 
-def number(value: float, like: Value) -> Value:
-    scalar = apply("const", value=Literal.of(np.asarray(value, like.dtype.numpy)))
-    return apply("broadcast_to", scalar, shape=like.shape) if like.shape else scalar
+def check_ops(arrays: Sequence[np.ndarray], *outputs: Value, tolerance: float = 1e-5, threads: int = 1) -> Any:
+    """Check the graph of ``outputs`` over inputs x0, x1 … (made by `given`)."""
+    found: dict[str, Value] = {}
+    stack = list(outputs)
+    while stack:
+        v = stack.pop()
+        stack += v.node.inputs
+        if v.node.op == "input":
+            found[v.node.attrs["name"]] = v
+    names = sorted(found)
+    graph = Graph.build("g", [found[n] for n in names], [(f"y{i}", v) for i, v in enumerate(outputs)])
+    return check(graph, {n: arrays[int(n[1:])] for n in names}, None, tolerance, threads)
 
 
-def plan_of(graph: Graph) -> EntryPlan:
-    return lower(schedule(fuse(graph)), Machine())
-
-
-def check(
-    graph: Graph,
-    inputs: dict[str, np.ndarray],
-    state: dict[str, np.ndarray] | None = None,
-    tolerance: float = 1e-5,
-    threads: int = 1,
-) -> EntryPlan:
-    """Lower and run ``graph``; outputs and new state must be those of the interpreter."""
-    plan = plan_of(graph)
-    new_state = {k: v.copy() for k, v in (state or {}).items()}
-    got = run_plan(plan, inputs, new_state, threads)
-    want, want_state = interpret(graph, inputs, state)
-    assert not got.pop("flags").any()
-    for name in want:
-        assert got[name].shape == want[name].shape
-        np.testing.assert_allclose(got[name], want[name], rtol=tolerance, atol=tolerance, err_msg=name)
-    for name in want_state:
-        np.testing.assert_allclose(new_state[name], want_state[name], rtol=tolerance, atol=tolerance, err_msg=name)
-    return plan
-
-
-SKIPPED = (Source, Region, Meta)
 SAMPLES = [
     pytest.param(op, sample, id=f"{op.name}-{i}")
-    for op in graphc.ops.OPS
-    if not isinstance(op.lower, SKIPPED)
+    for op in OPS
+    if not isinstance(op.lower, Source | Region | Meta)
     for i, sample in enumerate(op.samples())
 ]
 
@@ -80,3 +61,209 @@ def test_every_op(op: Op, sample: Sample) -> None:
     node = apply_node(op.name, *values, **sample.attrs)
     graph = Graph.build("g", values, [(f"y{i}", v) for i, v in enumerate(node.outs)])
     check(graph, {f"x{i}": np.asarray(a) for i, a in enumerate(sample.arrays)})
+
+
+# Shapes --------------------------------------------------------------------------------------------------------------
+
+SHAPES = [(), (1,), (5,), (4099,), (1, 1), (3, 1), (1, 7), (13, 17), (2, 3, 5), (70, 2, 3), (0,), (0, 3), (3, 0)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_maps_of_any_shape(shape: tuple[int, ...], threads: int) -> None:
+    x, y = floats(*shape), floats(*shape, seed=1)
+    a, b = given("x0", x), given("x1", y)
+    check_ops([x, y], apply("mul", apply("tanh", a), b), apply("add", a, b), threads=threads)
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s], ids=str)
+@pytest.mark.parametrize("op", ["sum", "max", "prod"])
+@pytest.mark.parametrize("trailing", [True, False])
+def test_reductions_of_any_shape(shape: tuple[int, ...], op: str, trailing: bool) -> None:
+    axes = (len(shape) - 1,) if trailing else (0,)
+    if op == "max" and 0 in [shape[a] for a in axes]:
+        pytest.skip("the largest of nothing")
+    x = floats(*shape) * np.float32(0.1) + 1
+    check_ops([x], apply(op, given("x0", x), axes=axes), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(20000,), (3, 9000), (700, 30), (700, 3), (600, 600)], ids=str)
+@pytest.mark.parametrize("axes", [(0,), "all"])
+def test_reductions_in_several_chunks(shape: tuple[int, ...], axes: Any) -> None:
+    x = floats(*shape)
+    v = given("x0", x)
+    over = tuple(range(len(shape))) if axes == "all" else axes
+    plan = check_ops([x], apply("sum", apply("mul", v, v), axes=over), apply("max", v, axes=over), tolerance=1e-4)
+    assert len(plan.launches) <= 2
+
+
+@pytest.mark.parametrize("dt", ["float64", "int32", "int64", "uint8"])
+def test_reductions_of_any_dtype(dt: str) -> None:
+    x = integers(11, 6, high=5, dt=dt)
+    for axes in ((0,), (1,), (0, 1)):
+        v = given("x0", x)
+        check_ops([x], apply("sum", v, axes=axes), apply("max", v, axes=axes))
+
+
+def test_middle_axes() -> None:
+    x = floats(3, 40, 5)
+    check_ops([x], apply("sum", given("x0", x), axes=(1,)))
+    y = floats(2, 9, 3, 4)
+    v = given("x0", y)
+    check_ops([y], apply("sum", v, axes=(0, 2)), apply("max", v, axes=(1,)))
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (1, 6), (5, 1), (3, 4, 5)], ids=str)
+def test_rows_of_transposed_operands(shape: tuple[int, ...]) -> None:
+    axes = tuple(range(len(shape)))[::-1]
+    check_fn(lambda x: gc.softmax(gc.permute_dims(x, axes)), x=floats(*shape))
+
+
+def test_rows_over_two_axes() -> None:
+    check_fn(lambda x: gc.layer_norm(x, (4, 5)), x=floats(3, 4, 5))
+    check_fn(lambda x: gc.layer_norm(gc.permute_dims(x, (0, 2, 1)), (4, 5)), x=floats(3, 5, 4))
+
+
+def test_long_rows_keep_nothing() -> None:
+    """Rows that do not fit in scratch memory are computed again."""
+    check_fn(lambda x: gc.softmax(x), x=floats(1, 140_000), tolerance=1e-4)
+
+
+def test_broadcasting() -> None:
+    check_fn(lambda a, b, c: (a + b) * c + 1.0, a=floats(5, 1, 7), b=floats(3, 1), c=floats(7))
+    check_fn(lambda a, b: gc.maximum(a, b) + gc.permute_dims(b, (1, 0)), a=floats(5, 5), b=floats(5, 5, seed=1))
+    check_fn(lambda a, s: a * s, a=floats(300, 40), s=np.float32(3).reshape(()))
+
+
+def test_strided_operands() -> None:
+    check_fn(lambda a: a[1::2, ::3] * 2.0 + 1.0, a=floats(9, 10))
+    check_fn(lambda a: gc.exp(gc.permute_dims(a, (2, 0, 1))), a=floats(3, 4, 5))
+    check_fn(lambda a: gc.permute_dims(gc.exp(a), (1, 0)).reshape((12,)), a=floats(3, 4))
+
+
+def test_positions_survive_merging_and_transposing() -> None:
+    def fn(x: gc.Tensor) -> dict[str, gc.Tensor]:
+        rows, columns = gc.iota(x.shape, 0, dtype=gc.float32), gc.iota(x.shape, 1, dtype=gc.float32)
+        return {"a": x * rows + columns, "b": gc.permute_dims(rows * columns, (1, 0))}
+
+    check_fn(fn, x=floats(6, 5))
+
+
+# Joins, splits, rows by index -----------------------------------------------------------------------------------------
+
+
+def test_joins_are_written_in_place() -> None:
+    graph, _ = traced(lambda a, b: gc.concat([gc.exp(a), gc.tanh(b)], axis=1) * 2.0, a=floats(3, 4), b=floats(3, 5))
+    assert len(plan_of(graph).launches) == 3
+    check(graph, {"a": floats(3, 4), "b": floats(3, 5)})
+
+
+def test_joins_of_inputs_and_of_one_value_twice() -> None:
+    check_fn(lambda a: gc.concat([a, a, gc.exp(a)], axis=0), a=floats(3, 4))
+    check_fn(lambda a: {"j": gc.concat([gc.exp(a), gc.exp(a)], axis=0), "e": gc.exp(a)}, a=floats(3, 4))
+    check_fn(lambda a: gc.concat([gc.permute_dims(gc.exp(a), (1, 0)), gc.ones((1, 3))], axis=0), a=floats(3, 4))
+
+
+def test_heads_need_no_copy() -> None:
+    """Attention writes its result in the layout that the next product reads as a matrix."""
+
+    def fn(x: gc.Tensor, w: gc.Tensor) -> gc.Tensor:
+        q = gc.permute_dims(x.reshape((2, 5, 2, 4)), (0, 2, 1, 3))
+        y = gc.scaled_dot_product_attention(q, q, q)
+        return gc.permute_dims(y, (0, 2, 1, 3)).reshape((2, 5, 8)) @ w
+
+    graph, _ = traced(fn, x=floats(2, 5, 8), w=floats(8, 8))
+    assert len(plan_of(graph).launches) == 2
+    check_fn(fn, x=floats(2, 5, 8), w=floats(8, 8))
+
+
+@pytest.mark.parametrize("columns", [1, 6, 130])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gather_and_scatter(columns: int, threads: int) -> None:
+    def fn(i: gc.Tensor, w: gc.Tensor) -> dict[str, gc.Tensor]:
+        rows = gc.take(w, i) * 2.0
+        return {"rows": rows, "dw": gc.grad(gc.sum(rows * rows), w)}
+
+    check_fn(fn, i=integers(4, 5, high=7), w=floats(7, columns), tolerance=1e-4, threads=threads)
+
+
+def test_take_along_other_axes() -> None:
+    check_fn(lambda i, w: gc.take(w, i, axis=1), i=integers(4, high=5), w=floats(3, 5, 2))
+    check_fn(lambda i, w: gc.take(w, i, axis=0), i=integers(high=5, dt="int64"), w=floats(5, 2))
+
+
+@pytest.mark.parametrize("bad", [-1, 7])
+def test_an_index_out_of_range_sets_a_flag(bad: int) -> None:
+    def fn(i: gc.Tensor, w: gc.Tensor) -> dict[str, gc.Tensor]:
+        rows = gc.take(w, i)
+        return {"rows": rows, "dw": gc.grad(gc.sum(rows * rows), w)}
+
+    arrays = {"i": integers(5, high=7), "w": floats(7, 3)}
+    graph, _ = traced(fn, **arrays)
+    arrays["i"][2] = bad
+    plan = plan_of(graph)
+    got = run_plan(plan, arrays)
+    assert got["flags"].any()
+    assert [f.code for f in plan.flags] == ["GC0420", "GC0420"]
+    assert all(f.loc is not None and f.loc.file.endswith("test_lower.py") for f in plan.flags)
+    np.testing.assert_array_equal(got["rows"][2], 0)
+    np.testing.assert_array_equal(got["rows"][1], arrays["w"][arrays["i"][1]])
+
+
+# State ----------------------------------------------------------------------------------------------------------------
+
+
+def test_state_is_updated_in_place() -> None:
+    x, s = floats(4, 4), floats(4, 4, seed=1)
+    vx, vs = given("x", x), stored("s", s)
+    graph = Graph.build("g", [vx], [], [("s", apply("add", vs, vx))])
+    plan = check(graph, {"x": x}, {"s": s})
+    assert len(plan.launches) == 1
+    assert [a.buffer.name for a in plan.launches[0].args if a.buffer and a.writes] == ["s"]
+
+
+def test_state_that_is_read_transposed_is_copied() -> None:
+    x, s = floats(4, 4), floats(4, 4, seed=1)
+    vx, vs = given("x", x), stored("s", s)
+    turned = apply("permute_dims", vs, axes=(1, 0))
+    check(Graph.build("g", [vx], [], [("s", apply("add", turned, vx))]), {"x": x}, {"s": s})
+    later = apply("permute_dims", apply("add", vs, vx), axes=(1, 0))
+    check(Graph.build("g", [vx], [], [("s", later)]), {"x": x}, {"s": s})
+
+
+def test_state_read_by_a_product_that_makes_the_new_state() -> None:
+    x, s = floats(4, 4), floats(4, 4, seed=1)
+    vx, vs = given("x", x), stored("s", s)
+    new = apply("dot", vx, vs, batch=((), ()), contract=((1,), (0,)))
+    check(Graph.build("g", [vx], [], [("s", new)]), {"x": x}, {"s": s})
+
+
+def test_old_and_new_state_as_outputs() -> None:
+    x, s = floats(4, 4), floats(4, 4, seed=1)
+    vx, vs = given("x", x), stored("s", s)
+    new = apply("add", vs, vx)
+    check(Graph.build("g", [vx], [("old", vs), ("new", new)], [("s", new)]), {"x": x}, {"s": s})
+
+
+def test_constant_arrays() -> None:
+    table = apply("const", value=Literal.of(floats(3, 4)))
+    x = floats(3, 4, seed=2)
+    v = given("x0", x)
+    check_ops([x], apply("add", v, table), table)
+
+
+# Determinism ----------------------------------------------------------------------------------------------------------
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    def fn(x: gc.Tensor, w: gc.Tensor) -> dict[str, gc.Tensor]:
+        y = gc.softmax(gc.layer_norm(x, 30, w))
+        return {"y": y, "s": gc.sum(y * x), "dw": gc.grad(gc.sum(y * y), w)}
+
+    arrays = {"x": floats(700, 30), "w": floats(30)}
+    graph, _ = traced(fn, **arrays)
+    plan = plan_of(graph)
+    first, *others = (run_plan(plan, arrays, nthreads=n) for n in (1, 2, 5))
+    for other in others:
+        for name in first:
+            np.testing.assert_array_equal(first[name], other[name])
