@@ -22,8 +22,8 @@ __all__ = ["CDialect"]
 
 def _ctype(dtype: DType) -> str:
     if dtype.is_float:
-        return "float" if dtype is float32 else "double"
-    return "uint8_t" if dtype is bool_ else f"{'u' if dtype.kind == 'u' else ''}int{8 * dtype.itemsize}_t"
+        return "float" if dtype == float32 else "double"
+    return "uint8_t" if dtype == bool_ else f"{'u' if dtype.kind == 'u' else ''}int{8 * dtype.itemsize}_t"
 
 
 class CDialect(Dialect):
@@ -94,11 +94,11 @@ class CDialect(Dialect):
             return f"({int(value) + 1} - 1)" if int(value) == -(1 << 63) else f"{int(value)}{unsigned}"
         if math.isnan(value) or math.isinf(value):
             return "NAN" if math.isnan(value) else "INFINITY" if value > 0 else "(-INFINITY)"
-        text = repr(float(value)) + ("f" if dtype is float32 else "")
+        text = repr(float(value)) + ("f" if dtype == float32 else "")
         return f"({text})" if text.startswith("-") else text
 
     def cast(self, text: str, source: DType, target: DType) -> str:
-        if target is bool_:
+        if target == bool_:
             return f"({text} != 0)"
         if source.is_float and not target.is_float:
             return f"{short(target)}_from_{short(source)}({unwrap(text)})"
@@ -108,7 +108,7 @@ class CDialect(Dialect):
         return f"bits_{short(source)}_{short(target)}({unwrap(text)})"
 
     def load(self, at: Access) -> str:
-        return f"({at.buffer}[{at.index}] != 0)" if at.dtype is bool_ else f"{at.buffer}[{at.index}]"
+        return f"({at.buffer}[{at.index}] != 0)" if at.dtype == bool_ else f"{at.buffer}[{at.index}]"
 
     def store(self, at: Access, value: str) -> str:
         return f"{at.buffer}[{at.index}] = {value}"

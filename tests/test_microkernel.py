@@ -18,6 +18,7 @@ from native import aligned, elf_symbols, load_objects
 import graphc.kernels.cpu.build as build
 from graphc.dtype import DType, float32, float64
 from graphc.kernels.cpu.build import Compiled, compile_kernels, machine, optimise, team_object
+from graphc.kernels.cpu.frontend import lower
 from graphc.kernels.cpu.target import BASELINES, CpuTarget
 from graphc.loop import Acc, Affine, Contract, Kernel, Load, Loop, Operand, Param, Role, Store, Update, Var, call
 
@@ -127,7 +128,7 @@ def assembly(kernel: Kernel, target: CpuTarget) -> str:
     namespace: dict[str, object] = {}
     source, symbol = build.source_of(kernel, target), "gc_" + build.digest_of(kernel, target)
     exec(compile(source, "kernel.py", "exec"), namespace)
-    text = build._stable(*build._lower(namespace[symbol]), symbol)  # type: ignore[arg-type]
+    text = lower(namespace[symbol], symbol)  # type: ignore[arg-type]
     return str(machine(target).emit_assembly(optimise(text, target)))
 
 

@@ -22,16 +22,10 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 import numba
-from llvmlite import ir
-from numba.core import compiler, types
-from numba.core import typed_passes as typed
-from numba.core import untyped_passes as untyped
-from numba.core.codegen import CodeLibrary
-from numba.core.compiler_lock import global_compiler_lock
-from numba.core.registry import cpu_target
 
 from graphc.kernels.cpu.cache import Cache
 from graphc.kernels.cpu.dialect import NumbaDialect
+from graphc.kernels.cpu.frontend import lower
 from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.cpu.team import team_ir
 from graphc.kernels.emit import emit
@@ -76,82 +70,6 @@ def source_of(kernel: Kernel, target: CpuTarget) -> str:
     return emit(kernel, NumbaDialect(target), "gc_" + digest_of(kernel, target))
 
 
-# Numba: source → LLVM IR ---------------------------------------------------------------------------------------------
-
-
-class _Library(CodeLibrary):  # type: ignore[misc]
-    """Takes the module that Numba lowers to, instead of optimising and linking it."""
-
-    module: ir.Module
-
-    def add_ir_module(self, ir_module: ir.Module) -> None:
-        self.module = ir_module
-
-    def add_linking_library(self, library: Any) -> None:
-        """The NRT, which kernels do not use."""
-
-    def finalize(self) -> None:
-        self._finalized = True
-
-    def get_function(self, name: str) -> Any:
-        raise AssertionError("kernels are not linked in this process")
-
-    def get_llvm_str(self) -> str:
-        return str(self.module)
-
-    def get_asm_str(self) -> str:
-        return ""
-
-
-class _Pipeline(compiler.CompilerBase):  # type: ignore[misc]
-    """The passes that straight numeric code needs; Numba's default list takes a fifth longer."""
-
-    def define_pipelines(self) -> list[compiler.PassManager]:
-        manager = compiler.PassManager("kernel")
-        for step in (
-            untyped.TranslateByteCode, untyped.FixupArgs, untyped.IRProcessing, untyped.ReconstructSSA,
-            typed.NopythonTypeInference, typed.PreLowerStripPhis, typed.IRLegalization, typed.NativeLowering,
-            typed.NoPythonBackend,
-        ):  # fmt: skip
-            manager.add_pass(step, step.__name__)
-        manager.finalize()
-        return [manager]
-
-
-@global_compiler_lock  # type: ignore[untyped-decorator]
-def _lower(function: Callable[..., None]) -> tuple[ir.Module, str]:
-    """The LLVM module of a kernel and the name of its function there."""
-    flags = compiler.Flags()
-    flags.no_compile = True
-    flags.no_cpython_wrapper = True
-    flags.no_cfunc_wrapper = True
-    flags.error_model = "numpy"
-    library = _Library(cpu_target.target_context.codegen(), function.__name__)
-    result = compiler.compile_extra(
-        cpu_target.typing_context, cpu_target.target_context, function, (types.int64,) * 4, types.void, flags, {},
-        library=library, pipeline_class=_Pipeline,
-    )  # fmt: skip
-    return library.module, result.fndesc.llvm_func_name
-
-
-def _stable(module: ir.Module, inner: str, symbol: str) -> str:
-    """The module's text with one export, ``symbol``, around Numba's function, and no name of this process."""
-    word = ir.IntType(64)
-    function = module.get_global(inner)
-    function.linkage = "internal"
-    function.attributes.add("alwaysinline")
-    for value in module.global_values:
-        if isinstance(value, ir.GlobalVariable) and value.linkage in ("common", "", "external"):
-            value.linkage = "internal"
-    export = ir.Function(module, ir.FunctionType(ir.VoidType(), [word] * 4), symbol)
-    builder = ir.IRBuilder(export.append_basic_block("entry"))
-    unused = [builder.alloca(t.pointee) for t in function.function_type.args[:2]]  # returned None, exception
-    builder.call(function, [*unused, *export.args])
-    builder.ret_void()
-    module.name = symbol
-    return str(module)
-
-
 # LLVM: IR → object ---------------------------------------------------------------------------------------------------
 
 
@@ -189,8 +107,7 @@ def compile_source(source: str, symbol: str, path: Path, target: CpuTarget) -> b
     """Object code of the function ``symbol`` in ``source``, which lies in the file ``path``."""
     namespace: dict[str, Any] = {"__name__": symbol}
     exec(compile(source, str(path), "exec"), namespace)
-    module, inner = _lower(namespace[symbol])
-    return bytes(machine(target).emit_object(optimise(_stable(module, inner, symbol), target)))
+    return bytes(machine(target).emit_object(optimise(lower(namespace[symbol], symbol), target)))
 
 
 # Many kernels --------------------------------------------------------------------------------------------------------

@@ -72,10 +72,10 @@ class NumbaDialect(Dialect):
         return lines
 
     def const(self, const: Const) -> str:
-        if const.dtype is bool_:
+        if const.dtype == bool_:
             return str(bool(const.value))
         text = repr(float(const.value)) if const.dtype.is_float else str(int(const.value))
-        return text if const.dtype is int64 else f"{SHORT[const.dtype]}({text})"
+        return text if const.dtype == int64 else f"{SHORT[const.dtype]}({text})"
 
     def cast(self, text: str, source: DType, target: DType) -> str:
         return f"{SHORT[target]}({text})"

@@ -15,10 +15,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
 from graphc.dtype import dtype as dtype_of
 from graphc.kernels.cpu.lanes import broadcast, constant, element_type, llvm_call, vector_load, vector_store
+from graphc.kernels.cpu.vector import kernel_function
 
 __all__ = ["microkernel"]
 
@@ -223,8 +223,8 @@ def microkernel(
             columns_at(_WORD(n // tile[1]), n % tile[1])
         return context.get_dummy_value()
 
-    @intrinsic
-    def product(typingctx: Any, c: Any, ci: Any, a: Any, ai: Any, b: Any, bi: Any, k: Any) -> Any:
+    @kernel_function()
+    def product(c: Any, ci: Any, a: Any, ai: Any, b: Any, bi: Any, k: Any) -> Any:
         return types.void(c, types.int64, a, types.int64, b, types.int64, types.int64), build
 
     return product

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from llvmlite import ir
 from numba.core import types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba.extending import lower_builtin, models, register_model
 
 from graphc.dtype import DTYPES, DType, bool_, float64, int64
 from graphc.kernels.cpu.lanes import (
@@ -73,14 +74,43 @@ class _PointerModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, pointer, memory_type(pointer.dtype).as_pointer())
 
 
+def kernel_function(literal: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A function of generated kernels from its rule: argument types in, (signature, code generator) out.
+
+    Numba's own ``@intrinsic`` does the same and drags in its array support. ``literal``: the rule wants the values of
+    literal arguments.
+    """
+
+    def decorate(rule: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(rule)
+        def function(*args: Any) -> Any:
+            raise TypeError(f"{rule.__name__} has a meaning in compiled kernels only")
+
+        class _Typing(AbstractTemplate):  # type: ignore[misc]
+            key = function
+            prefer_literal = literal
+
+            def generic(self, args: Any, kws: Any) -> Any:
+                return rule(*args)[0]
+
+        def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
+            return rule(*sig.args)[1](context, builder, sig, values)
+
+        infer_global(function, types.Function(_Typing))
+        lower_builtin(function, types.VarArg(types.Any))(build)
+        return function
+
+    return decorate
+
+
 # Types of values -----------------------------------------------------------------------------------------------------
 
 
 def _type(dtype: DType, lanes: int) -> types.Type:
     """The Numba type of ``lanes`` values."""
-    if lanes == 1 and dtype is int64:
+    if lanes == 1 and dtype == int64:
         return types.int64
-    if lanes == 1 and dtype is bool_:
+    if lanes == 1 and dtype == bool_:
         return types.boolean
     return Lanes(dtype, lanes)
 
@@ -144,15 +174,15 @@ def _operation(name: str, types_: tuple[types.Type, ...]) -> Any:
 
 
 def _unary(name: str) -> Any:
-    return intrinsic(_named(name, lambda typingctx, a: _operation(name, (a,))))
+    return kernel_function()(_named(name, lambda a: _operation(name, (a,))))
 
 
 def _binary(name: str) -> Any:
-    return intrinsic(_named(name, lambda typingctx, a, b: _operation(name, (a, b))))
+    return kernel_function()(_named(name, lambda a, b: _operation(name, (a, b))))
 
 
 def _ternary(name: str) -> Any:
-    return intrinsic(_named(name, lambda typingctx, a, b, c: _operation(name, (a, b, c))))
+    return kernel_function()(_named(name, lambda a, b, c: _operation(name, (a, b, c))))
 
 
 def _named(name: str, fn: Any) -> Any:
@@ -168,8 +198,8 @@ shl, shr = map(_binary, ("shl", "shr"))
 fma, select = map(_ternary, ("fma", "select"))
 
 
-@intrinsic
-def threefry(typingctx: Any, k0: Any, k1: Any, c0: Any, c1: Any) -> Any:
+@kernel_function()
+def threefry(k0: Any, k1: Any, c0: Any, c1: Any) -> Any:
     return _operation("threefry", (k0, k1, c0, c1))
 
 
@@ -207,7 +237,7 @@ for _name, _symbol in _OPERATORS.items():
 def _caster(dtype: DType) -> Any:
     """``f32(x)`` and its siblings: conversion of a value, or a constant of that type."""
 
-    def typing(typingctx: Any, a: Any) -> Any:
+    def typing(a: Any) -> Any:
         source, lanes = _lanes(a)
 
         def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
@@ -215,14 +245,14 @@ def _caster(dtype: DType) -> Any:
 
         return _type(dtype, lanes)(types.unliteral(a)), build
 
-    return intrinsic(_named(SHORT[dtype], typing))
+    return kernel_function()(_named(SHORT[dtype], typing))
 
 
 f64, f32, i64, i32, i16, i8, u32, u8, b1 = map(_caster, DTYPES.values())
 
 
-@intrinsic(prefer_literal=True)
-def splat(typingctx: Any, value: Any, lanes: Any) -> Any:
+@kernel_function(literal=True)
+def splat(value: Any, lanes: Any) -> Any:
     """``value`` in each of ``lanes`` lanes."""
     count = lanes.literal_value
 
@@ -232,8 +262,8 @@ def splat(typingctx: Any, value: Any, lanes: Any) -> Any:
     return Lanes(_lanes(value)[0], count)(types.unliteral(value), lanes), build
 
 
-@intrinsic(prefer_literal=True)
-def ramp(typingctx: Any, first: Any, lanes: Any) -> Any:
+@kernel_function(literal=True)
+def ramp(first: Any, lanes: Any) -> Any:
     """int64 lanes first, first + 1, …"""
     count = lanes.literal_value
 
@@ -243,8 +273,8 @@ def ramp(typingctx: Any, first: Any, lanes: Any) -> Any:
     return Lanes(int64, count)(types.int64, lanes), build
 
 
-@intrinsic(prefer_literal=True)
-def below(typingctx: Any, active: Any, lanes: Any) -> Any:
+@kernel_function(literal=True)
+def below(active: Any, lanes: Any) -> Any:
     """The mask of the first ``active`` (< 2^31) of ``lanes`` lanes."""
     count = lanes.literal_value
 
@@ -258,13 +288,13 @@ def below(typingctx: Any, active: Any, lanes: Any) -> Any:
 def _fold(combine: str) -> Any:
     """All lanes of a vector combined into a scalar, in a fixed order."""
 
-    def typing(typingctx: Any, a: Any) -> Any:
+    def typing(a: Any) -> Any:
         def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
             return horizontal(builder, combine, a.dtype, values[0])
 
         return _type(a.dtype, 1)(a), build
 
-    return intrinsic(_named(f"fold_{combine}", typing))
+    return kernel_function()(_named(f"fold_{combine}", typing))
 
 
 fold_add, fold_mul, fold_maximum, fold_minimum = map(_fold, ("add", "mul", "maximum", "minimum"))
@@ -273,8 +303,8 @@ fold_add, fold_mul, fold_maximum, fold_minimum = map(_fold, ("add", "mul", "maxi
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-@intrinsic
-def word(typingctx: Any, args: Any, index: Any) -> Any:
+@kernel_function()
+def word(args: Any, index: Any) -> Any:
     """Word ``index`` of the argument table, as int64."""
 
     def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
@@ -284,8 +314,8 @@ def word(typingctx: Any, args: Any, index: Any) -> Any:
     return types.int64(types.int64, types.int64), build
 
 
-@intrinsic
-def share(typingctx: Any, trips: Any, tid: Any, nthreads: Any) -> Any:
+@kernel_function()
+def share(trips: Any, tid: Any, nthreads: Any) -> Any:
     """First of ``trips`` iterations that belongs to thread ``tid``: trips * tid // nthreads (all non-negative)."""
 
     def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
@@ -297,28 +327,28 @@ def share(typingctx: Any, trips: Any, tid: Any, nthreads: Any) -> Any:
 def _pointer(dtype: DType) -> Any:
     """``f32_at(address)``: the address (int64) as a typed pointer."""
 
-    def typing(typingctx: Any, address: Any) -> Any:
+    def typing(address: Any) -> Any:
         def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
             return builder.inttoptr(values[0], memory_type(dtype).as_pointer())
 
         return Pointer(dtype)(types.int64), build
 
-    return intrinsic(_named(f"{SHORT[dtype]}_at", typing))
+    return kernel_function()(_named(f"{SHORT[dtype]}_at", typing))
 
 
 f64_at, f32_at, i64_at, i32_at, i16_at, i8_at, u32_at, u8_at, b1_at = map(_pointer, DTYPES.values())
 
 
 def _from_memory(builder: ir.IRBuilder, dtype: DType, raw: Any) -> Any:
-    return builder.icmp_unsigned("!=", raw, constant(raw.type, 0)) if dtype is bool_ else raw
+    return builder.icmp_unsigned("!=", raw, constant(raw.type, 0)) if dtype == bool_ else raw
 
 
 def _to_memory(builder: ir.IRBuilder, dtype: DType, value: Any) -> Any:
-    return builder.zext(value, like(value, ir.IntType(8))) if dtype is bool_ else value
+    return builder.zext(value, like(value, ir.IntType(8))) if dtype == bool_ else value
 
 
-@intrinsic
-def load(typingctx: Any, pointer: Any, index: Any) -> Any:
+@kernel_function()
+def load(pointer: Any, index: Any) -> Any:
     """The scalar ``pointer[index]``."""
 
     def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
@@ -328,8 +358,8 @@ def load(typingctx: Any, pointer: Any, index: Any) -> Any:
     return _type(pointer.dtype, 1)(pointer, types.int64), build
 
 
-@intrinsic(prefer_literal=True)
-def vload(typingctx: Any, pointer: Any, index: Any, stride: Any, lanes: Any, mask: Any) -> Any:
+@kernel_function(literal=True)
+def vload(pointer: Any, index: Any, stride: Any, lanes: Any, mask: Any) -> Any:
     """``lanes`` elements ``pointer[index + stride * lane]``; ``mask`` is None or says which to touch (others are 0)."""
     dtype, step, count = pointer.dtype, stride.literal_value, lanes.literal_value
 
@@ -342,8 +372,8 @@ def vload(typingctx: Any, pointer: Any, index: Any, stride: Any, lanes: Any, mas
     return Lanes(dtype, count)(pointer, types.int64, stride, lanes, mask), build
 
 
-@intrinsic(prefer_literal=True)
-def store(typingctx: Any, pointer: Any, index: Any, value: Any) -> Any:
+@kernel_function(literal=True)
+def store(pointer: Any, index: Any, value: Any) -> Any:
     """``pointer[index] = value`` for a scalar."""
     value = types.unliteral(value)
 
@@ -355,8 +385,8 @@ def store(typingctx: Any, pointer: Any, index: Any, value: Any) -> Any:
     return types.void(pointer, types.int64, value), build
 
 
-@intrinsic(prefer_literal=True)
-def vstore(typingctx: Any, pointer: Any, index: Any, stride: Any, value: Any, mask: Any) -> Any:
+@kernel_function(literal=True)
+def vstore(pointer: Any, index: Any, stride: Any, value: Any, mask: Any) -> Any:
     """``pointer[index + stride * lane] = value`` for the lanes of ``mask`` (None: all)."""
     dtype, step = pointer.dtype, stride.literal_value
 
