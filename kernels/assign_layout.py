@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from graphc.dtype import Shape, contiguous_strides
 from graphc.ir import Graph, Node, Value
@@ -59,14 +59,10 @@ class Layouts:
 
     def inverse(self, target: View, moves: Sequence[Node]) -> View | None:
         """Where the producer's result must lie for its view through ``moves`` (last first) to be ``target``."""
-        strides: Shape | None = target.strides
-        shape = target.shape
-        for node in moves:
-            before = node.inputs[0].shape
-            strides = INVERSE[node.op](node, shape, strides)
-            if strides is None:
-                return None
-            shape = before
+        strides = _undo(target.strides, moves)
+        if strides is None:
+            return None
+        shape = moves[-1].inputs[0].shape if moves else target.shape
         return View(target.buffer, target.dtype, shape, strides, target.offset)
 
     def _choose(self) -> None:
@@ -92,24 +88,30 @@ class Layouts:
         if found is None:
             return
         result, moves = found
-        strides: Shape | None = contiguous_strides(node.out().shape)
-        shape = node.out().shape
-        for move in moves:
-            strides = INVERSE[move.op](move, shape, strides) if strides is not None else None
-            shape = move.inputs[0].shape
+        strides = _undo(contiguous_strides(node.out().shape), moves)
         # Kernels want the last dimension together in memory.
         if strides and strides[-1] == 1:
             self.strides.setdefault(result, strides)
 
 
-def _undo_reshape(node: Node, shape: Shape, strides: Shape) -> Shape | None:
+def _undo(strides: Shape, moves: Sequence[Node]) -> Shape | None:
+    """Strides of what ``moves`` (last first) started from, given those of the end; None where there are none."""
+    for node in moves:
+        before = INVERSE[node.op](node, strides)
+        if before is None:
+            return None
+        strides = before
+    return strides
+
+
+def _undo_reshape(node: Node, strides: Shape) -> Shape | None:
     lowering = get_op(node.op).lower
     assert isinstance(lowering, Move)
-    seen = lowering.view(shape, strides, node.attrs, node.inputs[0].shape)
+    seen = lowering.view(node.out().shape, strides, node.attrs, node.inputs[0].shape)
     return None if seen is None else seen[0]
 
 
-def _undo_permutation(node: Node, shape: Shape, strides: Shape) -> Shape:
+def _undo_permutation(node: Node, strides: Shape) -> Shape:
     out = [0] * len(strides)
     for k, axis in enumerate(node.attrs["axes"]):
         out[axis] = strides[k]
@@ -117,4 +119,7 @@ def _undo_permutation(node: Node, shape: Shape, strides: Shape) -> Shape:
 
 
 # Movements that are a rearrangement of all elements, and their inverses on strides.
-INVERSE = {"reshape": _undo_reshape, "permute_dims": _undo_permutation}
+INVERSE: dict[str, Callable[[Node, Shape], Shape | None]] = {
+    "reshape": _undo_reshape,
+    "permute_dims": _undo_permutation,
+}

@@ -193,8 +193,8 @@ class _RowLoops:
         lanes: list[Stmt] = []
         at = self.scratch_index(variables)
         for i in sorted(self.plan.loaded[k]):
-            local[i] = Var(f"again{i}_{k}", self.dtype(i))
-            lanes.append(Let(local[i], Load(f"kept{i}", at, self.dtype(i))))
+            again = local[i] = Var(f"again{i}_{k}", self.dtype(i))
+            lanes.append(Let(again, Load(f"kept{i}", at, self.dtype(i))))
         lanes += self.elements.emit(self.plan.needed[k], local, lambda a: self.index(a, variables), f"_{k}")
         lanes += [Store(f"kept{i}", at, local[i]) for i in sorted(self.plan.kept[k])]
         lanes += [Update(accs[r], local[items[r].args[0]]) for r in sums]
