@@ -14,6 +14,7 @@ Grammar::
             | Loop(var, start, stop, step, role, body)
             | If(cond, body)                       cond is scalar (never a lane value)
             | Contract(c, a, b, m, n, k, ...)      one block product on the target's microkernel
+            | Transpose(c, a, m, n, ...)           one block turned round, on the target's shuffles
     expr   := Const | Var | Load(buffer, index) | Call(intrinsic, args)
     index  := Affine: offset + sum of coefficient * int64 variable, in elements
 
@@ -33,7 +34,7 @@ from graphc.errors import Loc
 
 __all__ = [
     "Acc", "Affine", "Call", "Const", "Contract", "Expr", "If", "Kernel", "Let", "Load", "Loop", "Operand", "Param",
-    "Role", "Scratch", "Stmt", "Store", "Update", "Var", "call", "walk",
+    "Role", "Scratch", "Stmt", "Store", "Transpose", "Update", "Var", "call", "walk",
 ]  # fmt: skip
 
 
@@ -201,7 +202,18 @@ class Contract:
     accumulate: bool = False
 
 
-Stmt = Let | Store | Acc | Update | Loop | If | Contract
+@dataclass(frozen=True, slots=True)
+class Transpose:
+    """``c[j, i] = a[i, j]`` for i < m and j < n. Both have col == 1; ``m`` is an int, ``n`` may be a Var."""
+
+    c: Operand
+    a: Operand
+    m: int
+    n: int | Var
+    dtype: DType
+
+
+Stmt = Let | Store | Acc | Update | Loop | If | Contract | Transpose
 
 
 # Kernels -------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import ClassVar
 from graphc.dtype import DType, bool_, float32
 from graphc.kernels.cpu.math import MATH, Function
 from graphc.kernels.emit import Access, Dialect, Expressions, folded, header, short, unwrap
-from graphc.loop import Call, Const, Contract, Expr, Kernel
+from graphc.loop import Call, Const, Contract, Expr, Kernel, Transpose
 
 __all__ = ["CDialect"]
 
@@ -138,6 +138,13 @@ class CDialect(Dialect):
             f"        for (int64_t k_ = 0; k_ < {k}; k_++) sum_ = fma_{short(stmt.dtype)}({first}, {second}, sum_);",
             f"        {into} = {f'{into} + ' if stmt.accumulate else ''}sum_;",
             "    }",
+        ]
+
+    def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
+        into, value = f"{c[0]}[{c[1]} + j_ * {stmt.c.row} + i_]", f"{a[0]}[{a[1]} + i_ * {stmt.a.row} + j_]"
+        return [
+            f"for (int64_t j_ = 0; j_ < {n}; j_++)",
+            f"    for (int64_t i_ = 0; i_ < {stmt.m}; i_++) {into} = {value};",
         ]
 
 

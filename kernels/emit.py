@@ -33,6 +33,7 @@ from graphc.loop import (
     Role,
     Stmt,
     Store,
+    Transpose,
     Update,
     Var,
     walk,
@@ -126,6 +127,10 @@ class Dialect(ABC):
     @abstractmethod
     def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> list[str]:
         """Lines of one block product; operands are (buffer, index)."""
+
+    @abstractmethod
+    def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
+        """Lines of one block transposition; operands are (buffer, index)."""
 
     # Vector syntax; dialects with lanes == 0 never see these.
 
@@ -274,9 +279,13 @@ class _Printer(Expressions):
         elif isinstance(stmt, If):
             with self.block(self.dialect.if_block(unwrap(self.expr(stmt.cond)))):
                 self.body(stmt.body)
-        else:
+        elif isinstance(stmt, Contract):
             operands = ((self.names[o.buffer], self.affine(o.index)) for o in (stmt.c, stmt.a, stmt.b))
             for line in self.dialect.contract(stmt, *operands, self.bound(stmt.k)):
+                self.line(line)
+        else:
+            operands = ((self.names[o.buffer], self.affine(o.index)) for o in (stmt.c, stmt.a))
+            for line in self.dialect.transpose(stmt, *operands, self.bound(stmt.n)):
                 self.line(line)
 
     def store(self, stmt: Store) -> None:

@@ -32,6 +32,7 @@ from graphc.loop import (
     Role,
     Stmt,
     Store,
+    Transpose,
     Update,
     Var,
 )
@@ -167,6 +168,9 @@ class _Thread:
                 self.loop(stmt, top)
             case Contract():
                 self.contract(stmt)
+            case Transpose():
+                n = self.bound(stmt.n)
+                self.matrix(stmt.c, n, stmt.m)[...] = self.matrix(stmt.a, stmt.m, n).T
 
     def loop(self, loop: Loop, top: bool) -> None:
         start, stop = self.bound(loop.start), self.bound(loop.stop)

@@ -35,6 +35,7 @@ from graphc.loop import (
     Scratch,
     Stmt,
     Store,
+    Transpose,
     Update,
     Var,
     call,
@@ -307,6 +308,16 @@ def test_contract(run: Runner, m: int, columns: int, k: int, accumulate: bool) -
         arrays = [values(dtype, size, s) for s, size in enumerate(sizes)]
         kernel = Kernel(f"contract_{dtype}_{m}_{columns}_{accumulate}", params, (stmt,))
         check(run, kernel, [*arrays, k], rtol=1e-4 if dtype is float32 else 1e-11)
+
+
+@pytest.mark.parametrize(("m", "columns"), [(1, 1), (32, 48), (16, 5), (19, 37), (40, 0)])
+def test_transpose(run: Runner, m: int, columns: int) -> None:
+    """Both matrices sit inside wider ones; the number of columns is known only at run time."""
+    for dtype in (float32, float64):
+        stmt = Transpose(Operand("c", Affine(2), m + 5), Operand("a", Affine(1), columns + 3), m, n, dtype)
+        params = (Param("a", dtype), Param("c", dtype, written=True), Param("n", int64, scalar=True))
+        arrays = [values(dtype, m * (columns + 3) + 6, 1), values(dtype, (columns + 1) * (m + 5) + 6, 2)]
+        check(run, Kernel(f"transpose_{dtype}_{m}_{columns}", params, (stmt,)), [*arrays, columns])
 
 
 # Text ----------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from graphc.dtype import DType, bool_, int64
 from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.cpu.vector import SHORT
 from graphc.kernels.emit import COMBINE, Access, Dialect, header
-from graphc.loop import Const, Contract, Kernel
+from graphc.loop import Const, Contract, Kernel, Transpose
 
 __all__ = ["NumbaDialect"]
 
@@ -41,7 +41,7 @@ class NumbaDialect(Dialect):
         "not": "not_({0})", "shl": "shl({0}, {1})", "shr": "shr({0}, {1})", "select": "select({0}, {1}, {2})",
         "threefry": "threefry({0}, {1}, {2}, {3})",
     }  # fmt: skip
-    reserved = VOCABULARY | {"args", "scratch", "tid", "nthreads", "range", "inf", "nan", "microkernel"}
+    reserved = VOCABULARY | {"args", "scratch", "tid", "nthreads", "range", "inf", "nan", "microkernel", "transpose"}
 
     def __init__(self, target: CpuTarget):
         self.target = target
@@ -53,8 +53,9 @@ class NumbaDialect(Dialect):
         definitions = "".join(f"{name} = {what}\n" for what, name in self.microkernels.items())
         used = set(re.findall(r"[A-Za-z_]\w*", definitions + text))
         imports = [_import("graphc.kernels.cpu.vector", sorted(used & VOCABULARY))]
-        if definitions:
-            imports.append(_import("graphc.kernels.cpu.microkernel", ["microkernel"]))
+        for module in ("microkernel", "transpose"):
+            if module in used:
+                imports.append(_import(f"graphc.kernels.cpu.{module}", [module]))
         numbers = [f'{n} = float("{n}")' for n in ("inf", "nan") if n in used]
         head = "\n".join([*imports, *numbers])
         return f'"""{_docstring(kernel)}"""\n\n{head}\n\n{definitions}\n\n{text}'.replace("\n\n\n\n", "\n\n\n")
@@ -113,6 +114,12 @@ class NumbaDialect(Dialect):
         name = self.microkernels.setdefault(what, f"product{len(self.microkernels) or ''}")
         operands = ", ".join(f"{buffer}, {index}" for buffer, index in (c, a, b))
         return [f"{name}({operands}, {k})"]
+
+    def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
+        lanes = self.target.lanes(stmt.dtype)
+        what = f'transpose("{stmt.dtype}", m={stmt.m}, a={stmt.a.row}, c={stmt.c.row}, lanes={lanes})'
+        name = self.microkernels.setdefault(what, f"turn{len(self.microkernels) or ''}")
+        return [f"{name}({c[0]}, {c[1]}, {a[0]}, {a[1]}, {n})"]
 
     def splat(self, text: str, lanes: int) -> str:
         return f"splat({text}, {lanes})"

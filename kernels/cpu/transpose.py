@@ -1,0 +1,133 @@
+"""The block transposition: squares of vectors turned in registers, under every packing of a matrix that lies the
+other way round.
+
+A square of ``lanes`` vectors is transposed by log2(lanes) rounds of perfect shuffles: each round interleaves vector i
+with vector i + lanes/2 (Stone, "Parallel processing with the perfect shuffle", IEEE Trans. Computers C-20, 1971). Per
+element that is a quarter of a shuffle on AVX-512, where a gather costs a load and more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+
+from graphc.dtype import DType
+from graphc.dtype import dtype as dtype_of
+from graphc.kernels.cpu.lanes import constant, ramp, vector_load, vector_store
+from graphc.kernels.cpu.vector import kernel_function
+
+__all__ = ["transpose"]
+
+Value = Any  # llvmlite.ir.Value
+
+_WORD = ir.IntType(64)
+_LANE = ir.IntType(32)
+
+
+def transpose(dtype: str, *, m: int, a: int, c: int, lanes: int) -> Any:
+    """A Numba function ``turn(c, c_index, a, a_index, n)``: c[j, i] = a[i, j] for i < m, j < n, over typed pointers.
+
+    ``a`` and ``c`` are the row strides in elements; columns are contiguous. Nothing past row or column m, n is touched.
+    """
+    kind = dtype_of(dtype)
+
+    def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
+        c0, a0 = (builder.gep(values[i], [values[i + 1]]) for i in (0, 2))
+        n = values[4]
+        whole = builder.and_(n, _WORD(-lanes))
+        rest = builder.sub(n, whole)
+
+        def squares(j: Value, columns: Value | None) -> None:
+            for i in range(0, m, lanes):
+                source = builder.gep(a0, [builder.add(j, _WORD(i * a))])
+                target = builder.gep(c0, [builder.add(builder.mul(j, _WORD(c)), _WORD(i))])
+                _square(builder, kind, source, a, target, c, lanes, min(lanes, m - i), columns)
+
+        _loop(builder, whole, lanes, lambda j: squares(j, None))
+        with builder.if_then(builder.icmp_signed(">", rest, _WORD(0))):
+            squares(whole, rest)
+        return context.get_dummy_value()
+
+    @kernel_function()
+    def turn(c: Any, ci: Any, a: Any, ai: Any, n: Any) -> Any:
+        return types.void(c, types.int64, a, types.int64, types.int64), build
+
+    return turn
+
+
+def _square(
+    builder: ir.IRBuilder,
+    kind: DType,
+    source: Value,
+    a: int,
+    target: Value,
+    c: int,
+    lanes: int,
+    rows: int,
+    columns: Value | None,
+) -> None:
+    """``rows`` rows of up to ``lanes`` elements (``columns``; None for all) become the columns of ``target``."""
+    inside = None if columns is None else _below(builder, columns, lanes)
+    zero = constant(ir.VectorType(_element(source), lanes), 0)
+    vectors = [
+        vector_load(builder, kind, builder.gep(source, [_WORD(i * a)]), 1, lanes, inside) if i < rows else zero
+        for i in range(lanes)
+    ]
+    mask = None if rows == lanes else _constant_mask(rows, lanes)
+    for j, vector in enumerate(_turned(builder, vectors)):
+
+        def put(j: int = j, vector: Value = vector) -> None:
+            vector_store(builder, kind, builder.gep(target, [_WORD(j * c)]), 1, vector, mask)
+
+        if columns is None:
+            put()
+        else:
+            with builder.if_then(builder.icmp_signed("<", _WORD(j), columns)):
+                put()
+
+
+def _turned(builder: ir.IRBuilder, vectors: list[Value]) -> list[Value]:
+    """The columns of a square of vectors."""
+    lanes = len(vectors)
+    half = lanes // 2
+    low = ir.Constant(ir.VectorType(_LANE, lanes), [i // 2 + i % 2 * lanes for i in range(lanes)])
+    high = ir.Constant(ir.VectorType(_LANE, lanes), [half + i // 2 + i % 2 * lanes for i in range(lanes)])
+    for _ in range(lanes.bit_length() - 1):
+        vectors = [
+            builder.shuffle_vector(vectors[i], vectors[i + half], order) for i in range(half) for order in (low, high)
+        ]
+    return vectors
+
+
+def _loop(builder: ir.IRBuilder, stop: Value, step: int, body: Callable[[Value], None]) -> None:
+    """``body(j)`` for j = 0, step, … below ``stop``."""
+    before = builder.block
+    loop, after = builder.append_basic_block("turn"), builder.append_basic_block("turned")
+    builder.cbranch(builder.icmp_signed("<", _WORD(0), stop), loop, after)
+    builder.position_at_end(loop)
+    j = builder.phi(_WORD, "column")
+    j.add_incoming(_WORD(0), before)
+    body(j)
+    following = builder.add(j, _WORD(step))
+    j.add_incoming(following, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
+    builder.position_at_end(after)
+
+
+def _element(pointer: Value) -> ir.Type:
+    return pointer.type.pointee
+
+
+def _below(builder: ir.IRBuilder, count: Value, lanes: int) -> Value:
+    """The mask of the first ``count`` lanes."""
+    one = builder.insert_element(ir.Constant(ir.VectorType(_WORD, lanes), ir.Undefined), count, _LANE(0))
+    all_ = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_LANE, lanes), [0] * lanes))
+    return builder.icmp_signed("<", ramp(_WORD, lanes), all_)
+
+
+def _constant_mask(active: int, lanes: int) -> ir.Constant:
+    bits = [ir.Constant(ir.IntType(1), int(i < active)) for i in range(lanes)]
+    return ir.Constant(ir.VectorType(ir.IntType(1), lanes), bits)
