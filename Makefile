@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# setuptools warns that ./graphc may hide an editable package: not so, but for the programs that put . on the path
+QUIET  := PYTHONWARNINGS=ignore
 TORCH  ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
@@ -15,11 +17,11 @@ help:  ## this list
 $(VENV)/base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e .
+	$(QUIET) $(BIN)/python -m pip install --quiet -e .
 	@touch $@
 
 $(VENV)/dev: $(VENV)/base
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(QUIET) $(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
 demo: $(VENV)/base  ## train GPT-2 nano on real text (a minute or two)

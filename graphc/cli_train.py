@@ -12,7 +12,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from graphc.cli_compile import compile_module
-from graphc.cli_output import Output, count
+from graphc.cli_output import Output
 from graphc.cli_plan import print_plan, write_report
 from graphc.modelfile import load_model_file, make_config
 from graphc.runtime_memory import format_bytes
@@ -67,22 +67,22 @@ def _with_bar(run: Run, out: Output) -> float:
     columns = (
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]}items/s "),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[speed]:,.0f} items/s "),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
     with Bar(*columns, console=out.console, transient=True, refresh_per_second=4) as bar:
-        task = bar.add_task("", total=run.steps, completed=run.step, loss=float("nan"), speed="")
+        task = bar.add_task("", total=run.steps, completed=run.step, loss=float("nan"), speed=0.0)
         shown = 0.0
 
         def observe(p: Progress) -> None:
             nonlocal shown
             if p.heldout is not None:
-                pace = f"{count(p.items_per_second)}items/s, {p.seconds_left:.0f} s left"
+                pace = f"{p.items_per_second:,.0f} items/s, {p.seconds_left:.0f} s left"
                 out.line(f"step {p.step:>6}  loss {p.loss:.4f}  held-out {p.heldout:.4f}  {pace}")
             if time() - shown > 0.2:
                 shown = time()
-                bar.update(task, completed=p.step, loss=p.loss, speed=count(p.items_per_second))
+                bar.update(task, completed=p.step, loss=p.loss, speed=p.items_per_second)
 
         run.observe = observe
         return run.train()
