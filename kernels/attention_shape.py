@@ -13,7 +13,7 @@ from graphc.kernels.contract_code import Code
 from graphc.kernels.contract_index import Bound, expr, place
 from graphc.kernels.contract_schedule import Target, even
 from graphc.kernels.plan import View
-from graphc.loop import Affine, Const, Expr, Load, Var, call
+from graphc.loop import Affine, Const, Expr, Load, Operand, Var, call
 from graphc.ops.base import Map, MapContext, get_op
 
 __all__ = ["Attention", "Shape"]
@@ -118,9 +118,13 @@ class Attention:
         c, s = self.code, self.shape
 
         def panel(at: Bound, lanes: int) -> None:
+            if self.column(name) == 1:
+                source = Operand(name, self.at(name, place([(start, 1), (at, s.nr)])), self.row(name))
+                c.transpose(Operand(target, place([(at, columns * s.nr)]), s.nr), source, lanes, columns)
+                return
             with c.loop("column", 0, columns) as d, c.lanes(0, lanes) as j:
-                source = self.at(name, place([(start, 1), (at, s.nr), (j, 1)]), d)
-                c.store(target, place([(at, columns * s.nr), (d, s.nr), (j, 1)]), c.load(name, source))
+                value = c.load(name, self.at(name, place([(start, 1), (at, s.nr), (j, 1)]), d))
+                c.store(target, place([(at, columns * s.nr), (d, s.nr), (j, 1)]), value)
 
         total = c.int("rows", "sub", stop, start)
         if isinstance(total, int):

@@ -26,6 +26,7 @@ from graphc.loop import (
     Role,
     Stmt,
     Store,
+    Transpose,
     Update,
     Var,
     call,
@@ -90,6 +91,9 @@ class Code:
         self, c: Operand, a: Operand, b: Operand, m: int, n: int, k: Bound, *, accumulate: bool = False
     ) -> None:
         self.out.append(Contract(c, a, b, m, n, k, self.dtype, accumulate))
+
+    def transpose(self, c: Operand, a: Operand, m: int, n: Bound) -> None:
+        self.out.append(Transpose(c, a, m, n, self.dtype))
 
     # Blocks
 

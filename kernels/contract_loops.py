@@ -11,7 +11,23 @@ from graphc.kernels.contract_index import Bound, Names, add, epilogue_row, expr,
 from graphc.kernels.contract_problem import Axis, Problem
 from graphc.kernels.contract_schedule import Schedule
 from graphc.kernels.plan import View
-from graphc.loop import Affine, Const, Contract, If, Let, Load, Loop, Operand, Role, Scratch, Stmt, Store, Var, call
+from graphc.loop import (
+    Affine,
+    Const,
+    Contract,
+    If,
+    Let,
+    Load,
+    Loop,
+    Operand,
+    Role,
+    Scratch,
+    Stmt,
+    Store,
+    Transpose,
+    Var,
+    call,
+)
 
 __all__ = ["Loops"]
 
@@ -111,8 +127,28 @@ class Loops:
         def panels_first() -> list[Stmt]:
             return self.over_panels(panels, lambda at, n: [self.loop("k", start, stop, lambda k: copy(k, at, n))])
 
+        def panels_turned() -> list[Stmt]:
+            out: list[Stmt] = []
+            depth = self.difference("k_count", stop, start, out)
+
+            def turn(at: Bound, n: int) -> list[Stmt]:
+                source = Operand("b", self.b_at(start, at), self.p.n.strides[B])
+                return [
+                    Transpose(
+                        Operand("panels", self.packed(start, start, at, panels[0]), self.s.nr),
+                        source,
+                        n,
+                        depth,
+                        self.dtype,
+                    )
+                ]
+
+            return out + self.over_panels(panels, turn)
+
         # In the order in which b lies in memory.
-        return self.over_k_outer(rows_first if self.p.n.strides[B] == 1 else panels_first)
+        if self.p.n.strides[B] == 1:
+            return self.over_k_outer(rows_first)
+        return self.over_k_outer(panels_turned if self.p.k.strides[B] == 1 else panels_first)
 
     def packed(self, k: Bound, start: Bound, panel: Bound, first: Bound) -> Affine:
         """Where row ``k`` of ``panel`` lies in the packed panels."""
@@ -233,19 +269,15 @@ class Loops:
 
         def blocks() -> list[Stmt]:
             if s.k_block >= s.k_slab:
-                if isinstance(start, int) and isinstance(stop, int):
-                    return block(start, stop - start)
-                depth = names.var("depth")
-                return [Let(depth, call("sub", expr(stop), expr(start))), *block(start, depth)]
-            k, depth = names.var("k"), names.var("depth")
+                out: list[Stmt] = []
+                depth = self.difference("depth", stop, start, out)
+                return out + block(start, depth)
+            k = names.var("k")
             if isinstance(start, int) and isinstance(stop, int) and (stop - start) % s.k_block == 0:
                 return [Loop(k, stop, tuple(block(k, s.k_block)), start=start, step=s.k_block)]
-            left = names.var("k_left")
-            lets = (
-                Let(left, call("sub", expr(stop), k)),
-                Let(depth, call("minimum", left, Const(s.k_block, int64))),
-            )
-            return [Loop(k, stop, (*lets, *block(k, depth)), start=start, step=s.k_block)]
+            out = []
+            depth = least(names, "depth", self.difference("k_left", stop, k, out), s.k_block, out)
+            return [Loop(k, stop, (*out, *block(k, depth)), start=start, step=s.k_block)]
 
         return self.over_k_outer(blocks)
 
@@ -266,6 +298,12 @@ class Loops:
         return Loop(k, depth, (Loop(i, m, (store,), Role.VECTOR),))
 
     # Loops
+
+    def difference(self, name: str, a: Bound, b: Bound, out: list[Stmt]) -> Bound:
+        if isinstance(a, int) and isinstance(b, int):
+            return a - b
+        out.append(Let(var := self.names.var(name), call("sub", expr(a), expr(b))))
+        return var
 
     def loop(self, name: str, start: Bound, stop: Bound, body: Callable[[Var], list[Stmt]]) -> Stmt:
         var = self.names.var(name)

@@ -20,7 +20,8 @@ SET_BYTES = 4096  # rows this far apart share their sets in a first-level cache
 
 # Cycles, as measured on cores with two 512-bit FMA units; only their proportions matter.
 PACK_ROW = 8  # copy one row of a panel
-PACK_GATHER = 24  # the same when the row's elements lie apart
+PACK_TURN = 12  # the same of a matrix that lies the other way round
+PACK_GATHER = 100  # the same where no dimension of it is contiguous
 READ_ROW = 6  # the microkernel reads a row in place
 READ_TILE = 8  # bring one column of a tile of a from beyond the second level of cache
 COPY_TILE = 16  # the same, copied into a tile of its own
@@ -94,11 +95,18 @@ def cost(p: Problem, s: Schedule) -> float:
     """Cycles until the last thread is done, summed over `TEAMS`."""
     groups = -(-s.panels // s.chunk)
     tile = COPY_TILE if s.pack_a else READ_TILE
-    panel = (PACK_ROW if p.n.strides[1] == 1 else PACK_GATHER) if s.pack_b else READ_ROW
+    panel = packing(p) if s.pack_b else READ_ROW
     calls = -(-p.k_size // s.k_block) * s.rows * s.panels
     task = p.k_size * (s.rows * s.panels * s.mr + s.panels * panel + s.rows * groups * tile) + calls * CALL + TASK
     tasks = p.outer_size * s.m_tasks * s.n_tasks
     return sum(-(-tasks // team) * task for team in TEAMS)
+
+
+def packing(p: Problem) -> int:
+    """Cycles per row of a packed panel."""
+    if p.n.strides[1] == 1:
+        return PACK_ROW
+    return PACK_TURN if p.k.strides[1] == 1 else PACK_GATHER
 
 
 def pack_a(p: Problem, chunk: int, dtype: DType) -> bool:
