@@ -61,7 +61,7 @@ class Forward(Attention):
     def body(self) -> tuple[Stmt, ...]:
         c, s = self.code, self.shape
         with c.loop("task", 0, s.batch * s.heads * self.parts, role=Role.PARALLEL) as task:
-            part = c.int("turn", "mod", task, self.parts) if self.parts > 1 else 0
+            part = c.int("slot", "mod", task, self.parts) if self.parts > 1 else 0
             self.enter_head(c.int("head_of", "div", task, self.parts))
             first = c.int("tile_first", "mul", self.balanced(part), self.range)
             last = c.int("tile_last", "minimum", c.int("tile_end", "add", first, self.range), s.query_tiles)

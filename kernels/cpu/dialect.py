@@ -118,7 +118,7 @@ class NumbaDialect(Dialect):
     def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
         lanes = self.target.lanes(stmt.dtype)
         what = f'transpose("{stmt.dtype}", m={stmt.m}, a={stmt.a.row}, c={stmt.c.row}, lanes={lanes})'
-        name = self.microkernels.setdefault(what, f"turn{len(self.microkernels) or ''}")
+        name = self.microkernels.setdefault(what, f"transpose_block{len(self.microkernels) or ''}")
         return [f"{name}({c[0]}, {c[1]}, {a[0]}, {a[1]}, {n})"]
 
     def splat(self, text: str, lanes: int) -> str:
