@@ -13,8 +13,8 @@ from math import prod
 from graphc.ir import Attrs, Graph
 from graphc.kernels.lower_columns import lower_columns
 from graphc.kernels.lower_context import LowerContext, Operand
-from graphc.kernels.lower_reduce import Reduction, segment
-from graphc.kernels.lower_space import unravel
+from graphc.kernels.lower_reduce import Reduction
+from graphc.kernels.lower_space import segment, unravel
 from graphc.kernels.plan import Launch, View
 from graphc.loop import Acc, Affine, Const, Expr, Let, Load, Loop, Role, Stmt, Store, Update, Var
 

@@ -8,8 +8,8 @@ from math import prod
 from graphc.dtype import int64
 from graphc.kernels.lower_context import Operand
 from graphc.kernels.lower_element import Array
-from graphc.kernels.lower_reduce import Reduction, combine, identity, segment
-from graphc.kernels.lower_space import unravel
+from graphc.kernels.lower_reduce import Reduction, combine, identity
+from graphc.kernels.lower_space import segment, unravel
 from graphc.kernels.plan import Launch, View
 from graphc.loop import Affine, Const, Expr, Let, Load, Loop, Role, Stmt, Store, Var, call
 

@@ -13,7 +13,7 @@ from graphc.dtype import Shape, bool_, int32, int64
 from graphc.ir import Attrs, Graph, Node
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import Array, Elements
-from graphc.kernels.lower_space import Loops, merge, nest, unravel
+from graphc.kernels.lower_space import Loops, merge, nest, segment, unravel
 from graphc.kernels.plan import Arg, Launch, View
 from graphc.loop import Affine, Call, Const, Expr, If, Let, Load, Loop, Param, Role, Stmt, Store, Var, call
 
@@ -166,8 +166,8 @@ class _Scatter:
     def launch(self, ctx: LowerContext) -> Launch:
         unit, block, part = Var("unit"), Var("block"), Var("part")
         inside = unravel(unit, (self.ranges, self.blocks), [part, block])
-        inside += bounds(block, BLOCK, self.columns, "left", "right")
-        inside += bounds(part, -(-self.size // self.ranges), self.size, "first", "last")
+        inside += segment(block, BLOCK, self.columns, Var("left"), Var("right"))
+        inside += segment(part, -(-self.size // self.ranges), self.size, Var("first"), Var("last"))
         inside += self.clear()
         inside += self.add()
         return launch(
@@ -216,12 +216,3 @@ class _Scatter:
             If(mine, tuple(self.row_loops("c", [Store("y0", to, total)], columns))),
         ]
         return nest(self.outer_vars, self.outer.sizes, body)
-
-
-def bounds(number: Var, size: int, limit: int, start: str, stop: str) -> list[Stmt]:
-    """Lets for segment ``number`` of ``range(limit)`` cut into segments of ``size``."""
-    step = Const(size, int64)
-    return [
-        Let(Var(start), call("mul", number, step)),
-        Let(Var(stop), call("minimum", call("add", Var(start), step), Const(limit, int64))),
-    ]

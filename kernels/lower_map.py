@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from graphc.dtype import Shape, int64
+from graphc.dtype import Shape
 from graphc.ir import Attrs, Graph
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import Array, Elements
-from graphc.kernels.lower_space import Loops, merge, nest, order_by, parallel_prefix, unravel
+from graphc.kernels.lower_space import Loops, merge, nest, order_by, parallel_prefix, segment, unravel
 from graphc.kernels.plan import Launch, View
-from graphc.loop import Affine, Const, Expr, Let, Loop, Role, Stmt, Store, Var, call
+from graphc.loop import Affine, Expr, Loop, Role, Stmt, Store, Var
 
 __all__ = ["lower_map", "parallel_chunks"]
 
@@ -71,7 +71,7 @@ class _MapLoops:
     def body(self) -> list[Stmt]:
         env: dict[int, Expr] = {}
         needed = sorted(self.elements.closure(self.elements.roots))
-        depth = {i: self.depth(i, needed) for i in needed}
+        depth = self.depths(needed)
         inner = len(self.vars) - 1
         top = self.elements.emit([i for i in needed if depth[i] < 0], env, self.index)
         outer = self.elements.emit([i for i in needed if 0 <= depth[i] < inner], env, self.index)
@@ -85,17 +85,15 @@ class _MapLoops:
             return [Loop(Var("unit"), 1, (*top, *lanes), Role.PARALLEL)]
         return [*top, *parallel_chunks(self.loops.sizes, self.vars, outer, lanes, single=self.single)]
 
-    def depth(self, item: int, needed: Sequence[int]) -> int:
-        """The innermost loop that the item varies along, -1 for none."""
-        reach = self.elements.closure([item])
-        moving = [
-            loop
-            for i in reach
-            if (array := self.elements.items[i].array) is not None
-            for loop, stride in enumerate(self.loops.strides[self.number[array]])
-            if stride
-        ]
-        return max(moving, default=-1)
+    def depths(self, needed: Sequence[int]) -> dict[int, int]:
+        """The innermost loop that each item varies along, -1 for none. Items come after their arguments."""
+        depth: dict[int, int] = {}
+        for i in needed:
+            item = self.elements.items[i]
+            own = self.loops.strides[self.number[item.array]] if item.array else ()
+            moving = [loop for loop, stride in enumerate(own) if stride]
+            depth[i] = max([*moving, *(depth[a] for a in item.args)], default=-1)
+        return depth
 
 
 def parallel_chunks(
@@ -107,7 +105,7 @@ def parallel_chunks(
     lane = variables[-1]
     if single:
         unit = Var("chunk")
-        bounds = _bounds(unit, Var("n"))
+        bounds = segment(unit, CHUNK, Var("n"), Var("start"), Var("stop"))
         vector = Loop(lane, Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"))
         return [Loop(unit, Var("chunks"), (*bounds, *outer, vector), Role.PARALLEL)]
     split = parallel_prefix(sizes[:-1])
@@ -119,15 +117,7 @@ def parallel_chunks(
     else:
         chunk = Var("chunk")
         start = unravel(unit, (*sizes[:split], chunks), [*variables[:split], chunk])
-        start += _bounds(chunk, Const(sizes[-1], int64))
+        start += segment(chunk, CHUNK, sizes[-1], Var("start"), Var("stop"))
         vector = Loop(lane, Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"))
     inner = nest(variables[split:-1], sizes[split:-1], [*outer, vector])
     return [Loop(unit, prod(sizes[:split]) * chunks, (*start, *inner), Role.PARALLEL)]
-
-
-def _bounds(chunk: Var, n: Expr) -> list[Stmt]:
-    size = Const(CHUNK, int64)
-    return [
-        Let(Var("start"), call("mul", chunk, size)),
-        Let(Var("stop"), call("minimum", call("add", Var("start"), size), n)),
-    ]

@@ -14,10 +14,10 @@ from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, t
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.lower_space import merge
 from graphc.kernels.plan import Launch, View
-from graphc.loop import Affine, Const, Expr, Let, Stmt, Var, call
+from graphc.loop import Affine, Const, Expr, Stmt, Var, call
 from graphc.ops.base import Reduce, get_op
 
-__all__ = ["Reduction", "combination", "combine", "identity", "segment"]
+__all__ = ["Reduction", "combination", "combine", "identity"]
 
 
 def combination(value: Value) -> str:
@@ -42,15 +42,6 @@ def identity(how: str, dtype: DType) -> Const:
 def combine(how: str, a: Expr, b: Expr) -> Expr:
     """The combination of two partial results."""
     return call({"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}[how], a, b)
-
-
-def segment(number: Var, size: int, limit: int, start: Var, stop: Var) -> list[Stmt]:
-    """Lets for the bounds of segment ``number`` of ``range(limit)`` cut into segments of ``size``."""
-    step = Const(size, number.dtype)
-    return [
-        Let(start, call("mul", number, step)),
-        Let(stop, call("minimum", call("add", start, step), Const(limit, number.dtype))),
-    ]
 
 
 class Reduction:

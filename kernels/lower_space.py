@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from graphc.dtype import Shape
+from graphc.dtype import Shape, int64
 from graphc.loop import Affine, Const, Let, Loop, Role, Stmt, Var, call
 
-__all__ = ["Loops", "merge", "nest", "order_by", "unravel"]
+__all__ = ["Loops", "merge", "nest", "order_by", "parallel_prefix", "segment", "unravel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,16 @@ def nest(variables: Sequence[Var], sizes: Shape, body: Sequence[Stmt]) -> list[S
     for var, size in reversed(list(zip(variables, sizes, strict=True))):
         inner = [Loop(var, size, tuple(inner), Role.SERIAL)]
     return inner
+
+
+def segment(number: Var, size: int, limit: int | Var, start: Var, stop: Var) -> list[Stmt]:
+    """Lets for the bounds of segment ``number`` of ``range(limit)`` cut into segments of ``size``."""
+    step = Const(size, int64)
+    end = Const(limit, int64) if isinstance(limit, int) else limit
+    return [
+        Let(start, call("mul", number, step)),
+        Let(stop, call("minimum", call("add", start, step), end)),
+    ]
 
 
 def parallel_prefix(sizes: Shape, enough: int = 64) -> int:
