@@ -30,6 +30,7 @@ from graphc.loop import (
     Let,
     Load,
     Loop,
+    Operand,
     Role,
     Stmt,
     Store,
@@ -252,6 +253,10 @@ class _Printer(Expressions):
             return super().access(buffer, index, dtype)
         return Access(self.names[buffer], self.affine(index), dtype, stride, self.lanes.width, self.lanes.mask)
 
+    def place(self, operand: Operand) -> tuple[str, str]:
+        """Buffer and index of a matrix, as text."""
+        return self.names[operand.buffer], self.affine(operand.index)
+
     def bound(self, bound: int | Var) -> str:
         return self.names[bound.name] if isinstance(bound, Var) else str(bound)
 
@@ -280,12 +285,11 @@ class _Printer(Expressions):
             with self.block(self.dialect.if_block(unwrap(self.expr(stmt.cond)))):
                 self.body(stmt.body)
         elif isinstance(stmt, Contract):
-            operands = ((self.names[o.buffer], self.affine(o.index)) for o in (stmt.c, stmt.a, stmt.b))
-            for line in self.dialect.contract(stmt, *operands, self.bound(stmt.k)):
+            c, a, b = map(self.place, (stmt.c, stmt.a, stmt.b))
+            for line in self.dialect.contract(stmt, c, a, b, self.bound(stmt.k)):
                 self.line(line)
         else:
-            operands = ((self.names[o.buffer], self.affine(o.index)) for o in (stmt.c, stmt.a))
-            for line in self.dialect.transpose(stmt, *operands, self.bound(stmt.n)):
+            for line in self.dialect.transpose(stmt, self.place(stmt.c), self.place(stmt.a), self.bound(stmt.n)):
                 self.line(line)
 
     def store(self, stmt: Store) -> None:
@@ -307,7 +311,7 @@ class _Printer(Expressions):
         self.simple(f"{name} = {unwrap(new)}")
 
     def partial(self, var: Var) -> str:
-        return self.names[var.name] + "_lanes"
+        return self.names[f"{var.name} lanes"]
 
     def loop(self, loop: Loop) -> None:
         name, start, stop = self.names[loop.var.name], self.bound(loop.start), self.bound(loop.stop)
@@ -364,7 +368,7 @@ class _Printer(Expressions):
         """Where the full vectors end, as text; a number when the bounds are numbers."""
         if isinstance(loop.start, int) and isinstance(loop.stop, int):
             return str(loop.start + max(0, loop.stop - loop.start) // width * width)
-        start, stop, full = self.bound(loop.start), self.bound(loop.stop), f"{self.names[loop.var.name]}_full"
+        start, stop, full = self.bound(loop.start), self.bound(loop.stop), self.names[f"{loop.var.name} full"]
         length = self.dialect.call("maximum", (stop if start == "0" else f"{stop} - {start}", "0"), int64)
         end = self.dialect.call("and", (length, str(-width)), int64)
         end = unwrap(end) if start == "0" else f"{start} + {end}"
@@ -373,7 +377,7 @@ class _Printer(Expressions):
 
     def tail(self, loop: Loop, name: str, full: str, stop: str, width: int) -> None:
         static = full.isdigit() and stop.isdigit()
-        mask = f"{name}_mask"
+        mask = self.names[f"{loop.var.name} mask"]
         active = str(int(stop) - int(full)) if static else f"{stop} - {name}"
 
         def one_vector() -> None:
@@ -421,6 +425,8 @@ def _names(kernel: Kernel, dialect: Dialect) -> dict[str, str]:
     for stmt in walk(kernel.body):
         if isinstance(stmt, Let | Acc | Loop):
             wanted.append(stmt.var.name)
+        if isinstance(stmt, Acc | Loop):  # names that the walk derives
+            wanted += [f"{stmt.var.name} {part}" for part in ("lanes", "full", "mask")]
     taken, names = set(dialect.reserved), dict[str, str]()
     for want in dict.fromkeys(wanted):
         name = "".join(ch if ch.isalnum() and ch.isascii() else "_" for ch in want)

@@ -330,6 +330,14 @@ def test_names_that_mean_something_to_the_target(run: Runner) -> None:
     check(run, kernel, [np.zeros(3, np.int32) for _ in names])
 
 
+def test_names_that_the_walk_derives_are_free(run: Runner) -> None:
+    acc = Var("i_mask", float32)
+    update = Update(acc, Load("i_full", Affine.of(i), float32))
+    body = (Acc(acc, "sum"), Loop(i, n, (update,), Role.VECTOR), Store("i_mask_lanes", Affine(), acc))
+    params = (Param("i_full", float32), Param("n", int64, scalar=True), Param("i_mask_lanes", float32, written=True))
+    check(run, Kernel("derived", params, body), [values(float32, N), N, np.zeros(1, np.float32)])
+
+
 def test_text_is_for_readers() -> None:
     for text in (
         emit(softmax_rows(4, 20), NumbaDialect(BASELINES["x86-64-v4"]), "gc_0"),

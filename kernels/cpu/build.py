@@ -23,6 +23,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import numba
 
+import graphc.loop
 from graphc.kernels.cpu.cache import Cache
 from graphc.kernels.cpu.dialect import NumbaDialect
 from graphc.kernels.cpu.frontend import lower
@@ -52,11 +53,10 @@ class Compiled:
 def _generator() -> str:
     """What the code generator is: its own source and the versions of the compilers below it."""
     here = Path(__file__).parent
-    files = [here.parent / "emit.py", here.parent.parent / "graphc" / "loop.py", *sorted(here.glob("*.py"))]
+    files = [Path(graphc.loop.__file__), here.parent / "emit.py", *sorted(here.glob("*.py"))]
     h = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {llvm.llvm_version_info}".encode())
     for f in files:
-        if f.exists():
-            h.update(f.read_bytes())
+        h.update(f.read_bytes())
     return h.hexdigest()
 
 

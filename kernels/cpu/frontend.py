@@ -17,6 +17,7 @@ from numba.core import typed_passes as typed
 from numba.core import untyped_passes as untyped
 from numba.core.codegen import CodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.types.misc import unliteral
 from numba.core.typing.context import Context
 from numba.core.typing.templates import Registry as _Registry
 from numba.core.typing.templates import builtin_registry
@@ -48,7 +49,7 @@ class _Typing(Context):  # type: ignore[misc]
 
     def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
         if isinstance(func, types.Function) and getattr(func.key[0], "__module__", None) == "_operator":
-            args = tuple(map(types.unliteral, args))
+            args = tuple(map(unliteral, args))
         key = func, args
         if key not in self._answers:
             self._answers[key] = super().resolve_function_type(func, args, kws)
@@ -118,7 +119,7 @@ class _Pipeline(compiler.CompilerBase):  # type: ignore[misc]
         return [manager]
 
 
-@global_compiler_lock  # type: ignore[untyped-decorator]
+@global_compiler_lock
 def lower(function: Callable[..., None], symbol: str) -> str:
     """LLVM IR with one exported function, ``void symbol(int64, int64, int64, int64)``, and no name of this process."""
     flags = compiler.Flags()

@@ -17,6 +17,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
+from numba.core.types.misc import NoneType, VarArg, unliteral
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
@@ -41,7 +42,7 @@ from graphc.loop import COMPARISONS, Call, Const, Expr, Var
 SHORT = {d: short(d) for d in DTYPES.values()}
 
 
-class Lanes(types.Type):  # type: ignore[misc]
+class Lanes(types.Type):
     """``lanes`` values of element type ``dtype``; one lane is an LLVM scalar."""
 
     def __init__(self, dtype: DType, lanes: int):
@@ -54,7 +55,7 @@ class Lanes(types.Type):  # type: ignore[misc]
         return element if self.lanes == 1 else ir.VectorType(element, self.lanes)
 
 
-class Pointer(types.Type):  # type: ignore[misc]
+class Pointer(types.Type):
     """The address of elements of type ``dtype``."""
 
     def __init__(self, dtype: DType):
@@ -97,7 +98,7 @@ def kernel_function(literal: bool = False) -> Callable[[Callable[..., Any]], Cal
             return rule(*sig.args)[1](context, builder, sig, values)
 
         infer_global(function, types.Function(_Typing))
-        lower_builtin(function, types.VarArg(types.Any))(build)
+        lower_builtin(function, VarArg(types.Any))(build)
         return function
 
     return decorate
@@ -170,7 +171,7 @@ def _operation(name: str, types_: tuple[types.Type, ...]) -> Any:
         spread = [(_spread(builder, v, lanes), dtype) for v, (dtype, _) in zip(values, kinds, strict=True)]
         return _apply(builder, name, spread, result)[0]
 
-    return _type(result, lanes)(*map(types.unliteral, types_)), build
+    return _type(result, lanes)(*map(unliteral, types_)), build
 
 
 def _unary(name: str) -> Any:
@@ -217,7 +218,7 @@ def _define_operator(name: str, symbol: Callable[..., Any]) -> None:
     class _Typing(AbstractTemplate):  # type: ignore[misc]
         def generic(self, args: Any, kws: Any) -> Any:
             if len(args) == 2 and any(isinstance(a, Lanes) for a in args):
-                return signature(_operation(name, args)[0].return_type, *map(types.unliteral, args))
+                return signature(_operation(name, args)[0].return_type, *map(unliteral, args))
             return None
 
     def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
@@ -243,7 +244,7 @@ def _caster(dtype: DType) -> Any:
         def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
             return cast(builder, values[0], source, dtype)
 
-        return _type(dtype, lanes)(types.unliteral(a)), build
+        return _type(dtype, lanes)(unliteral(a)), build
 
     return kernel_function()(_named(SHORT[dtype], typing))
 
@@ -259,7 +260,7 @@ def splat(value: Any, lanes: Any) -> Any:
     def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
         return broadcast(builder, values[0], count)
 
-    return Lanes(_lanes(value)[0], count)(types.unliteral(value), lanes), build
+    return Lanes(_lanes(value)[0], count)(unliteral(value), lanes), build
 
 
 @kernel_function(literal=True)
@@ -364,7 +365,7 @@ def vload(pointer: Any, index: Any, stride: Any, lanes: Any, mask: Any) -> Any:
     dtype, step, count = pointer.dtype, stride.literal_value, lanes.literal_value
 
     def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
-        active = None if isinstance(mask, types.NoneType) else values[4]
+        active = None if isinstance(mask, NoneType) else values[4]
         return _from_memory(
             builder, dtype, vector_load(builder, dtype, builder.gep(values[0], [values[1]]), step, count, active)
         )
@@ -375,7 +376,7 @@ def vload(pointer: Any, index: Any, stride: Any, lanes: Any, mask: Any) -> Any:
 @kernel_function(literal=True)
 def store(pointer: Any, index: Any, value: Any) -> Any:
     """``pointer[index] = value`` for a scalar."""
-    value = types.unliteral(value)
+    value = unliteral(value)
 
     def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
         raw = _to_memory(builder, pointer.dtype, values[2])
@@ -391,7 +392,7 @@ def vstore(pointer: Any, index: Any, stride: Any, value: Any, mask: Any) -> Any:
     dtype, step = pointer.dtype, stride.literal_value
 
     def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
-        active = None if isinstance(mask, types.NoneType) else values[4]
+        active = None if isinstance(mask, NoneType) else values[4]
         first, raw = builder.gep(values[0], [values[1]]), _to_memory(builder, dtype, values[3])
         vector_store(builder, dtype, first, step, raw, active)
         return context.get_dummy_value()
