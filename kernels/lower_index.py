@@ -123,9 +123,8 @@ class _Gather:
         )
 
     def row_loops(self, lanes: list[Stmt]) -> list[Stmt]:
-        if not self.column_vars:
-            self.column_vars = []
-            return [Loop(Var("c0"), 1, tuple(lanes), Role.VECTOR)]
+        if not self.column_vars:  # rows of one element
+            return lanes
         vector = Loop(self.column_vars[-1], self.columns.sizes[-1], tuple(lanes), Role.VECTOR)
         return nest(self.column_vars[:-1], self.columns.sizes[:-1], [vector])
 
@@ -184,28 +183,27 @@ class _Scatter:
             extra=[(FLAG, _check(self.node, self.size, ctx))],
         )
 
-    def row_loops(self, name: str, lanes: list[Stmt], variables: list[Var]) -> list[Stmt]:
+    def row_loops(self, lanes: list[Stmt], variables: list[Var]) -> list[Stmt]:
+        if not variables:  # rows of one element
+            return lanes
         vector = Loop(variables[-1], Var("right"), tuple(lanes), Role.VECTOR, start=Var("left"))
         return nest(variables[:-1], self.inner.sizes[:-1], [vector])
 
     def variables(self, name: str) -> list[Var]:
-        return [Var(f"{name}{d}") for d in range(max(1, len(self.inner.sizes)))]
-
-    def within(self, array: int, variables: list[Var]) -> Affine:
-        return self.inner.index(array, variables) if self.inner.sizes else Affine()
+        return [Var(f"{name}{d}") for d in range(len(self.inner.sizes))]
 
     def clear(self) -> list[Stmt]:
         row, columns = Var("clear"), self.variables("z")
-        at = Affine.of(row, self.result.strides[0]) + self.within(1, columns)
+        at = Affine.of(row, self.result.strides[0]) + self.inner.index(1, columns)
         zero = Const(self.result.dtype.numpy.type(0).item(), self.result.dtype)
-        inside = self.row_loops("z", [Store("y0", at, zero)], columns)
+        inside = self.row_loops([Store("y0", at, zero)], columns)
         return [Loop(row, Var("last"), tuple(inside), start=Var("first"))]
 
     def add(self) -> list[Stmt]:
         columns = self.variables("c")
         start, safe, inside = _row("indices", self.outer.index(0, self.outer_vars), self.indices, self.size)
-        to = Affine.of(safe, self.result.strides[0]) + self.within(1, columns)
-        source = self.outer.index(1, self.outer_vars) + self.within(0, columns)
+        to = Affine.of(safe, self.result.strides[0]) + self.inner.index(1, columns)
+        source = self.outer.index(1, self.outer_vars) + self.inner.index(0, columns)
         dtype = self.result.dtype
         total = call("add", Load("y0", to, dtype), Load("rows", source, dtype))
         mine = Var("mine", bool_)
@@ -213,6 +211,6 @@ class _Scatter:
         body: list[Stmt] = [
             *start,
             Let(mine, call("and", inside, own)),
-            If(mine, tuple(self.row_loops("c", [Store("y0", to, total)], columns))),
+            If(mine, tuple(self.row_loops([Store("y0", to, total)], columns))),
         ]
         return nest(self.outer_vars, self.outer.sizes, body)

@@ -186,7 +186,7 @@ class _RowLoops:
 
     def one_pass(self, k: int, env: dict[int, Expr]) -> list[Stmt]:
         items = self.elements.items
-        variables = [Var(f"c{k}_{d}") for d in range(max(1, len(self.inner.sizes)))]
+        variables = [Var(f"c{k}_{d}") for d in range(len(self.inner.sizes))]
         sums = [r for r in self.plan.reductions if items[r].level == k + 1]
         accs = {r: Var(f"{self.combine(r)}{r}", self.dtype(r)) for r in sums}
         local = dict(env)
@@ -204,9 +204,12 @@ class _RowLoops:
         env.update(accs)
         if not lanes:
             return []
-        sizes = self.inner.sizes or (1,)
+        start: list[Stmt] = [Acc(accs[r], self.combine(r)) for r in sums]
+        sizes = self.inner.sizes
+        if not sizes:  # rows of one element
+            return [*start, *lanes]
         vector = Loop(variables[-1], sizes[-1], tuple(lanes), Role.VECTOR, unroll=4 if sums and sizes[-1] > 64 else 1)
-        return [*(Acc(accs[r], self.combine(r)) for r in sums), *nest(variables[:-1], sizes[:-1], [vector])]
+        return [*start, *nest(variables[:-1], sizes[:-1], [vector])]
 
     def combine(self, item: int) -> str:
         value = self.elements.items[item].value
@@ -218,9 +221,9 @@ class _RowLoops:
     def index(self, array: Array, columns: Sequence[Var]) -> Affine:
         k = next(n for n, a in enumerate(self.arrays) if a is array)
         at = self.outer.index(k, self.row_vars)
-        if columns and self.inner.sizes:
+        if columns:
             at = at + self.inner.index(k, columns)
         return at + (0 if array.view else array.offset)
 
     def scratch_index(self, columns: Sequence[Var]) -> Affine:
-        return self.inner.index(len(self.arrays), columns) if self.inner.sizes else Affine()
+        return self.inner.index(len(self.arrays), columns)

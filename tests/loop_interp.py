@@ -154,6 +154,7 @@ class _Thread:
             case Store(buffer, index, expr):
                 assert buffer not in self.readonly, f"store to {buffer}, which is not marked written"
                 at = self.at(buffer, index)
+                assert self.lanes is None or np.ndim(at), f"all lanes store to one element of {buffer}"
                 self.buffers[buffer][at] = self.expr(expr)
             case Acc(var, combine):
                 self.combine[var.name] = combine
