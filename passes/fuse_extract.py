@@ -104,23 +104,24 @@ class _Body:
         return self.inside[value]
 
     def rebuild(self, value: Value) -> Value:
-        stack = [value]
+        """``value`` in the body; depth first, so that operands are numbered in the order in which they are read."""
+        stack = [(value, True)]
         while stack:
-            v = stack[-1]
+            v, inside = stack.pop()
             if v in self.new:
-                stack.pop()
+                continue
+            if not inside:
+                self.new[v] = self.operand(v)
                 continue
             node = v.node
-            computes = isinstance(get_op(node.op).lower, Map | Reduce | Move)
-            missing = [i for i in dict.fromkeys(node.inputs) if i not in self.new]
-            if missing:
-                for i in missing:
-                    if not (self.internal(i) and computes):
-                        self.new[i] = self.operand(i)
-                stack.extend(i for i in missing if i not in self.new)
+            missing = [i for i in node.inputs if i not in self.new]
+            if not missing:
+                self.make(node)
                 continue
-            stack.pop()
-            self.make(node)
+            # Products and gathers take their operands from memory.
+            computes = isinstance(get_op(node.op).lower, Map | Reduce | Move)
+            stack.append((v, True))
+            stack.extend((i, computes and self.internal(i)) for i in reversed(missing))
         return self.new[value]
 
     def operand(self, value: Value) -> Value:
