@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from graphc.dtype import DType, bool_, float32
 from graphc.kernels.cpu.math import MATH, Function
-from graphc.kernels.emit import Access, Dialect, Expressions, folded, header, short, unwrap
+from graphc.kernels.emit import Access, Dialect, Expressions, decimal, folded, header, short, unwrap
 from graphc.loop import Call, Const, Contract, Expr, Kernel, Transpose
 
 __all__ = ["CDialect"]
@@ -94,7 +94,7 @@ class CDialect(Dialect):
             return f"({int(value) + 1} - 1)" if int(value) == -(1 << 63) else f"{int(value)}{unsigned}"
         if math.isnan(value) or math.isinf(value):
             return "NAN" if math.isnan(value) else "INFINITY" if value > 0 else "(-INFINITY)"
-        text = repr(float(value)) + ("f" if dtype == float32 else "")
+        text = decimal(value, dtype) + ("f" if dtype == float32 else "")
         return f"({text})" if text.startswith("-") else text
 
     def cast(self, text: str, source: DType, target: DType) -> str:

@@ -40,7 +40,19 @@ from graphc.loop import (
     walk,
 )
 
-__all__ = ["COMBINE", "Access", "Dialect", "Expressions", "emit", "folded", "header", "identity", "short", "unwrap"]
+__all__ = [
+    "COMBINE",
+    "Access",
+    "Dialect",
+    "Expressions",
+    "decimal",
+    "emit",
+    "folded",
+    "header",
+    "identity",
+    "short",
+    "unwrap",
+]
 
 # How an accumulator takes in a value: the intrinsic behind each `Acc.combine`.
 COMBINE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
@@ -61,6 +73,13 @@ def identity(combine: str, dtype: DType) -> Const:
         return Const(combine == "min", dtype)
     info = np.iinfo(dtype.numpy)
     return Const(int(info.min if combine == "max" else info.max), dtype)
+
+
+def decimal(value: float, dtype: DType) -> str:
+    """The shortest text that reads back as this ``dtype``, also by way of float64; "inf", "-inf" or "nan"."""
+    exact = dtype.numpy.type(value)
+    text = str(exact)
+    return text if dtype.numpy.type(float(text)) == exact else repr(float(exact))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import ClassVar
 from graphc.dtype import DType, bool_, int64
 from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.cpu.vector import SHORT
-from graphc.kernels.emit import COMBINE, Access, Dialect, header
+from graphc.kernels.emit import COMBINE, Access, Dialect, decimal, header
 from graphc.loop import Const, Contract, Kernel, Transpose
 
 __all__ = ["NumbaDialect"]
@@ -75,7 +75,7 @@ class NumbaDialect(Dialect):
     def const(self, const: Const) -> str:
         if const.dtype == bool_:
             return str(bool(const.value))
-        text = repr(float(const.value)) if const.dtype.is_float else str(int(const.value))
+        text = decimal(const.value, const.dtype) if const.dtype.is_float else str(int(const.value))
         return text if const.dtype == int64 else f"{SHORT[const.dtype]}({text})"
 
     def cast(self, text: str, source: DType, target: DType) -> str:
