@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from graphc.dtype import DType
 from graphc.ir import Attrs
 from graphc.kernels.attention_shape import Attention, Shape
-from graphc.kernels.contract_index import Bound, place
+from graphc.kernels.contract_code import Bound, place
 from graphc.kernels.contract_schedule import even
 from graphc.kernels.plan import View
 from graphc.loop import Affine, Operand, Role, Scratch, Stmt

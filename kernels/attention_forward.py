@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from graphc.dtype import DType
 from graphc.ir import Attrs
 from graphc.kernels.attention_shape import Attention, Shape
-from graphc.kernels.contract_index import Bound, expr, place
+from graphc.kernels.contract_code import Bound, expr, place
 from graphc.kernels.plan import View
 from graphc.loop import Affine, Expr, Operand, Role, Scratch, Stmt, call
 

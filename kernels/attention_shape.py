@@ -9,8 +9,7 @@ from typing import ClassVar
 
 from graphc.dtype import DType, TensorType
 from graphc.ir import Attrs
-from graphc.kernels.contract_code import Code
-from graphc.kernels.contract_index import Bound, expr, place
+from graphc.kernels.contract_code import Bound, Code, expr, place
 from graphc.kernels.contract_schedule import Target, even
 from graphc.kernels.plan import View
 from graphc.loop import Affine, Const, Expr, Load, Operand, Var, call

@@ -43,9 +43,9 @@ def lower_contract(
     a, b = (right, left) if p.swapped else (left, right)
     dtype = a.dtype
     if is_simple(p, dtype):
-        builder: Loops | SimpleLoops = SimpleLoops(p, dtype, epilogue, results)
+        builder: Loops | SimpleLoops = SimpleLoops(p, dtype, epilogue)
     else:
-        builder = Loops(p, choose(p, dtype, ctx.target), dtype, epilogue, results)
+        builder = Loops(p, choose(p, dtype, ctx.target), dtype, epilogue)
     read = [Operand("a", a, reads=True), Operand("b", b, reads=True)]
     read += [Operand(x.name, x.view, reads=True, offset=x.offset) for x in epilogue.arrays if x.view is not None]
     written = [Operand(f"y{i}", view, writes=True) for i, view in enumerate(results)]

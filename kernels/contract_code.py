@@ -6,11 +6,12 @@ single block leaves no trace of blocking in the code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
+from math import prod
 
-from graphc.dtype import DType
-from graphc.kernels.contract_index import Bound, Names, expr
+from graphc.dtype import DType, int64
 from graphc.loop import (
     Acc,
     Affine,
@@ -32,7 +33,36 @@ from graphc.loop import (
     call,
 )  # fmt: skip
 
-__all__ = ["Code"]
+__all__ = ["Bound", "Code", "Names", "expr", "place"]
+
+Bound = int | Var  # an index that is known now, or at run time
+
+
+class Names:
+    """Variables with names that are unique in their kernel, and not those of its buffers (``reserved``)."""
+
+    def __init__(self, reserved: Iterable[str] = ()) -> None:
+        self.used: dict[str, count[int]] = {name: count(1) for name in reserved}
+
+    def var(self, name: str, dtype: DType = int64) -> Var:
+        n = next(self.used.setdefault(name, count()))
+        return Var(f"{name}_{n}" if n else name, dtype)
+
+
+def expr(bound: Bound) -> Const | Var:
+    return Const(bound, int64) if isinstance(bound, int) else bound
+
+
+def place(terms: Iterable[tuple[Bound | Affine, int]]) -> Affine:
+    """The sum of ``bound * coefficient``."""
+    at = Affine()
+    for bound, coef in terms:
+        if isinstance(bound, int):
+            at = at + bound * coef
+        else:
+            at = at + (bound * coef if isinstance(bound, Affine) else Affine.of(bound, coef))
+    return at
+
 
 FOLD: dict[str, Callable[[int, int], int]] = {
     "add": int.__add__, "sub": int.__sub__, "mul": int.__mul__, "div": int.__floordiv__, "mod": int.__mod__,
@@ -73,7 +103,7 @@ class Code:
         return Load(buffer, index, self.dtype)
 
     def const(self, value: float) -> Const:
-        return Const(value, self.dtype)
+        return Const(value if self.dtype.is_float else int(value), self.dtype)
 
     def fn(self, name: str, *args: Expr) -> Call:
         """A float function of values of this code's dtype."""
@@ -108,7 +138,7 @@ class Code:
             outside.append(Loop(var, stop, tuple(self.out), role, start, step, unroll))
         self.out = outside
 
-    def lanes(self, start: Bound, stop: Bound, unroll: int = 1):  # type: ignore[no-untyped-def]
+    def lanes(self, start: Bound, stop: Bound, unroll: int = 1) -> AbstractContextManager[Var]:
         """A VECTOR loop; the lane's index is the value of the context."""
         return self.loop("j", start, stop, role=Role.VECTOR, unroll=unroll)
 
@@ -126,6 +156,37 @@ class Code:
         self.out = outside
 
     # Patterns
+
+    def unflatten(self, name: str, flat: Var, sizes: Sequence[int]) -> list[Bound]:
+        """The row-major coordinates of ``flat`` in a box of ``sizes``."""
+        coords: list[Bound] = []
+        rest: Bound = flat if prod(sizes) > 1 else 0
+        for i, size in enumerate(sizes):
+            below = prod(sizes[i + 1 :])
+            if size == 1 or below == 1:
+                coords.append(0 if size == 1 else rest)
+                continue
+            coords.append(self.int(name, "div", rest, below))
+            rest = self.int(f"{name}_rest", "mod", rest, below)
+        return coords
+
+    def part(self, name: str, index: Bound, each: int, total: int) -> tuple[Bound, Bound]:
+        """Part ``index`` of ``total`` things cut into parts of ``each``, as (first, end)."""
+        if each >= total:
+            return 0, total
+        first = self.int(f"{name}_first", "mul", index, each)
+        end = self.int(f"{name}_end", "add", first, each)
+        return first, end if total % each == 0 else self.int(f"{name}_stop", "minimum", end, total)
+
+    def steps(self, name: str, start: Bound, stop: Bound, step: int, body: Callable[[Bound, Bound], None]) -> None:
+        """``body(first, end)`` for pieces of [start, stop) of ``step`` each, the last one perhaps shorter."""
+        if isinstance(start, int) and isinstance(stop, int) and stop - start <= step:
+            body(start, stop)
+            return
+        with self.loop(name, start, stop, step=step) as first:
+            end = self.int(f"{name}_end", "add", first, step)
+            whole = isinstance(start, int) and isinstance(stop, int) and (stop - start) % step == 0
+            body(first, end if whole else self.int(f"{name}_stop", "minimum", end, stop))
 
     def fill(self, buffer: str, at: Affine, start: Bound, stop: Bound, value: float = 0.0) -> None:
         """``buffer[at + j] = value`` for j in [start, stop)."""

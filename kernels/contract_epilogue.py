@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from graphc.ir import Graph, Node, Value
+from graphc.kernels.contract_code import Bound, Code, place
+from graphc.kernels.contract_problem import Axis
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.plan import Buffer, View
 from graphc.loop import Affine, Expr, Let
 
-__all__ = ["Epilogue"]
+__all__ = ["Epilogue", "finish_row"]
+
+C = 2  # position of the main result in `Axis.strides`
 
 
 class Epilogue:
@@ -36,3 +40,33 @@ class Epilogue:
         env = {i: product for i, item in enumerate(items) if item.array and item.array.view is self._product}
         lets = self._elements.emit(range(len(items)), env, index, suffix)
         return lets, [env[i] for i in self._elements.roots]
+
+
+def finish_row(
+    c: Code,
+    epilogue: Epilogue,
+    axes: Sequence[tuple[Axis, Bound | Affine]],
+    n: Axis,
+    columns: tuple[Bound, Bound],
+    product: tuple[str, Affine],
+) -> None:
+    """One row: load the product (buffer, place of column 0), run the body, store every result.
+
+    ``axes`` are the axes with their current index, without ``n``, which runs over ``columns`` as vector lanes.
+    """
+    keys = [*(f"y{i}" for i in range(epilogue.results)), *(a.name or id(a) for a in epilogue.arrays)]
+    position = {key: C + i for i, key in enumerate(keys)}
+    buffer, at = product
+    with c.lanes(*columns) as j:
+
+        def index(key: object) -> Affine:
+            array = position[key]
+            return place((i, axis.strides[array]) for axis, i in axes) + Affine.of(j, n.strides[array])
+
+        def element(a: Array) -> Affine:
+            return index(a.name) if a.view else index(id(a)) + a.offset
+
+        lets, values = epilogue.statements(c.load(buffer, at + Affine.of(j)), element, f"_{j.name}")
+        c.out += lets
+        for i, value in enumerate(values):
+            c.store(f"y{i}", index(f"y{i}"), value)

@@ -13,6 +13,7 @@ __all__ = ["Schedule", "Target", "choose", "even"]
 
 K_BLOCK = 512  # rows of a panel per microkernel call: the tile of a stays in the first level of cache
 PACKED_BYTES = 3 << 18  # the panels that a task keeps packed, in the second level of cache
+COPIED_BYTES = 3 << 17  # the tiles of a that are copied at a time, beside the panels
 CHUNK_COLUMNS = 512  # widest group of panels: the tile of c that waits for its epilogue is a row of this
 PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # ranges that m and n are tried to be split into
 TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
@@ -24,7 +25,7 @@ PACK_TURN = 12  # the same of a matrix that lies the other way round
 PACK_GATHER = 100  # the same where no dimension of it is contiguous
 READ_ROW = 6  # the microkernel reads a row in place
 READ_TILE = 8  # bring one column of a tile of a from beyond the second level of cache
-COPY_TILE = 16  # the same, copied into a tile of its own
+COPY_TILE = 10  # the same, copied first
 CALL = 60  # of the microkernel: bring in and write back the tile of c
 TASK = 1000  # start of a task
 
@@ -41,7 +42,7 @@ class Target(Protocol):
 class Schedule:
     """``mr`` × ``nr`` is the register tile. The n range of a task is ``panels`` panels of ``nr`` columns, packed
     ``chunk`` at a time; its m range is ``rows`` tiles. k runs in slabs (one packing each) of blocks (one microkernel
-    call each)."""
+    call each). ``a_tiles`` tiles of a are copied at a time; 0: they are read in place."""
 
     mr: int
     nr: int
@@ -52,7 +53,7 @@ class Schedule:
     chunk: int
     k_slab: int
     k_block: int
-    pack_a: bool
+    a_tiles: int
     pack_b: bool
 
     @property
@@ -86,15 +87,18 @@ def candidates(p: Problem, dtype: DType, target: Target) -> Iterator[Schedule]:
             if p.k_size * chunk * nr * dtype.itemsize <= PACKED_BYTES:
                 slab = p.k.size
             packed_b = p.n.strides[1] != 1 or rows > 1
-            packed_a = pack_a(p, chunk, dtype)
             block = even(slab, K_BLOCK)
-            yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, block, packed_a, packed_b)
+            a_tiles = 0
+            if copies_a(p, chunk, block, dtype):
+                depth = slab if slab < p.k.size else p.k_size
+                a_tiles = even(rows, max(1, COPIED_BYTES // (mr * depth * dtype.itemsize)))
+            yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, block, a_tiles, packed_b)
 
 
 def cost(p: Problem, s: Schedule) -> float:
     """Cycles until the last thread is done, summed over `TEAMS`."""
     groups = -(-s.panels // s.chunk)
-    tile = COPY_TILE if s.pack_a else READ_TILE
+    tile = COPY_TILE if s.a_tiles else READ_TILE
     panel = packing(p) if s.pack_b else READ_ROW
     calls = -(-p.k_size // s.k_block) * s.rows * s.panels
     task = p.k_size * (s.rows * s.panels * s.mr + s.panels * panel + s.rows * groups * tile) + calls * CALL + TASK
@@ -109,12 +113,10 @@ def packing(p: Problem) -> int:
     return PACK_TURN if p.k.strides[1] == 1 else PACK_GATHER
 
 
-def pack_a(p: Problem, chunk: int, dtype: DType) -> bool:
-    """Whether the tile of a is copied before use: when its elements along k lie in too few sets of the cache, and the
+def copies_a(p: Problem, chunk: int, block: int, dtype: DType) -> bool:
+    """Whether tiles of a are copied before use: when their elements along k lie in too few sets of the cache, and the
     copy is used by several panels."""
     if chunk < 2 or p.m.size == 1:
         return False
     m_stride, k_stride = p.m.strides[0], p.k.strides[0]
-    if k_stride == 1:
-        return m_stride * dtype.itemsize % (SET_BYTES // 2) == 0 and p.k.size < m_stride
-    return True
+    return k_stride != 1 or (m_stride * dtype.itemsize % (SET_BYTES // 2) == 0 and block < m_stride)

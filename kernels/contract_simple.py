@@ -6,19 +6,20 @@ and added. Then the epilogue, as in `graphc.kernels.contract_loops`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import ExitStack
 
-from graphc.dtype import DType, int64
-from graphc.kernels.contract_epilogue import Epilogue
-from graphc.kernels.contract_index import Bound, Names, epilogue_row, expr, fill, place, unflatten
+from graphc.dtype import DType
+from graphc.kernels.contract_code import Bound, Code, place
+from graphc.kernels.contract_epilogue import Epilogue, finish_row
 from graphc.kernels.contract_problem import Axis, Problem
-from graphc.kernels.plan import View
-from graphc.loop import Acc, Affine, Const, Expr, Let, Load, Loop, Role, Scratch, Stmt, Store, Update, Var, call
+from graphc.loop import Affine, Expr, Load, Role, Scratch, Stmt, Var, call
 
 __all__ = ["SimpleLoops", "is_simple"]
 
-A, B, C = 0, 1, 2
+A, B = 0, 1
 COLUMNS = 256  # of one task: enough for full vectors, and a few tasks for a layer's width
+
+Indexed = list[tuple[Axis, Bound]]
 
 
 def is_simple(p: Problem, dtype: DType) -> bool:
@@ -31,70 +32,61 @@ def along_k(p: Problem) -> bool:
 
 
 class SimpleLoops:
-    """The statements of one contraction: tasks are rows, and ranges of columns."""
+    """The statements of one contraction: tasks are rows, and ranges of columns. Scratch: ``row`` of sums."""
 
-    def __init__(self, p: Problem, dtype: DType, epilogue: Epilogue, results: Sequence[View]):
+    def __init__(self, p: Problem, dtype: DType, epilogue: Epilogue):
         self.p, self.dtype, self.epilogue = p, dtype, epilogue
-        self.names = Names()
+        self.code = Code(dtype, ("a", "b", "row"))
         self.width = min(p.n.size, COLUMNS)
 
     def scratch(self) -> tuple[Scratch, ...]:
         return (Scratch("row", self.dtype, self.width),)
 
     def body(self) -> tuple[Stmt, ...]:
-        p, names, out = self.p, self.names, list[Stmt]()
+        c, p = self.code, self.p
         parts = -(-p.n.size // self.width)
-        task = names.var("task")
-        *outer, m, part = unflatten(names, "at", task, [*(axis.size for axis in p.outer), p.m.size, parts], out)
-        axes = [*zip(p.outer, outer, strict=True), (p.m, m)]
-        columns: tuple[Bound, Bound] = (0, p.n.size)
-        start: Affine = Affine()
-        if parts > 1:
-            first, end, stop = names.var("column"), names.var("column_end"), names.var("column_stop")
-            out.append(Let(first, call("mul", expr(part), Const(self.width, int64))))
-            out.append(Let(end, call("add", first, Const(self.width, int64))))
-            out.append(Let(stop, call("minimum", end, Const(p.n.size, int64))))
-            columns, start = (first, stop), Affine.of(first, -1)
-        product = self.dots if along_k(p) and self.dtype.is_float else self.rows
-        out += product(axes, columns, start)
-        out.append(epilogue_row(self.epilogue, names, axes, p.n, columns, ("row", start, self.dtype)))
-        return (Loop(task, p.outer_size * p.m.size * parts, tuple(out), Role.PARALLEL),)
+        with c.loop("task", 0, p.outer_size * p.m.size * parts, role=Role.PARALLEL) as task:
+            *outer, m, part = c.unflatten("at", task, [*(axis.size for axis in p.outer), p.m.size, parts])
+            axes = [*zip(p.outer, outer, strict=True), (p.m, m)]
+            columns = c.part("column", part, self.width, p.n.size)
+            start = place([(columns[0], -1)])
+            if self.dtype.is_float and along_k(p):
+                self.dots(axes, columns, start)
+            else:
+                self.rows(axes, columns, start)
+            finish_row(c, self.epilogue, axes, p.n, columns, ("row", start))
+        return tuple(c.out)
 
-    def element(self, array: str, axes: Sequence[tuple[Axis, Bound]], k: Var, n: Var) -> Load:
-        which = A if array == "a" else B
+    def element(self, array: str, axes: Indexed, k: Var, n: Var) -> Load:
+        which, p = (A if array == "a" else B), self.p
         at = place((i, axis.strides[which]) for axis, i in axes)
-        return Load(
-            array, at + Affine.of(k, self.p.k.strides[which]) + Affine.of(n, self.p.n.strides[which]), self.dtype
-        )
+        return self.code.load(array, at + place([(k, p.k.strides[which]), (n, p.n.strides[which])]))
 
-    def rows(self, axes: list[tuple[Axis, Bound]], columns: tuple[Bound, Bound], start: Affine) -> list[Stmt]:
+    def over_k_outer(self, stack: ExitStack) -> Indexed:
+        return [(axis, stack.enter_context(self.code.loop("k_out", 0, axis.size))) for axis in self.p.k_outer]
+
+    def rows(self, axes: Indexed, columns: tuple[Bound, Bound], start: Affine) -> None:
         """``row = sum over k of a[k] * b[k, :]``."""
-        names, p = self.names, self.p
-        zero = fill(names, "row", start, 1, 0, columns, self.dtype)
-        k, j = names.var("k"), names.var("j")
-        outer = [(axis, names.var("k_out")) for axis in p.k_outer]
-        at = start + Affine.of(j)
-        every = [*axes, *outer]
-        value = self.multiply_add(
-            self.element("a", every, k, j), self.element("b", every, k, j), Load("row", at, self.dtype)
-        )
-        inner: Stmt = Loop(k, p.k.size, (Loop(j, columns[1], (Store("row", at, value),), Role.VECTOR, columns[0]),))
-        for axis, var in reversed(outer):
-            inner = Loop(var, axis.size, (inner,))
-        return [zero, inner]
+        c, p = self.code, self.p
+        c.fill("row", start, *columns)
+        with ExitStack() as stack:
+            every = [*axes, *self.over_k_outer(stack)]
+            k = stack.enter_context(c.loop("k", 0, p.k.size))
+            j = stack.enter_context(c.lanes(*columns))
+            at = start + Affine.of(j)
+            a, b = (self.element(x, every, k, j) for x in "ab")
+            c.store("row", at, self.multiply_add(a, b, c.load("row", at)))
 
-    def dots(self, axes: list[tuple[Axis, Bound]], columns: tuple[Bound, Bound], start: Affine) -> list[Stmt]:
+    def dots(self, axes: Indexed, columns: tuple[Bound, Bound], start: Affine) -> None:
         """``row[j] = sum over k of a[k] * b[k, j]``, each a reduction along contiguous memory."""
-        names, p = self.names, self.p
-        j, k, total = names.var("column_at"), names.var("k"), names.var("total", self.dtype)
-        outer = [(axis, names.var("k_out")) for axis in p.k_outer]
-        every = [*axes, *outer]
-        term = call("mul", self.element("a", every, k, j), self.element("b", every, k, j))
-        inner: Stmt = Loop(k, p.k.size, (Update(total, term),), Role.VECTOR, unroll=4)
-        for axis, var in reversed(outer):
-            inner = Loop(var, axis.size, (inner,))
-        store = Store("row", start + Affine.of(j), total)
-        return [Loop(j, columns[1], (Acc(total, "sum"), inner, store), start=columns[0])]
+        c, p = self.code, self.p
+        with c.loop("column_at", *columns) as j:
+            total = c.acc("total", "sum")
+            with ExitStack() as stack:
+                every = [*axes, *self.over_k_outer(stack)]
+                k = stack.enter_context(c.lanes(0, p.k.size, unroll=4))
+                c.update(total, c.fn("mul", *(self.element(x, every, k, j) for x in "ab")))
+            c.store("row", start + Affine.of(j), total)
 
     def multiply_add(self, a: Expr, b: Expr, c: Expr) -> Expr:
         return call("fma", a, b, c) if self.dtype.is_float else call("add", call("mul", a, b), c)
