@@ -1,9 +1,8 @@
-# One virtual environment in .venv, editable: ./graphc alone is no whole package, since graphc.passes, graphc.kernels
-# and graphc.models stand at the top of the repository.
+# One virtual environment in .venv, with this checkout installed in editable form.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# setuptools warns that ./graphc may hide an editable package: not so, but for the programs that put . on the path
+# setuptools warns that ./graphc may hide the editable package: they are the same files
 QUIET  := PYTHONWARNINGS=ignore
 TORCH  ?= torch==2.13.0
 

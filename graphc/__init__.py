@@ -6,7 +6,12 @@ The public names: `entry`, `spec`, `state`, `grad`, the Array API's functions, `
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+# In a checkout, passes/, kernels/ and models/ stand beside this folder; in an installed package they are in it.
+if not Path(__file__).with_name("passes").is_dir():
+    __path__.append(str(Path(__file__).parent.parent))
 
 import graphc.ops  # noqa: F401  (first: it fills the table from which tracing builds nodes)
 from graphc import nn as nn

@@ -40,9 +40,10 @@ def train(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         read_position(args.resume, describe(config))  # what does not fit is said before the compile
     artifact = Path(args.output or Path(args.file).with_suffix(".gcx").name)
     program = compile_module(module, config, args)
-    check_trainable(module, program)
     out.line(f"compiled in {perf_counter() - begin:.1f} s for {program.threads} threads")
     print_plan(program.code, program.threads, out)
+    check_trainable(module, program)
+    out.line(str(program.train.memory).splitlines()[0])
     write_report(args.report, program.code, out)
 
     steps = args.steps or getattr(config, "max_iters", 1000)
