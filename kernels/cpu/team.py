@@ -17,8 +17,9 @@ A launch is four words: kernel, argument table, 1 if a barrier comes before it, 
 ``scratch + t * stride``. ``times`` is 0 or takes n + 1 time stamps of thread 0, in ns: before each launch, and at the
 end. One thread needs no worker and touches no ctl; otherwise nthreads - 1 workers must run (or start later).
 
-Waiting: a barrier spins a while and then yields its processor at every look, so that more threads than processors make
-progress. An idle worker spins for 50 us, yields for 1 ms, and then sleeps an eighth of the time that it has been idle,
+Waiting: a barrier looks a hundred times (2 to 5 us) and then yields its processor at every look. A launch and its
+barrier take a quarter of a microsecond where each thread has a processor; where threads share one, looking longer only
+keeps the awaited thread from running (2,000 looks made the same launch 20 times slower than 100 on a busy machine). An idle worker spins for 50 us, yields for 1 ms, and then sleeps an eighth of the time that it has been idle,
 at most 10 ms: an idle program costs nothing that shows, and work after a short pause starts at once.
 """
 
@@ -79,7 +80,7 @@ look:
   %closed = icmp eq i64 %current, %mine
   br i1 %closed, label %wait, label %leave
 wait:
-  %patient = icmp ult i64 %looks, 2000
+  %patient = icmp ult i64 %looks, 100
   br i1 %patient, label %spin, label %yield
 spin:
   PAUSE
