@@ -174,20 +174,23 @@ for _n in range(1, 14):
     _TAYLOR_EXP.insert(0, _TAYLOR_EXP[0] / _n)
 
 
-@_function("exp", float32)
-def _exp32(f: Body, x: X) -> X:
-    """x = n ln 2 + r; e^r by a polynomial (Cephes expf); 2^n in two factors, so that subnormal results are right.
+def _exp_parts32(f: Body, x: X) -> tuple[X, X]:
+    """(e^r, n) with x = n ln 2 + r, n int32; e^r by a polynomial (Cephes expf).
 
     n is read from the low bits of x/ln 2 + 1.5*2^23, which also keeps NaN out of any integer conversion."""
-    x = f.let("clamped", (x < -105.0).where(-105.0, (x > 90.0).where(90.0, x)))
     shifted = f.let("shifted", x.fma(1.4426950408889634, 12582912.0))
     n = f.let("n", shifted - 12582912.0)
     r = f.let("r", n.fma(2.12194440e-4, n.fma(-0.693359375, x)))
     p = _horner(
         r, [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1]
     )
-    e = f.let("e", p.fma(r * r, r) + 1.0)
-    power = f.let("power", shifted.bits(int32) - 0x4B400000)
+    return f.let("e", p.fma(r * r, r) + 1.0), f.let("power", shifted.bits(int32) - 0x4B400000)
+
+
+@_function("exp", float32)
+def _exp32(f: Body, x: X) -> X:
+    """e^r 2^n, with 2^n in two factors, so that subnormal results are right."""
+    e, power = _exp_parts32(f, f.let("clamped", (x < -105.0).where(-105.0, (x > 90.0).where(90.0, x))))
     half = f.let("half", power >> 1)
     return e * ((half + 127) << 23).bits(float32) * ((power - half + 127) << 23).bits(float32)
 
@@ -214,12 +217,14 @@ def _sigmoid(f: Body, x: X) -> X:
 
 @_function("tanh", float32)
 def _tanh32(f: Body, x: X) -> X:
-    """Odd polynomial below 0.625 (Cephes tanhf), else 1 - 2/(e^2|x| + 1)."""
+    """Odd polynomial below 0.625 (Cephes tanhf), else 1 - 2/(e^2|x| + 1), which is 1 from |x| = 10 on."""
     size = f.let("size", x.abs())
     square = f.let("square", x * x)
     p = _horner(square, [-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1])
     small = f.let("small", (p * square).fma(x, x))
-    large = f.let("large", 1.0 - 2.0 / ((size + size).fn("exp") + 1.0))
+    near = f.let("near", (size > 10.0).where(10.0, size))
+    e, power = _exp_parts32(f, near + near)
+    large = f.let("large", 1.0 - 2.0 / e.fma(((power + 127) << 23).bits(float32), 1.0))
     return x.eq(0.0).where(x, (size < 0.625).where(small, (x < 0.0).where(-large, large)))
 
 
