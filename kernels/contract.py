@@ -1,4 +1,4 @@
-"""Lowering of a contraction with its epilogue to one kernel: packed panels, register tiles, fused elementwise code.
+"""Lowering of a contraction with its epilogue: packed panels, register tiles, fused elementwise code.
 
 The structure is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (ACM TOMS 34(3),
 2008), over one microkernel in the sense of Georganas et al., "High-Performance Deep Learning via a Single Building
@@ -9,14 +9,17 @@ and the tile of c gets its epilogue while it is still in the first level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from dataclasses import dataclass
 
+from graphc.dtype import DType
+from graphc.errors import Loc
 from graphc.ir import Attrs, Graph, Value
 from graphc.kernels.contract_epilogue import Epilogue
 from graphc.kernels.contract_loops import Loops
-from graphc.kernels.contract_problem import problem
+from graphc.kernels.contract_problem import Problem, problem
 from graphc.kernels.contract_schedule import choose
 from graphc.kernels.contract_simple import SimpleLoops, is_simple
+from graphc.kernels.contract_split import Sum, k_parts, partial_problem
 from graphc.kernels.lower_context import LowerContext, Operand, launch, title
 from graphc.kernels.lower_element import moved
 from graphc.kernels.plan import Launch, View
@@ -40,27 +43,67 @@ def lower_contract(
     epilogue = Epilogue(body, dot, views)
     tiles = [*(r.strides for r in results), *(a.strides for a in epilogue.arrays)]
     p = problem((left.shape, left.strides), (right.shape, right.strides), dot.attrs, tiles)
-    a, b = (right, left) if p.swapped else (left, right)
-    dtype = a.dtype
-    if is_simple(p, dtype):
-        builder: Loops | SimpleLoops = SimpleLoops(p, dtype, epilogue)
-    else:
-        builder = Loops(p, choose(p, dtype, ctx.target), dtype, epilogue)
-    read = [Operand("a", a, reads=True), Operand("b", b, reads=True)]
-    read += [Operand(x.name, x.view, reads=True, offset=x.offset) for x in epilogue.arrays if x.view is not None]
+    read = [Operand(x.name, x.view, reads=True, offset=x.offset) for x in epilogue.arrays if x.view is not None]
     written = [Operand(f"y{i}", view, writes=True) for i, view in enumerate(results)]
+    factors = [Operand(n, v, reads=True) for n, v in zip("ba" if p.swapped else "ab", (left, right), strict=True)]
+    work = Work(p, left.dtype, epilogue, [*sorted(factors, key=lambda o: o.name)], [*read, *written], ctx)
+    name = title("contract", body, (*dot.types[0].shape, p.k_size))
+    lines = tuple(dict.fromkeys(node.loc for node in body if node.loc))
     then = "" if epilogue.identity else ", then what follows per element"
-    size = prod(dot.types[0].shape)
-    made = launch(
-        title("contract", body, (*dot.types[0].shape, p.k_size)),
-        read + written,
-        builder.body(),
-        doc=f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}{then}.",
-        lines=tuple(dict.fromkeys(node.loc for node in body if node.loc)),
-        flops=size * (2 * p.k_size + epilogue.cost),
-        scratch=builder.scratch(),
-    )
-    return [made]
+    doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
+    parts = k_parts(p, left.dtype, ctx.target)
+    if is_simple(p, left.dtype) or parts == 1:
+        return [work.whole(name, doc + then + ".", lines)]
+    return work.in_parts(parts, name, doc, then, lines)
+
+
+@dataclass
+class Work:
+    """One contraction and what its launches are bound to: ``factors`` a and b, ``tiles`` what the epilogue touches."""
+
+    p: Problem
+    dtype: DType
+    epilogue: Epilogue
+    factors: list[Operand]
+    tiles: list[Operand]
+    ctx: LowerContext
+
+    @property
+    def size(self) -> int:
+        return self.p.outer_size * self.p.m.size * self.p.n.size
+
+    def whole(self, name: str, doc: str, lines: tuple[Loc, ...]) -> Launch:
+        """One launch for everything."""
+        builder: Loops | SimpleLoops
+        if is_simple(self.p, self.dtype):
+            builder = SimpleLoops(self.p, self.dtype, self.epilogue)
+        else:
+            builder = Loops(self.p, choose(self.p, self.dtype, self.ctx.target), self.dtype, self.epilogue)
+        flops = self.size * (2 * self.p.k_size + self.epilogue.cost)
+        operands = self.factors + self.tiles
+        return launch(name, operands, builder.body(), doc=doc, lines=lines, flops=flops, scratch=builder.scratch())
+
+    def in_parts(self, parts: int, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
+        """Partial products, then their sum."""
+        shape = (parts, self.size)
+        buffer = self.ctx.temp("partial", parts * self.size * self.dtype.itemsize)
+        sums = View.whole(buffer, self.dtype, shape)
+        partial = partial_problem(self.p, parts)
+        plain = Epilogue.plain(self.dtype, (parts, self.size))
+        first = Loops(partial, choose(partial, self.dtype, self.ctx.target), self.dtype, plain)
+        second = Sum(self.p, parts, self.dtype, self.epilogue)
+        return [
+            launch(
+                f"{name}_parts", [*self.factors, Operand("y0", sums, writes=True)], first.body(),
+                doc=f"{doc}, in {parts} parts of the sum.", lines=lines, flops=2 * self.size * self.p.k_size,
+                scratch=first.scratch(),
+            ),
+            launch(
+                f"{name}_sum", [Operand("a", sums, reads=True), *self.tiles], second.body(),
+                doc=f"The sum of {parts} partial products{then}.", lines=lines,
+                flops=self.size * (parts + self.epilogue.cost), scratch=second.scratch(),
+            ),
+        ]  # fmt: skip
 
 
 def moved_view(value: Value, views: dict[Value, View]) -> View:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from graphc.dtype import DType, Shape
 from graphc.ir import Graph, Node, Value
 from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_problem import Axis
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.plan import Buffer, View
 from graphc.loop import Affine, Expr, Let
+from graphc.ops.base import apply
 
 __all__ = ["Epilogue", "finish_row"]
 
@@ -32,6 +34,12 @@ class Epilogue:
         self.identity = outputs == [dot.out()]
         self.arrays = [a for a in self._elements.arrays if a.view is not self._product]
         self.cost = sum(item.cost for item in self._elements.items)
+
+    @classmethod
+    def plain(cls, dtype: DType, shape: Shape) -> Epilogue:
+        """No epilogue: the product itself is the result."""
+        x = apply("input", name="x", dtype=dtype, shape=shape)
+        return cls(Graph.build("product", [x], [("y0", x)]), x.node, {})
 
     def statements(self, product: Expr, index: Callable[[Array], Affine], suffix: str) -> tuple[list[Let], list[Expr]]:
         """The lets of one element and the value of each result, where ``product`` is the element of the dot and

@@ -97,9 +97,22 @@ def test_general_products(left: Any, right: Any, contract: Any, batch: Any, orde
 
 
 def test_long_sums_run_in_slabs() -> None:
-    check_dot((20, 9000), (9000, 40), ((1,), (0,)))
+    check_dot((50, 9000), (9000, 40), ((1,), (0,)))
     check_dot((3, 9000), (9000, 40), ((1,), (0,)), orders=(None, None, (1, 0)))
     check_dot((3, 5, 9000), (9000, 3, 40), ((0, 2), (1, 0)), orders=(None, (1, 0, 2), None))
+
+
+@pytest.mark.parametrize("orders", [(None, None, None), (None, None, (1, 0)), ((1, 0), (1, 0), None)])
+def test_long_sums_of_small_results_run_in_parts(orders: Any) -> None:
+    a, b = array_input("a", (10, 8192)), array_input("b", (8192, 20))
+    dot = apply("dot", a, b, batch=((), ()), contract=((1,), (0,)))
+    body = Graph.build("contract", [a, b], [("y0", apply("tanh", dot)), ("y1", dot)])
+    arrays = [like(numbers(v.shape, "float32", i), o) for i, (v, o) in enumerate(zip((a, b), orders, strict=False))]
+    outs = [blank((10, 20), "float32", orders[2]) for _ in body.outputs]
+    run_lowered(lower_contract, body, arrays, outs)
+    want = arrays[0].astype("float64") @ arrays[1]
+    np.testing.assert_allclose(outs[1], want, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(outs[0], np.tanh(want), rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("target", sorted(BASELINES))
