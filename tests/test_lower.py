@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from loop_interp import run_plan
 from planned import check, check_fn, plan_of, traced
+from random_graphs import RandomGraph
 
 import graphc as gc
 from graphc.dtype import dtype
@@ -250,6 +251,16 @@ def test_constant_arrays() -> None:
     x = floats(3, 4, seed=2)
     v = given("x0", x)
     check_ops([x], apply("add", v, table), table)
+
+
+# Random graphs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_random_graphs(seed: int) -> None:
+    made = RandomGraph(seed)
+    with np.errstate(all="ignore"):
+        check(made.graph, made.inputs, made.state, tolerance=1e-8, threads=1 + seed % 3)
 
 
 # Determinism ----------------------------------------------------------------------------------------------------------
