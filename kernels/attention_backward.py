@@ -73,7 +73,7 @@ class Backward(Attention):
                 self.keys_block(0, s.keys)
             else:
                 with c.loop("start", 0, s.keys, step=s.block) as start:
-                    stop = c.int("stop", "minimum", c.int("end", "add", start, s.block), s.keys)
+                    stop = c.index("stop", "minimum", c.index("end", "add", start, s.block), s.keys)
                     self.keys_block(start, stop)
             if not self.dq_direct:
                 self.copy_out("dqs", self.k_row, "dq", 0, s.queries, s.depth)
@@ -117,47 +117,47 @@ class Backward(Attention):
 
     def keys_block(self, start: Bound, stop: Bound) -> None:
         c, s = self.code, self.shape
-        keys = c.int("block_keys", "sub", stop, start)
+        keys = c.index("block_keys", "sub", stop, start)
         self.copy_panels("k", start, stop, s.depth, "kt")
         self.copy_panels("v", start, stop, s.width, "vt")
         self.copy_rows("k", start, keys, s.depth, "ks", self.k_row)
-        c.fill("dks", Affine(), 0, c.int("dk_size", "mul", keys, self.k_row))
-        c.fill("dvs", Affine(), 0, c.int("dv_size", "mul", keys, self.v_row))
+        c.fill("dks", Affine(), 0, c.index("dk_size", "mul", keys, self.k_row))
+        c.fill("dvs", Affine(), 0, c.index("dv_size", "mul", keys, self.v_row))
         first = self.first_tile(start)
         if self.tiles >= s.query_tiles:
             self.query_block(0, s.query_tiles, start, stop)
         else:
             with c.loop("block", first, s.query_tiles, step=self.tiles) as block:
-                last = c.int("block_last", "minimum", c.int("block_end", "add", block, self.tiles), s.query_tiles)
+                last = c.index("block_last", "minimum", c.index("block_end", "add", block, self.tiles), s.query_tiles)
                 self.query_block(block, last, start, stop)
         self.copy_out("dks", self.k_row, "dk", start, keys, s.depth)
         self.copy_out("dvs", self.v_row, "dv", start, keys, s.width)
 
     def first_tile(self, start: Bound) -> Bound:
         """The first tile of queries that sees a key from ``start`` on."""
-        return self.code.int("first", "div", start, self.shape.mr) if self.causal else 0
+        return self.code.index("first", "div", start, self.shape.mr) if self.causal else 0
 
     # One block of queries
 
     def query_block(self, first: Bound, last: Bound, start: Bound, stop: Bound) -> None:
         c, s = self.code, self.shape
-        query = c.int("query", "mul", first, s.mr)
-        query_end = c.int("query_end", "minimum", c.int("query_last", "mul", last, s.mr), s.queries)
-        rows = c.int("queries", "sub", query_end, query)
+        query = c.index("query", "mul", first, s.mr)
+        query_end = c.index("query_end", "minimum", c.index("query_last", "mul", last, s.mr), s.queries)
+        rows = c.index("queries", "sub", query_end, query)
         self.copy_rows("q", query, rows, s.depth, "qs", self.k_row)
         self.copy_rows("do", query, rows, s.width, "dos", self.v_row)
         c.tiles(first, last, s.queries, s.mr, lambda tile, m: self.tile(tile, m, first, start, stop))
-        seen = self.limit(c.int("block_query", "mul", last, s.mr), start, stop, 0)
-        tiles = c.int("key_tiles", "div", c.int("seen_up", "add", seen, s.mr - 1), s.mr)
+        seen = self.limit(c.index("block_query", "mul", last, s.mr), start, stop, 0)
+        tiles = c.index("key_tiles", "div", c.index("seen_up", "add", seen, s.mr - 1), s.mr)
         self.key_tiles(
-            c.int("some_keys", "sub", stop, start), tiles, lambda tile, m: self.weigh(tile, m, query, rows, start)
+            c.index("some_keys", "sub", stop, start), tiles, lambda tile, m: self.weigh(tile, m, query, rows, start)
         )
 
     def key_tiles(self, keys: Bound, stop: Bound, body: Callable[[Bound, int], None]) -> None:
         """``body(tile, rows)`` for the tiles before ``stop`` of a block of ``keys``; only the last may be short."""
         c, s = self.code, self.shape
-        full = c.int("full", "div", keys, s.mr)
-        with c.loop("key_tile", 0, c.int("full_stop", "minimum", stop, full)) as tile:
+        full = c.index("full", "div", keys, s.mr)
+        with c.loop("key_tile", 0, c.index("full_stop", "minimum", stop, full)) as tile:
             body(tile, s.mr)
         if s.keys % s.mr:
             with c.when("gt", stop, full) as holds:
@@ -167,13 +167,13 @@ class Backward(Attention):
     def tile(self, tile: Bound, m: int, first: Bound, start: Bound, stop: Bound) -> None:
         """p and ds of one tile of queries, and their part of dq."""
         c, s = self.code, self.shape
-        local = c.int("local", "mul", c.int("at", "sub", tile, first), s.mr)
-        query = c.int("tile_query", "mul", tile, s.mr)
+        local = c.index("local", "mul", c.index("at", "sub", tile, first), s.mr)
+        query = c.index("tile_query", "mul", tile, s.mr)
         seen = self.limit(query, start, stop, s.mr)
         self.products("qs", place([(local, self.k_row)]), self.k_row, "kt", s.depth, "p", local, m, seen)
         self.products("dos", place([(local, self.v_row)]), self.v_row, "vt", s.width, "ds", local, m, seen)
         with c.loop("r", 0, m) as r:
-            row = c.int("row", "add", query, r)
+            row = c.index("row", "add", query, r)
             self.scores(row, place([(local, self.score_row), (r, self.score_row)]), start, seen)
         ds = Operand("ds", place([(local, self.score_row)]), self.score_row)
         target = self.dq(query)
@@ -189,7 +189,7 @@ class Backward(Attention):
     ) -> None:
         """target = a bᵀ for a tile of rows, in whole panels of keys."""
         c, s = self.code, self.shape
-        with c.loop("panel", 0, c.int("panels", "div", c.int("up", "add", seen, s.nr - 1), s.nr)) as p:
+        with c.loop("panel", 0, c.index("panels", "div", c.index("up", "add", seen, s.nr - 1), s.nr)) as p:
             c.contract(
                 Operand(target, place([(local, self.score_row), (p, s.nr)]), self.score_row),
                 Operand(a, at, a_row),
@@ -221,9 +221,9 @@ class Backward(Attention):
         c, s = self.code, self.shape
         skip: Bound = 0
         if self.causal:
-            key = c.int("key", "add", c.int("key_local", "mul", tile, s.mr), start)
-            skip = c.int("skip", "maximum", c.int("hidden", "sub", key, query), 0)
-        depth = c.int("depth", "sub", rows, skip)
+            key = c.index("key", "add", c.index("key_local", "mul", tile, s.mr), start)
+            skip = c.index("skip", "maximum", c.index("hidden", "sub", key, query), 0)
+        depth = c.index("depth", "sub", rows, skip)
         for scores, values, row, width, sums in (
             ("p", "dos", self.v_row, s.width, "dvs"),
             ("ds", "qs", self.k_row, s.depth, "dks"),

@@ -61,10 +61,10 @@ class Forward(Attention):
     def body(self) -> tuple[Stmt, ...]:
         c, s = self.code, self.shape
         with c.loop("task", 0, s.batch * s.heads * self.parts, role=Role.PARALLEL) as task:
-            part = c.int("slot", "mod", task, self.parts) if self.parts > 1 else 0
-            self.enter_head(c.int("head_of", "div", task, self.parts))
-            first = c.int("tile_first", "mul", self.balanced(part), self.range)
-            last = c.int("tile_last", "minimum", c.int("tile_end", "add", first, self.range), s.query_tiles)
+            part = c.index("slot", "mod", task, self.parts) if self.parts > 1 else 0
+            self.enter_head(c.index("head_of", "div", task, self.parts))
+            first = c.index("tile_first", "mul", self.balanced(part), self.range)
+            last = c.index("tile_last", "minimum", c.index("tile_end", "add", first, self.range), s.query_tiles)
             if self.one:
                 self.pack(0, s.keys)
                 c.tiles(first, last, s.queries, s.mr, lambda tile, rows: self.tile(tile, rows, first, 0, s.keys))
@@ -77,20 +77,20 @@ class Forward(Attention):
         if isinstance(turn, int) or not self.causal:
             return turn
         c = self.code
-        half = c.int("half", "div", turn, 2)
+        half = c.index("half", "div", turn, 2)
         back = c.let("back", call("sub", expr(self.parts - 1), expr(half)))
-        odd = call("ne", expr(c.int("odd", "mod", turn, 2)), expr(0))
+        odd = call("ne", expr(c.index("odd", "mod", turn, 2)), expr(0))
         return c.let("part", call("select", odd, back, expr(half)))
 
     def blocks(self, first: Bound, last: Bound) -> None:
         """Keys in several blocks: the sums of all queries of the task are kept and rescaled."""
         c, s = self.code, self.shape
-        rows = c.int("rows", "mul", c.int("tiles", "sub", last, first), s.mr)
+        rows = c.index("rows", "mul", c.index("tiles", "sub", last, first), s.mr)
         c.fill("top", Affine(), 0, rows, float("-inf"))
         c.fill("norm", Affine(), 0, rows)
-        c.fill("sums", Affine(), 0, c.int("sum_size", "mul", rows, self.value_row))
+        c.fill("sums", Affine(), 0, c.index("sum_size", "mul", rows, self.value_row))
         with c.loop("start", 0, s.keys, step=s.block) as start:
-            stop = c.int("stop", "minimum", c.int("end", "add", start, s.block), s.keys)
+            stop = c.index("stop", "minimum", c.index("end", "add", start, s.block), s.keys)
             self.pack(start, stop)
             c.tiles(first, last, s.queries, s.mr, lambda tile, rows: self.tile(tile, rows, first, start, stop))
         c.tiles(first, last, s.queries, s.mr, lambda tile, rows: self.finish(tile, rows, first))
@@ -98,13 +98,13 @@ class Forward(Attention):
     def pack(self, start: Bound, stop: Bound) -> None:
         c, s = self.code, self.shape
         self.copy_panels("k", start, stop, s.depth, "kt")
-        self.copy_rows("v", start, c.int("values", "sub", stop, start), s.width, "vs", self.value_row)
+        self.copy_rows("v", start, c.index("values", "sub", stop, start), s.width, "vs", self.value_row)
 
     # One tile of queries
 
     def tile(self, tile: Bound, rows: int, first: Bound, start: Bound, stop: Bound) -> None:
         c, s = self.code, self.shape
-        query = c.int("query", "mul", tile, s.mr)
+        query = c.index("query", "mul", tile, s.mr)
         seen = self.limit(query, start, stop, rows)
         with c.when("gt", 1 if self.one else seen, 0):
             self.copy_rows("q", query, rows, s.depth, "qs", self.query_row)
@@ -119,13 +119,13 @@ class Forward(Attention):
         """The first row of a tile in the scratch arrays."""
         if self.one:
             return 0
-        return self.code.int("local", "mul", self.code.int("at", "sub", tile, first), self.shape.mr)
+        return self.code.index("local", "mul", self.code.index("at", "sub", tile, first), self.shape.mr)
 
     def score(self, local: Bound, rows: int, seen: Bound) -> None:
         """scores = q kᵀ, in whole panels."""
         c, s = self.code, self.shape
         q = Operand("qs", place([(local, self.query_row)]), self.query_row)
-        with c.loop("panel", 0, c.int("panels", "div", c.int("up", "add", seen, s.nr - 1), s.nr)) as p:
+        with c.loop("panel", 0, c.index("panels", "div", c.index("up", "add", seen, s.nr - 1), s.nr)) as p:
             kt = Operand("kt", Affine.of(p, s.depth * s.nr), s.nr)
             c.contract(Operand("scores", Affine.of(p, s.nr), self.score_row), q, kt, rows, s.nr, s.depth)
 
@@ -137,7 +137,7 @@ class Forward(Attention):
         c = self.code
         lines = [place([(r, self.score_row)]) + i * self.score_row for i in range(count)]
         at = [place([(local, 1), (r, 1)]) + i for i in range(count)]
-        rows = [c.int("row", "add", c.int("row_at", "add", query, r), i) for i in range(count)]
+        rows = [c.index("row", "add", c.index("row_at", "add", query, r), i) for i in range(count)]
         masks = [self.last_seen(row, start) for row in rows]
         scale = c.const(self.scale)
         up = self.scale >= 0
@@ -155,14 +155,14 @@ class Forward(Attention):
         sums = [c.acc("row_sum", "sum") for _ in range(count)]
         positions = [self.row_position(row, start) for row in rows]
         with c.lanes(0, seen) as j:
-            for total, line, mask, top, position in zip(sums, lines, masks, down, positions, strict=True):
+            for total, line, mask, minus, position in zip(sums, lines, masks, down, positions, strict=True):
                 here = line + Affine.of(j)
-                power = c.fn("exp", c.fn("fma", c.load("scores", here), scale, top))
+                power = c.fn("exp", c.fn("fma", c.load("scores", here), scale, minus))
                 p = c.let("p", self.masked(power, mask, j, c.const(0.0)))
                 c.update(total, p)
                 c.store("scores", here, self.dropped(p, self.kept(position, j)))
-        for a, top, total in zip(at, best, sums, strict=True):
-            c.store("top", a, top)
+        for a, largest, total in zip(at, best, sums, strict=True):
+            c.store("top", a, largest)
             c.store("norm", a, total if self.one else c.fn("add", c.load("norm", a), total))
 
     def rescale(self, at: Affine, best: Expr) -> None:
@@ -189,7 +189,7 @@ class Forward(Attention):
     def finish(self, tile: Bound, rows: int, first: Bound) -> None:
         """o = sums / norm, lse = top + log(norm)"""
         c, s = self.code, self.shape
-        local, query = self.local(tile, first), c.int("query", "mul", tile, s.mr)
+        local, query = self.local(tile, first), c.index("query", "mul", tile, s.mr)
         with c.lanes(0, rows) as j:
             at = place([(local, 1), (j, 1)])
             norm = c.let("total", c.load("norm", at))

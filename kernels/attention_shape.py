@@ -85,8 +85,8 @@ class Attention:
     def enter_head(self, flat: Bound) -> None:
         """Name the batch and head of a flat index, and load what is the same for all of it."""
         c, s = self.code, self.shape
-        self.batch = c.int("batch", "div", flat, s.heads) if s.batch > 1 else 0
-        self.head = c.int("head", "mod", flat, s.heads) if s.batch > 1 else flat
+        self.batch = c.index("batch", "div", flat, s.heads) if s.batch > 1 else 0
+        self.head = c.index("head", "mod", flat, s.heads) if s.batch > 1 else flat
         if self.dropout:
             key0, key1 = (c.let(n, Load(n, Affine(), self.views[n].dtype)) for n in ("k0", "k1"))
             self.keys = (key0, key1)
@@ -125,16 +125,16 @@ class Attention:
                 value = c.load(name, self.at(name, place([(start, 1), (at, s.nr), (j, 1)]), d))
                 c.store(target, place([(at, columns * s.nr), (d, s.nr), (j, 1)]), value)
 
-        total = c.int("rows", "sub", stop, start)
+        total = c.index("rows", "sub", stop, start)
         if isinstance(total, int):
             c.tiles(0, -(-total // s.nr), total, s.nr, panel)
             return
-        full = c.int("panels", "div", total, s.nr)
+        full = c.index("panels", "div", total, s.nr)
         with c.loop("panel", 0, full) as p:
             panel(p, s.nr)
         rest = self.shape.keys % s.nr
         if rest:
-            with c.when("ne", c.int("rest", "mod", total, s.nr), 0):
+            with c.when("ne", c.index("rest", "mod", total, s.nr), 0):
                 panel(full, rest)
 
     # Masks and dropout
@@ -143,14 +143,14 @@ class Attention:
         """How many keys, from ``start`` on, the queries before ``row + more`` may see."""
         c = self.code
         if not self.causal:
-            return c.int("seen", "sub", stop, start)
-        end = c.int("seen_end", "minimum", c.int("after", "add", row, more), stop)
-        seen = c.int("seen", "sub", end, start)
-        return seen if self.shape.blocks == 1 else c.int("seen", "maximum", seen, 0)
+            return c.index("seen", "sub", stop, start)
+        end = c.index("seen_end", "minimum", c.index("after", "add", row, more), stop)
+        seen = c.index("seen", "sub", end, start)
+        return seen if self.shape.blocks == 1 else c.index("seen", "maximum", seen, 0)
 
     def last_seen(self, row: Bound, start: Bound) -> Bound | None:
         """The last key, counted from ``start``, that query ``row`` sees; None for all."""
-        return self.code.int("last_seen", "sub", row, start) if self.causal else None
+        return self.code.index("last_seen", "sub", row, start) if self.causal else None
 
     def masked(self, value: Expr, last: Bound | None, lane: Var, hidden: Const) -> Expr:
         """``value``, or ``hidden`` where the key of this lane comes after ``last``."""
@@ -170,9 +170,9 @@ class Attention:
         if not self.dropout:
             return 0
         c, s = self.code, self.shape
-        head = c.int("head_at", "add", c.int("batch_at", "mul", self.batch, s.heads), self.head)
-        query = c.int("query_at", "add", c.int("queries_at", "mul", head, s.queries), row)
-        return c.int("position", "add", c.int("scores_at", "mul", query, s.keys), start)
+        head = c.index("head_at", "add", c.index("batch_at", "mul", self.batch, s.heads), self.head)
+        query = c.index("query_at", "add", c.index("queries_at", "mul", head, s.queries), row)
+        return c.index("position", "add", c.index("scores_at", "mul", query, s.keys), start)
 
     def kept(self, position: Bound, lane: Var) -> Var | None:
         """Whether dropout keeps the score of this lane (None: there is no dropout). The bits are op random_bits'."""

@@ -86,7 +86,7 @@ class Code:
         self.out.append(Let(var, value))
         return var
 
-    def int(self, name: str, op: str, a: Bound, b: Bound) -> Bound:
+    def index(self, name: str, op: str, a: Bound, b: Bound) -> Bound:
         """``a op b`` on indices."""
         if isinstance(a, int) and isinstance(b, int):
             return FOLD[op](a, b)
@@ -166,17 +166,17 @@ class Code:
             if size == 1 or below == 1:
                 coords.append(0 if size == 1 else rest)
                 continue
-            coords.append(self.int(name, "div", rest, below))
-            rest = self.int(f"{name}_rest", "mod", rest, below)
+            coords.append(self.index(name, "div", rest, below))
+            rest = self.index(f"{name}_rest", "mod", rest, below)
         return coords
 
     def part(self, name: str, index: Bound, each: int, total: int) -> tuple[Bound, Bound]:
         """Part ``index`` of ``total`` things cut into parts of ``each``, as (first, end)."""
         if each >= total:
             return 0, total
-        first = self.int(f"{name}_first", "mul", index, each)
-        end = self.int(f"{name}_end", "add", first, each)
-        return first, end if total % each == 0 else self.int(f"{name}_stop", "minimum", end, total)
+        first = self.index(f"{name}_first", "mul", index, each)
+        end = self.index(f"{name}_end", "add", first, each)
+        return first, end if total % each == 0 else self.index(f"{name}_stop", "minimum", end, total)
 
     def steps(self, name: str, start: Bound, stop: Bound, step: int, body: Callable[[Bound, Bound], None]) -> None:
         """``body(first, end)`` for pieces of [start, stop) of ``step`` each, the last one perhaps shorter."""
@@ -184,9 +184,9 @@ class Code:
             body(start, stop)
             return
         with self.loop(name, start, stop, step=step) as first:
-            end = self.int(f"{name}_end", "add", first, step)
+            end = self.index(f"{name}_end", "add", first, step)
             whole = isinstance(start, int) and isinstance(stop, int) and (stop - start) % step == 0
-            body(first, end if whole else self.int(f"{name}_stop", "minimum", end, stop))
+            body(first, end if whole else self.index(f"{name}_stop", "minimum", end, stop))
 
     def fill(self, buffer: str, at: Affine, start: Bound, stop: Bound, value: float = 0.0) -> None:
         """``buffer[at + j] = value`` for j in [start, stop)."""
@@ -197,7 +197,7 @@ class Code:
         """``body(tile, rows)`` for tiles [start, stop) of ``size`` rows; the last of ``total`` rows may be short."""
         full, rest = divmod(total, size)
         if full:
-            with self.loop("tile", start, self.int("full", "minimum", stop, full)) as tile:
+            with self.loop("tile", start, self.index("full", "minimum", stop, full)) as tile:
                 body(tile, size)
         if rest:
             with self.when("eq", stop, full + 1) as holds:

@@ -63,7 +63,7 @@ def finish_row(
     ``axes`` are the axes with their current index, without ``n``, which runs over ``columns`` as vector lanes.
     """
     keys = [*(f"y{i}" for i in range(epilogue.results)), *(a.name or id(a) for a in epilogue.arrays)]
-    position = {key: C + i for i, key in enumerate(keys)}
+    position: dict[object, int] = {key: C + i for i, key in enumerate(keys)}
     buffer, at = product
     with c.lanes(*columns) as j:
 

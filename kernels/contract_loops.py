@@ -104,7 +104,7 @@ class Loops:
         def turn(panel: Bound, columns: int) -> None:
             target = Operand("panels", self.packed(ks[0], ks[0], panel, panels[0]), s.nr)
             source = Operand("b", self.b_at(ks[0], panel), p.n.strides[B])
-            c.transpose(target, source, columns, c.int("k_count", "sub", ks[1], ks[0]))
+            c.transpose(target, source, columns, c.index("k_count", "sub", ks[1], ks[0]))
 
         def panel(at: Bound, columns: int) -> None:
             with c.loop("k", *ks) as k:
@@ -203,8 +203,8 @@ class Loops:
     def columns(self, panels: Range) -> Range:
         """The columns of c that the panels cover."""
         c, nr, n = self.code, self.s.nr, self.p.n.size
-        start, stop = (c.int("column", "mul", bound, nr) for bound in panels)
-        return start, c.int("column_stop", "minimum", stop, n) if n % nr else stop
+        start, stop = (c.index("column", "mul", bound, nr) for bound in panels)
+        return start, c.index("column_stop", "minimum", stop, n) if n % nr else stop
 
     def products(
         self, at: Bound, m: int, first_a: Bound, panels: Range, ks: Range, sums: Operand, accumulate: bool
@@ -213,7 +213,7 @@ class Loops:
         c, p, s = self.code, self.p, self.s
 
         def block(k: Bound, end: Bound) -> None:
-            depth = c.int("depth", "sub", end, k)
+            depth = c.index("depth", "sub", end, k)
             a = Operand("a", self.a_at(at, k), p.m.strides[A], p.k.strides[A])
             if s.a_tiles:
                 a = self.a_tile(at, first_a, k, ks[0])
