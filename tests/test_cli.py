@@ -283,9 +283,7 @@ def test_budget_is_an_error_before_running(graphc: Any) -> None:
 
 
 def test_module_runs_and_help_is_quick_to_import(tmp_path: Path) -> None:
-    code = (
-        "import sys; from graphc.cli import parser; parser(); print({'numba', 'rich'} & set(sys.modules))"
-    )
+    code = "import sys; from graphc.cli import parser; parser(); print({'numba', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.strip() == "set()"
     done = subprocess.run([sys.executable, "-m", "graphc", "--help"], capture_output=True, text=True, cwd=tmp_path)
