@@ -46,6 +46,10 @@ class Case:
     def flops(self) -> int:
         return sum(launch.flops for launch in self.launches)
 
+    @property
+    def bytes(self) -> int:
+        return sum(launch.bytes for launch in self.launches)
+
 
 # Cases ---------------------------------------------------------------------------------------------------------------
 
@@ -234,19 +238,30 @@ class Bench:
         return median(peaks), {n: median(t) for n, t in times.items()}
 
 
-def table(todo: Sequence[Case], threads: Sequence[int], measured: dict[int, tuple[float, dict[str, float]]]) -> str:
-    lines = ["| case | " + " | ".join(f"{t} thread{'s' * (t > 1)}: µs | GFLOP/s | % of peak" for t in threads) + " |"]
-    lines.append("|" + " --- |" * (1 + 3 * len(threads)))
+def bandwidth() -> float:
+    """Bytes a second to and from memory with one thread: the best of a few large copies."""
+    source, target = (np.ones(1 << 25, np.float32) for _ in range(2))
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        seconds.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(seconds)
+
+
+def table(
+    todo: Sequence[Case], threads: Sequence[int], measured: dict[int, tuple[float, dict[str, float]]], memory: float
+) -> str:
+    heads = [f"{t} thread{'s' * (t > 1)}: µs | GFLOP/s | % of peak" for t in threads]
+    lines = [f"| case | FLOP/byte | roof, % of peak | {' | '.join(heads)} |", "|" + " --- |" * (3 + 3 * len(threads))]
     for case in todo:
-        cells = [case.name]
+        intensity = case.flops / case.bytes
+        roof = min(1.0, intensity * memory / measured[threads[0]][0]) if threads[0] == 1 else 1.0
+        cells = [case.name, f"{intensity:.0f}", f"{roof * 100:.0f}"]
         for t in threads:
             peak, times = measured[t]
-            seconds = times[case.name]
-            cells += [
-                f"{seconds * 1e6:.0f}",
-                f"{case.flops / seconds / 1e9:.1f}",
-                f"{case.flops / seconds / peak * 100:.0f}",
-            ]
+            rate = case.flops / times[case.name]
+            cells += [f"{times[case.name] * 1e6:.0f}", f"{rate / 1e9:.1f}", f"{rate / peak * 100:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -97,7 +97,7 @@ class Loops:
         c, p, s = self.code, self.p, self.s
 
         def copy(k: Bound, panel: Bound, columns: int) -> None:
-            with c.lanes(0, columns) as j:
+            with c.lanes(0, columns, unroll=2) as j:
                 value = c.load("b", self.b_at(k, panel) + Affine.of(j, p.n.strides[B]))
                 c.store("panels", self.packed(k, ks[0], panel, panels[0]) + Affine.of(j), value)
 

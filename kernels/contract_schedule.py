@@ -23,7 +23,8 @@ SET_BYTES = 4096  # rows this far apart share their sets in a first-level cache
 PACK_ROW = 8  # copy one row of a panel
 PACK_TURN = 12  # the same of a matrix that lies the other way round
 PACK_GATHER = 100  # the same where no dimension of it is contiguous
-READ_ROW = 12  # the microkernel reads a row in place
+READ_ROW = 2  # the microkernel reads a row in place, from the second level of cache
+FETCH_ROW = 12  # and from beyond it
 READ_TILE = 8  # bring one column of a tile of a from beyond the second level of cache
 COPY_TILE = 10  # the same, copied first
 CALL = 60  # of the microkernel: bring in and write back the tile of c
@@ -84,9 +85,9 @@ def candidates(p: Problem, dtype: DType, target: Target) -> Iterator[Schedule]:
         for panels in sorted({-(-n_panels // parts) for parts in PARTS}):
             chunk = even(panels, CHUNK_COLUMNS // nr)
             slab = even(p.k.size, max(64, PACKED_BYTES // (chunk * nr * dtype.itemsize)))
-            if p.k_size * chunk * nr * dtype.itemsize <= PACKED_BYTES:
+            packed_b = packs_b(p, rows, dtype)
+            if not packed_b or p.k_size * chunk * nr * dtype.itemsize <= PACKED_BYTES:
                 slab = p.k.size
-            packed_b = p.n.strides[1] != 1 or rows > 1
             block = even(slab, K_BLOCK)
             a_tiles = 0
             if copies_a(p, chunk, block, dtype):
@@ -99,7 +100,7 @@ def cost(p: Problem, s: Schedule) -> float:
     """Cycles until the last thread is done, summed over `TEAMS`."""
     groups = -(-s.panels // s.chunk)
     tile = COPY_TILE if s.a_tiles else READ_TILE
-    panel = packing(p) if s.pack_b else READ_ROW
+    panel = packing(p) if s.pack_b else FETCH_ROW if s.rows == 1 else READ_ROW
     calls = -(-p.k_size // s.k_block) * s.rows * s.panels
     task = p.k_size * (s.rows * s.panels * s.mr + s.panels * panel + s.rows * groups * tile) + calls * CALL + TASK
     tasks = p.outer_size * s.m_tasks * s.n_tasks
@@ -111,6 +112,15 @@ def packing(p: Problem) -> int:
     if p.n.strides[1] == 1:
         return PACK_ROW
     return PACK_TURN if p.k.strides[1] == 1 else PACK_GATHER
+
+
+def packs_b(p: Problem, rows: int, dtype: DType) -> bool:
+    """Whether panels of b are packed: unless all of it stays in the second level of cache as it lies, and its rows are
+    spread over the sets of the first; or each panel is read only once."""
+    if p.n.strides[1] != 1:
+        return True
+    row = p.k.strides[1] * dtype.itemsize
+    return rows > 1 and (row % (SET_BYTES // 2) == 0 or p.k_size * row > 2 * PACKED_BYTES)
 
 
 def copies_a(p: Problem, chunk: int, block: int, dtype: DType) -> bool:
