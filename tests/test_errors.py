@@ -1,0 +1,80 @@
+"""Errors as values, and the table of codes against the source that raises them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from graphc.codes import CODES, Code
+from graphc.errors import GraphcError, Loc, error
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [f for folder in ("graphc", "passes", "kernels", "models") for f in (ROOT / folder).rglob("*.py")]
+
+
+def test_text() -> None:
+    problem = error("GC0101", "shapes differ", loc=Loc("no_such_file.py", 3), hint="look here;\nand there")
+    assert str(problem) == (
+        "GC0101: shapes differ\n"
+        "  at no_such_file.py:3\n"
+        "  hint: look here;\n"
+        "        and there"
+    )  # fmt: skip
+
+
+def test_the_line_is_shown_where_it_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("one\n    two\n")
+    assert str(error("GC0101", "no", loc=Loc(str(tmp_path / "net.py"), 2))).splitlines()[2] == "    two"
+
+
+def test_a_long_hint_is_cut() -> None:
+    assert len(str(error("GC0701", "too much", hint="line\n" * 40)).splitlines()) == 15
+
+
+def test_pickle_keeps_the_text(tmp_path: Path) -> None:
+    """The process that reads it may not have the user's file."""
+    file = tmp_path / "net.py"
+    file.write_text("x = y\n")
+    problem = error("GC0101", "no", loc=Loc(str(file), 1), hint="yes")
+    problem.add_note("in the worker")
+    data = pickle.dumps(problem)
+    file.unlink()
+    again = pickle.loads(data)
+    assert type(again) is GraphcError
+    assert (again.code, again.message, again.loc, again.hint) == ("GC0101", "no", Loc(str(file), 1), "yes")
+    assert str(again) == str(problem)
+    assert "x = y" in str(again)
+    assert again.__notes__ == ["in the worker"]
+
+
+# The table -----------------------------------------------------------------------------------------------------------
+
+
+def test_codes_are_in_order_and_listed_once() -> None:
+    listed = re.findall(r'^ {12}"(GC\d{4})",$', (ROOT / "graphc" / "codes.py").read_text(), re.M)
+    assert listed == sorted(set(listed))
+    assert listed == list(CODES)
+
+
+@pytest.mark.parametrize("code", CODES.values(), ids=list(CODES))
+def test_code_is_explained(code: Code) -> None:
+    """A sentence what it means and a way out; at most a screen."""
+    assert re.fullmatch(r"GC\d{4}", code.code)
+    assert code.title
+    assert not code.title.endswith(".")
+    assert len(code.title) <= 70
+    assert 60 <= len(code.explain)
+    assert code.explain.rstrip().endswith((".", ")", "`")) or "\n\n    " in code.explain
+    assert all(len(line) <= 110 for line in code.explain.splitlines())
+
+
+def test_codes_are_raised_and_raised_codes_are_listed() -> None:
+    used: Counter[str] = Counter()
+    for file in SOURCES:
+        if file.name != "codes.py":
+            used.update(re.findall(r'"(GC\d{4})"', file.read_text()))
+    assert used.keys() == CODES.keys()
