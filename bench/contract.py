@@ -277,9 +277,9 @@ def main() -> None:
     bench = Bench(todo)
     measured = {t: bench.measure(t, options.rounds) for t in options.threads}
     peaks = ", ".join(f"{t} thread{'s' * (t > 1)}: {measured[t][0] / 1e9:.0f} GFLOP/s" for t in options.threads)
-    text = (
-        f"FMA peak: {peaks}. Compiled in {bench.compile_seconds:.1f} s.\n\n{table(todo, options.threads, measured)}\n"
-    )
+    memory = bandwidth()
+    text = f"FMA peak: {peaks}; memory {memory / 1e9:.1f} GB/s. Compiled in {bench.compile_seconds:.1f} s.\n\n"
+    text += table(todo, options.threads, measured, memory) + "\n"
     print(text)
     if options.markdown:
         options.markdown.write_text(text)
