@@ -43,7 +43,7 @@ class Loops:
     def scratch(self) -> tuple[Scratch, ...]:
         s, sizes = self.s, {}
         if s.pack_b:
-            sizes["panels"] = s.chunk * self.depth * s.nr
+            sizes["panels"] = s.chunk * self.panel_size
         if s.a_tiles:
             sizes["tiles_a"] = s.a_tiles * self.a_tile_size
         if not self.direct:
@@ -162,11 +162,16 @@ class Loops:
         return at
 
     def packed(self, k: Bound, start: Bound, panel: Bound, first: Bound) -> Affine:
-        size = self.depth * self.s.nr
-        return place([(self.row_packed(k, start), self.s.nr), (panel, size), (first, -size)])
+        row = self.row_packed(k, start)
+        return place([(row, self.s.nr), (panel, self.panel_size), (first, -self.panel_size)])
+
+    @property
+    def panel_size(self) -> int:
+        return self.depth * self.s.nr
 
     @property
     def a_tile_size(self) -> int:
+        """Elements of a copied tile; rows are padded, lest a power of two put them into few sets of the cache."""
         return self.s.mr * (self.depth + (self.s.nr // 2 if self.p.k.strides[A] == 1 else 0))
 
     def a_tile(self, tile: Bound, first: Bound, k: Bound, start: Bound) -> Operand:
