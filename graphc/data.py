@@ -143,20 +143,35 @@ def read_idx(path: str) -> np.ndarray:
 
 
 def random_windows(tokens: np.ndarray, batch: int, length: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Endless int32 arrays [batch, length]: windows at random positions of ``tokens``.
+    """Endless int32 arrays [batch, length]: each epoch covers ``tokens`` once, in windows that are cut at another place
+    and come in another order each time (windows at independent positions would miss a part and repeat others).
 
     Array number ``i`` is a function of (seed, i) alone, so that a run resumed at step ``start`` sees what an
     uninterrupted one would have seen.
     """
     _check_length(tokens, length)
-    for at in random_rows(len(tokens) - length + 1, batch, seed, start):
-        yield tokens[at[:, None] + np.arange(length)]
+    stride = min(length - 1, len(tokens) - length + 1)  # neighbours share a token: a target, then an input
+    n = (len(tokens) - length - stride + 1) // stride + 1  # windows that fit wherever the first one starts
+    for epoch, rows in random_rows(n, batch, seed, start):
+        first = int(_generator(seed, 2 * epoch + 1).integers(stride))
+        yield tokens[first + stride * rows[:, None] + np.arange(length)]
 
 
-def random_rows(n: int, batch: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Endless int64 arrays [batch] of row numbers below ``n``; array number ``i`` is a function of (seed, i) alone."""
+def random_rows(n: int, batch: int, seed: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """Endless pairs (epoch, int64 array [batch]) of row numbers below ``n``: each epoch names each row once, but for a
+    rest that fills no batch. Pair number ``i`` is a function of (seed, i) alone."""
+    per_epoch = max(n // batch, 1)
+    epoch, order = -1, np.empty(0, np.int64)
     for step in count(start):
-        yield np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, step])).integers(0, n, batch)
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            order = _generator(seed, 2 * epoch).permutation(n)
+        at = step % per_epoch * batch
+        yield epoch, np.take(order, range(at, at + batch), mode="wrap")
+
+
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    return np.random.default_rng([seed, stream])
 
 
 def windows(tokens: np.ndarray, batch: int, length: int) -> Iterator[np.ndarray]:

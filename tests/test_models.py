@@ -207,6 +207,19 @@ def test_windows_cover_the_text_once() -> None:
         list(data.windows(np.arange(10), 2, 11))
 
 
+def test_an_epoch_covers_the_text_once() -> None:
+    tokens = np.arange(1000, dtype=np.int32)
+    feed = data.random_windows(tokens, 4, 11, seed=3)
+    first, second = ([row for _ in range(24) for row in next(feed)] for _ in range(2))  # 98 windows fit: 24 batches
+    for epoch in (first, second):
+        assert len({row[0] for row in epoch}) == 96
+        assert len({row[0] % 10 for row in epoch}) == 1
+    assert {row[0] for row in first} != {row[0] for row in second}
+    assert [row[0] for row in first] != sorted(row[0] for row in first)
+    tiny = data.random_windows(np.arange(12, dtype=np.int32), 3, 11, seed=0)  # fewer windows than a batch has rows
+    assert next(tiny).shape == (3, 11)
+
+
 def test_baselines_against_their_definition() -> None:
     rng = np.random.default_rng(0)
     train, heldout = rng.integers(0, 5, 400), rng.integers(0, 6, 90)
