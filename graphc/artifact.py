@@ -107,13 +107,22 @@ class Artifact:
         """Read and check a ``.gcx`` file. Raises GC0501 (no artifact), GC0502 (damaged), GC0503 (format version),
         GC0504 (a digest does not match), GC0507 (cannot be read)."""
         try:
-            with open(path, "rb") as file:
-                if os.fstat(file.fileno()).st_size < 22:  # the smallest zip
-                    raise _no_artifact(path, "it is too short")
-                data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                members = dict(_read_zip(file, data, path))
+            return cls._read(path)
         except OSError as problem:
-            raise error("GC0507", f"cannot read {os.fspath(path)}: {problem.strerror}") from None
+            hint = "`graphc compile FILE.py -o FILE.gcx` and program.save() write artifacts"
+            raise error("GC0507", f"cannot read {os.fspath(path)}: {problem.strerror}", hint=hint) from None
+        except GraphcError as problem:
+            if problem.code != "GC0502":  # the others name the file already
+                raise
+            raise error("GC0502", f"{os.fspath(path)}: {problem.message}", hint=problem.hint) from None
+
+    @classmethod
+    def _read(cls, path: str | os.PathLike[str]) -> Artifact:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size < 22:  # the smallest zip
+                raise _no_artifact(path, "it is too short")
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            members = dict(_read_zip(file, data, path))
         text = members.pop(MANIFEST, None)
         if text is None:
             raise _no_artifact(path, f"it has no {MANIFEST}")

@@ -33,7 +33,7 @@ class GraphcError(Exception):
     """An error with a stable code.
 
     Attributes: ``code`` ("GC0101"), ``message`` (one sentence), ``loc`` (the user's line or None), ``hint`` (a way
-    out or None). ``str(e)`` is at most 15 lines.
+    out, or None where the explanation of the code is all there is to say). ``str(e)`` is at most 15 lines.
     """
 
     def __init__(self, code: str, message: str, loc: Loc | None = None, hint: str | None = None):
@@ -51,8 +51,8 @@ class GraphcError(Exception):
             text = self.loc.source()
             if text:
                 lines.append(f"    {text}")
-        if self.hint:
-            lines.extend(f"  {'hint: ' if i == 0 else '      '}{part}" for i, part in enumerate(self.hint.splitlines()))
+        hint = self.hint or f"`graphc explain {self.code}` says more"
+        lines.extend(f"  {'hint: ' if i == 0 else '      '}{part}" for i, part in enumerate(hint.splitlines()))
         return "\n".join(lines[:15])
 
 

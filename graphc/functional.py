@@ -288,12 +288,15 @@ def squeeze(x: TensorLike, axis: int | Sequence[int]) -> Tensor:
     dims = {normalize_axis(a, x.ndim) for a in ((axis,) if isinstance(axis, int) else axis)}
     for d in dims:
         if x.shape[d] != 1:
-            raise error("GC0106", f"cannot squeeze dimension {d} of {x.type}: it is not 1", loc=user_loc())
+            message = f"cannot squeeze dimension {d} of {x.type}: its size is {x.shape[d]}"
+            raise error("GC0104", message, loc=user_loc(), hint="only dimensions of size 1 can go; x.sum(axis) adds up")
     return reshape(x, [n for i, n in enumerate(x.shape) if i not in dims])
 
 
 def concat(arrays: Sequence[TensorLike], *, axis: int = 0) -> Tensor:
     """Joined along ``axis``; the other dimensions must be equal."""
+    if not isinstance(arrays, Tensor) and not len(arrays):
+        raise error("GC0111", "concat of no tensors", loc=user_loc(), hint="give one tensor or more: gc.concat([a, b])")
     to = common_dtype(*arrays)
     tensors = [as_tensor(x, to) for x in arrays]
     return apply("concat", *tensors, axis=normalize_axis(axis, tensors[0].ndim))
@@ -306,13 +309,19 @@ def stack(arrays: Sequence[TensorLike], *, axis: int = 0) -> Tensor:
 
 def split(x: TensorLike, sections: int | Sequence[int], *, axis: int = -1) -> tuple[Tensor, ...]:
     """Parts along ``axis``: ``sections`` equal ones (an int, as in NumPy) or parts of these sizes (a sequence, as in
-    torch). Raises GC0106 when they do not fill the dimension."""
+    torch). Raises GC0108 when they do not fill the dimension."""
     x = as_tensor(x)
     at = normalize_axis(axis, x.ndim)
     size = x.shape[at]
     sizes = (size // sections,) * sections if isinstance(sections, int) else tuple(int(s) for s in sections)
     if builtins.sum(sizes) != size:
-        raise error("GC0106", f"cannot split dimension {at} of {x.type} into {sections}", loc=user_loc())
+        parts = f"{sections} equal parts" if isinstance(sections, int) else f"parts of {', '.join(map(str, sizes))}"
+        raise error(
+            "GC0108",
+            f"cannot split dimension {at} of {x.type} into {parts}",
+            loc=user_loc(),
+            hint=f"the sizes must add up to {size}: gc.split(x, [sizes], axis=...), or a number that divides {size}",
+        )
     node = emit("split", x._resolve(), axis=at, sizes=sizes)
     return tuple(Tensor.of(v) for v in node.outs)
 

@@ -33,7 +33,7 @@ class Plan:
 def plan(key: Any, shape: Shape, is_index: Any) -> Plan:
     """The plan of ``x[key]`` for x of ``shape``. ``is_index(item)`` says which items are index arrays.
 
-    Raises GC0205 for what has no static meaning (a mask, a negative step) and GC0105 for what is out of range.
+    Raises GC0205 for what has no static meaning (a mask, a negative step) and GC0108 for what is out of range.
     """
     items = _expand(key if isinstance(key, tuple) else (key,), shape)
     start, stop, step = [], [], []
@@ -73,7 +73,8 @@ def _expand(items: tuple[Any, ...], shape: Shape) -> list[Any]:
     if len(at) > 1:
         raise _refuse("an index may have one ellipsis", "write the other dimensions as ':'")
     if used > len(shape):
-        raise error("GC0105", f"{used} indices for a tensor of {len(shape)} dimensions, shape {shape}", loc=user_loc())
+        message = f"{used} indices for a tensor of {len(shape)} dimensions, shape {shape}"
+        raise error("GC0108", message, loc=user_loc(), hint="x[..., None] adds a dimension")
     i = at[0] if at else len(items)
     return [*items[:i], *[slice(None)] * (len(shape) - used), *items[i + 1 :]]
 
@@ -93,7 +94,8 @@ def _position(item: Any, size: int, dim: int, shape: Shape) -> int:
         raise _refuse(f"an index of type {type(item).__name__}", "choose elements with gc.where(mask, x, 0)")
     i = int(item.__index__())
     if not -size <= i < size:
-        raise error("GC0105", f"index {i} is out of range for dimension {dim} of shape {shape}", loc=user_loc())
+        message = f"index {i} is out of range for dimension {dim} of shape {shape}"
+        raise error("GC0108", message, loc=user_loc(), hint=f"indices are {-size} to {size - 1}" if size else None)
     return i % size
 
 

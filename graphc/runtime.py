@@ -47,7 +47,7 @@ def load(
     """
     artifact = Artifact.read(path)
     try:
-        check_machine(artifact.manifest.target)
+        check_machine(artifact.manifest.target, os.fspath(path))
         if not trusted and not is_trusted(artifact):
             message = f"{os.fspath(path)} was not built by this user on this machine, so its native code is not run"
             hint = "graphc.load(path, trust=True) runs it; with numba installed it is rebuilt from its graph."
@@ -300,7 +300,8 @@ class Entry:
             program._team.run(self._launches, program._scratch, program._stride, times)
             if self._flags.any():
                 failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
-                raise error(failed.code, failed.message, loc=failed.loc)
+                hint = "the outputs of this step are lost, and the state is what it made of it: check the data first"
+                raise error(failed.code, failed.message, loc=failed.loc, hint=hint)
             return {name: slot.copy() for name, slot in self._results.items()}
 
     def _link(self, kernels: list[int]) -> tuple[np.ndarray, np.ndarray]:

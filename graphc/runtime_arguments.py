@@ -24,17 +24,25 @@ def bind(entry: EntryRecord, specs: Mapping[str, TensorType], arguments: Mapping
     missing = [name for name in specs if name not in arguments]
     extra = [name for name in arguments if name not in specs]
     if missing or extra:
-        what = f"argument {missing[0]!r} is missing" if missing else f"argument {extra[0]!r} is unexpected"
-        raise _refuse(entry, "GC0401", f"{entry.name}: {what}", specs)
+        what = [f"argument {name!r} is missing" for name in missing[:3]]
+        what += [f"argument {name!r} is unexpected" for name in extra[:3]]
+        wanted = ", ".join(f"{name}: {spec}" for name, spec in specs.items()) or "no arguments"
+        raise _refuse(entry, "GC0401", ", ".join(what), f"{entry.name} takes {wanted}")
     arrays = {}
     for name, spec in specs.items():
         array = _as_array(arguments[name], spec.dtype)
         if array is None or array.dtype.name != spec.dtype.name:
-            got = type(arguments[name]).__name__ if array is None else array.dtype.name
-            raise _refuse(entry, "GC0402", f"{entry.name}: argument {name!r} must be {spec}, but is {got}", specs)
+            got = type(arguments[name]).__name__ if array is None else f"{array.dtype.name}{list(array.shape)}"
+            convert = (
+                f"np.asarray({name}, {spec.dtype.name!r})" if array is None else f"{name}.astype({spec.dtype.name!r})"
+            )
+            hint = f"graphc never converts by itself: {entry.name}({name}={convert})"
+            raise _refuse(entry, "GC0402", f"argument {name!r} must be {spec}, but is {got}", hint)
         if array.shape != spec.shape:
-            message = f"{entry.name}: argument {name!r} must have shape {spec.shape}, but has {array.shape}"
-            raise _refuse(entry, "GC0403", message, specs)
+            message = f"argument {name!r} must have shape {spec.shape}, but has {array.shape}"
+            raise _refuse(
+                entry, "GC0403", message, "shapes are fixed: reshape or pad the array, or compile for its shape"
+            )
         arrays[name] = array
     return arrays
 
@@ -65,6 +73,5 @@ def _convert(array: np.ndarray, dtype: DType) -> np.ndarray | None:
     return None
 
 
-def _refuse(entry: EntryRecord, code: str, message: str, specs: Mapping[str, TensorType]) -> GraphcError:
-    wanted = ", ".join(f"{name}: {spec}" for name, spec in specs.items()) or "no arguments"
-    return error(code, message, loc=entry.loc, hint=f"{entry.name} takes {wanted}")
+def _refuse(entry: EntryRecord, code: str, message: str, hint: str) -> GraphcError:
+    return error(code, f"{entry.name}: {message}", loc=entry.loc, hint=hint)

@@ -56,17 +56,17 @@ class Block:
         return self.bytes[offset : offset + size].view(dtype).reshape(shape)
 
 
-def check_machine(target: TargetRecord) -> None:
-    """Raise GC0505 when native code for ``target`` cannot run here."""
+def check_machine(target: TargetRecord, name: str = "the artifact") -> None:
+    """Raise GC0505 when native code for ``target`` cannot run here; ``name`` is what to call it."""
     here = llvm.get_process_triple().split("-")
     there = target.triple.split("-")
     if target.name != "cpu" or here[0] != there[0] or here[2:3] != there[2:3]:
         what = f"{target.name} on {target.triple}; this machine is cpu on {'-'.join(here)}"
-        raise error("GC0505", f"the artifact was built for {what}", hint=_REBUILD)
+        raise error("GC0505", f"{name} was built for {what}", hint=_REBUILD)
     features = llvm.get_host_cpu_features()
     missing = [f for f in target.features if not features.get(f, False)]
     if missing:
-        raise error("GC0505", f"the artifact needs a CPU with {', '.join(missing)}", hint=_REBUILD)
+        raise error("GC0505", f"{name} needs a CPU with {', '.join(missing)}", hint=_REBUILD)
 
 
 _REBUILD = "Install graphc with numba to rebuild it from its graph, or compile the model on this machine."

@@ -36,12 +36,8 @@ def scope() -> Scope:
     """The scope being traced. Raises GC0210 outside of an entry."""
     found = current()
     if found is None:
-        raise error(
-            "GC0210",
-            "tensors are computed inside entries only",
-            loc=user_loc(),
-            hint="put this in a function with @gc.entry(...) and run it with gc.compile(...)",
-        )
+        hint = "put this in a function with @gc.entry(...) and run it with gc.compile(...)"
+        raise error("GC0210", "tensors are computed inside entries only", loc=user_loc(), hint=hint)
     return found
 
 
@@ -212,8 +208,10 @@ class Tensor(Traps):
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """``array + tensor`` arrives here: operators are ours, other NumPy functions are not."""
         op = _UFUNCS.get(ufunc.__name__)
+        if method == "at" or kwargs.get("out") is not None:
+            self._refuse_change(f"np.{ufunc.__name__} with a result in place")
         if method != "__call__" or kwargs or op is None:
-            self._escape(f"np.{ufunc.__name__}", f"use gc.{ufunc.__name__}, which makes a node of the graph")
+            self._escape_numpy(ufunc.__name__)
         return op(*inputs)
 
 
@@ -237,12 +235,9 @@ def apply(op: str, *operands: Tensor, **attrs: Any) -> Tensor:
 def constant(array: Array) -> Tensor:
     """A constant of the graph. Raises GC0212 for more than 64 KiB."""
     if array.nbytes > LARGEST_CONSTANT:
-        raise error(
-            "GC0212",
-            f"an array of {array.nbytes} bytes (shape {array.shape}) would become a constant of the program",
-            loc=user_loc(),
-            hint="declare it with gc.state(array, name=...) or nn.Parameter, or make it an input of the entry",
-        )
+        message = f"an array of {array.nbytes} bytes (shape {array.shape}) would become a constant of the program"
+        hint = "declare it with gc.state(array, name=...) or nn.Parameter, or make it an input of the entry"
+        raise error("GC0212", message, loc=user_loc(), hint=hint)
     try:
         return apply("const", value=Literal.of(array))
     except KeyError:
@@ -303,7 +298,11 @@ def as_tensor(x: Any, to: DType | None = None) -> Tensor:
         return x if to is None else astype(x, to)
     if not liftable(x):
         raise error("GC0208", f"{type(x).__name__} is no tensor, array or number", loc=user_loc())
-    return constant(np.asarray(x, (to or common_dtype(x)).numpy))
+    to = to or common_dtype(x)
+    try:
+        return constant(np.asarray(x, to.numpy))
+    except (OverflowError, ValueError) as e:  # too large a number, a ragged list
+        raise error("GC0208", f"{x!r:.40} is no array of {to}: {e}", loc=user_loc()) from None
 
 
 def astype(x: TensorLike, to: object) -> Tensor:
@@ -323,9 +322,8 @@ def common_shape(what: str, *xs: Tensor) -> Shape:
     try:
         return broadcast_shapes(*[x.shape for x in xs])
     except ValueError as e:
-        raise error(
-            "GC0101", f"{what}: {e}", loc=user_loc(), hint="dimensions must be equal or 1, counted from the last"
-        ) from None
+        hint = "dimensions must be equal or 1, counted from the last; x[:, None] adds a dimension of 1"
+        raise error("GC0101", f"{what}: {e}", loc=user_loc(), hint=hint) from None
 
 
 def promote_all(what: str, *xs: Any, to: DType | None = None) -> list[Tensor]:
@@ -376,18 +374,21 @@ def power(a: Any, b: Any) -> Tensor:
 
 def normalize_axis(axis: int, ndim: int) -> int:
     if not -ndim <= axis < ndim:
-        raise error("GC0104", f"axis {axis} is out of range for {ndim} dimensions", loc=user_loc())
+        hint = f"axes are {-ndim} to {ndim - 1}" if ndim else "a scalar has no axes"
+        raise error("GC0104", f"axis {axis} is out of range for {ndim} dimensions", loc=user_loc(), hint=hint)
     return axis % ndim
 
 
 def reshape(x: TensorLike, shape: Sequence[int]) -> Tensor:
-    """The same elements in another shape; one dimension may be -1. Raises GC0106."""
+    """The same elements in another shape; one dimension may be -1. Raises GC0105."""
     x, dims = as_tensor(x), [int(d) for d in shape]
     known: int = prod([d for d in dims if d != -1])
     if dims.count(-1) == 1 and known:
         dims[dims.index(-1)] = x.size // known
     if -1 in dims or prod(dims) != x.size:
-        raise error("GC0106", f"cannot reshape {x.type} ({x.size} elements) to {tuple(shape)}", loc=user_loc())
+        message = f"cannot reshape {x.type}, which has {x.size} elements, to {tuple(shape)}"
+        hint = "a reshape keeps all elements; one dimension may be -1: it is computed from the others"
+        raise error("GC0105", message, loc=user_loc(), hint=hint)
     return x if x.shape == tuple(dims) else apply("reshape", x, shape=tuple(dims))
 
 
@@ -412,6 +413,7 @@ def matmul(a: TensorLike, b: TensorLike) -> Tensor:
             "GC0107",
             f"matmul of {a.type} and {b.type}: the last dimension of the left must be the last but one of the right",
             loc=user_loc(),
+            hint=_transposed(a, b) or "reshape one of them, or give the layer the size that arrives",
         )
     if b.ndim <= 2:  # the dimensions of the left stay as they are
         return apply("dot", a, b, batch=((), ()), contract=((row,), (col,)))
@@ -420,11 +422,19 @@ def matmul(a: TensorLike, b: TensorLike) -> Tensor:
     try:
         lead = broadcast_shapes(a.shape[:-2], b.shape[:-2])
     except ValueError as e:
-        raise error("GC0107", f"matmul of {a.type} and {b.type}: {e}", loc=user_loc()) from None
+        hint = "all dimensions but the last two are batches: equal, or 1, counted from the last"
+        raise error("GC0107", f"matmul of {a.type} and {b.type}: {e}", loc=user_loc(), hint=hint) from None
     a, b = broadcast_to(a, lead + a.shape[-2:]), broadcast_to(b, lead + b.shape[-2:])
     n, batch = len(lead), tuple(range(len(lead)))
     out = apply("dot", a, b, batch=(batch, batch), contract=((n + 1,), (n,)))
     return reshape(out, lead + b.shape[-1:]) if vector else out
+
+
+def _transposed(a: Tensor, b: Tensor) -> str | None:
+    """A hint, if the product of two matrices exists with one of them transposed."""
+    if a.ndim == b.ndim == 2 and a.shape[1] == b.shape[1]:
+        return "transpose the right operand: a @ b.T"
+    return "transpose the left operand: a.T @ b" if a.ndim == b.ndim == 2 and a.shape[0] == b.shape[0] else None
 
 
 def _is_index(item: object) -> bool:

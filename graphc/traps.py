@@ -27,16 +27,23 @@ class Traps:
             "GC0201",
             f"the truth of a traced value ({self.type}) is not known while the model is traced",
             loc=user_loc(),
-            hint="if/while/and/or cannot depend on tensors: choose per element with gc.where(cond, a, b),\n"
-            "combine conditions with & and |, or decide by a Python value such as a config field",
+            hint="if, while, and, or, not, assert, max() and a < b < c cannot depend on tensors: choose per element\n"
+            "with gc.where(cond, a, b) or gc.maximum, combine conditions with &, | and ~, or decide by a Python\n"
+            "value such as a field of Config",
         )
 
     def __setitem__(self, key: Any, value: Any) -> NoReturn:
+        self._refuse_change("x[...] = value")
+
+    def __delitem__(self, key: Any) -> NoReturn:
+        self._refuse_change("del x[...]")
+
+    def _refuse_change(self, how: str) -> NoReturn:
         raise error(
             "GC0203",
-            "traced values cannot be changed in place",
+            f"{how} changes an array in place, and a traced value ({self.type}) never changes",
             loc=user_loc(),
-            hint="make a new tensor: gc.where(mask, new, x), or gc.concat([...]) of the parts;\n"
+            hint="make a new tensor: x = x + 1, gc.where(mask, new, x), or gc.concat([...]) of the parts;\n"
             "what must live between runs is gc.state(...) with .assign(value)",
         )
 
@@ -52,13 +59,24 @@ class Traps:
         self._escape("a NumPy conversion")
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        self._escape(f"np.{func.__name__}", f"use gc.{func.__name__}, which makes a node of the graph")
+        if func in (np.copyto, np.put, np.place, np.putmask, np.fill_diagonal):
+            self._refuse_change(f"np.{func.__name__}")
+        self._escape_numpy(func.__name__)
+
+    def _escape_numpy(self, name: str) -> NoReturn:
+        self._escape(f"np.{name}", f"compute with gc functions: gc.{name}, if there is one")
 
     def __iter__(self) -> NoReturn:
         self._escape("iteration", "index with Python ints: for i in range(x.shape[0]): x[i]; or gc.split(x, n)")
 
     def __contains__(self, item: object) -> NoReturn:
         self._escape("'in'", "gc.any(x == item) is a tensor")
+
+    def __format__(self, spec: str) -> str:
+        return self._escape("a format such as {x:.3f}") if spec else str(self)
+
+    def __round__(self, digits: int | None = None) -> NoReturn:
+        self._escape("round()", "gc.round(x) is a tensor")
 
     def __float__(self) -> NoReturn:
         self._escape("float()")

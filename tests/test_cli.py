@@ -238,7 +238,7 @@ ERRORS = [
     ),
     (
         ["compile", "net.py", "-o", "net2.gcx", "--report", "no/where.html"],
-        "GC0610: cannot write no/where.html: No such file or directory\n",
+        "GC0610: cannot write no/where.html: No such file or directory\n  hint: `graphc explain GC0610` says more\n",
     ),
     (["explain", "GC9999"], "GC0609: there is no error code GC9999\n"),
 ]

@@ -49,8 +49,9 @@ def test_control_flow():
         GC0201: the truth of a traced value (bool[]) is not known while the model is traced
           at FILE:LINE
             if x.sum() > 0:
-          hint: if/while/and/or cannot depend on tensors: choose per element with gc.where(cond, a, b),
-                combine conditions with & and |, or decide by a Python value such as a config field
+          hint: if, while, and, or, not, assert, max() and a < b < c cannot depend on tensors: choose per element
+                with gc.where(cond, a, b) or gc.maximum, combine conditions with &, | and ~, or decide by a Python
+                value such as a field of Config
         """,
     )
 
@@ -95,7 +96,7 @@ def test_numpy_functions():
         GC0202: np.tanh needs the elements of a traced value (float32[4,3]), which exist only when the program runs
           at FILE:LINE
             return {"y": np.tanh(x)}
-          hint: use gc.tanh, which makes a node of the graph
+          hint: compute with gc functions: gc.tanh, if there is one
         """,
     )
 
@@ -137,10 +138,10 @@ def test_mutation():
     check(
         failure(f, x=X),
         """
-        GC0203: traced values cannot be changed in place
+        GC0203: x[...] = value changes an array in place, and a traced value (float32[4,3]) never changes
           at FILE:LINE
             x[0] = 1.0
-          hint: make a new tensor: gc.where(mask, new, x), or gc.concat([...]) of the parts;
+          hint: make a new tensor: x = x + 1, gc.where(mask, new, x), or gc.concat([...]) of the parts;
                 what must live between runs is gc.state(...) with .assign(value)
         """,
     )
@@ -168,6 +169,7 @@ def test_matmul_shapes():
         GC0107: matmul of float32[4,3] and float32[4,5]: the last dimension of the left must be the last but one of the right
           at FILE:LINE
             return {"y": x @ w}
+          hint: transpose the left operand: a.T @ b
         """,  # noqa: E501
     )
 
@@ -182,7 +184,7 @@ def test_broadcast_shapes():
         GC0101: add: shapes (4, 3) and (4,) do not broadcast
           at FILE:LINE
             return {"y": x + b}
-          hint: dimensions must be equal or 1, counted from the last
+          hint: dimensions must be equal or 1, counted from the last; x[:, None] adds a dimension of 1
         """,
     )
 
@@ -199,6 +201,7 @@ def test_layers_report_the_line_that_calls_them():
         GC0107: linear: the last dimension of x (float32[4,3]) must be the second of the weight (float32[2,5])
           at FILE:LINE
             return {"y": layer(x)}
+          hint: nn.Linear(3, 2) fits this x
         """,
     )
 
@@ -212,22 +215,22 @@ def test_rules_of_ops_report_the_users_line():
 @pytest.mark.parametrize(
     ("fn", "code"),
     [
-        (lambda x: x.reshape(5, 5), "GC0106"),
+        (lambda x: x.reshape(5, 5), "GC0105"),
         (lambda x: x.sum(axis=2), "GC0104"),
-        (lambda x: x[5], "GC0105"),
-        (lambda x: x[0, 0, 0], "GC0105"),
+        (lambda x: x[5], "GC0108"),
+        (lambda x: x[0, 0, 0], "GC0108"),
         (lambda x: x[::-1], "GC0205"),
         (lambda x: x[x > 0], "GC0205"),
         (lambda x: x["a"], "GC0205"),
         (lambda x: x.astype("complex64"), "GC0208"),
         (lambda x: gc.exp("x"), "GC0208"),
-        (lambda x: gc.split(x, 2), "GC0106"),
-        (lambda x: gc.squeeze(x, 0), "GC0106"),
-        (lambda x: gc.cross_entropy(x, gc.zeros((3,), dtype="int32")), "GC0108"),
+        (lambda x: gc.split(x, 2), "GC0108"),
+        (lambda x: gc.squeeze(x, 0), "GC0104"),
+        (lambda x: gc.cross_entropy(x, gc.zeros((3,), dtype="int32")), "GC0101"),
         (lambda x: gc.gelu(x, approximate="fast"), "GC0217"),
         (lambda x: gc.dropout(x, 1.5), "GC0217"),
-        (lambda x: gc.layer_norm(x, 4), "GC0108"),
-        (lambda x: gc.scaled_dot_product_attention(x, x[:, :2], x), "GC0108"),
+        (lambda x: gc.layer_norm(x, 4), "GC0101"),
+        (lambda x: gc.scaled_dot_product_attention(x, x[:, :2], x), "GC0101"),
         (lambda x: gc.einsum("ij,jk->il", x, x), "GC0107"),
         (lambda x: x & x, "GC0103"),
         (lambda x: x + np.zeros((200, 100, 1, 1), np.float32), "GC0212"),

@@ -30,13 +30,13 @@ def scaled_dot_product_attention(
     query [..., T, D], key [..., S, D], value [..., S, D], of one float dtype, with the same leading dimensions
     (usually [B, H]). ``is_causal``: position i sees positions j <= i. ``scale`` is 1/sqrt(D) unless given.
     ``attn_mask`` [..., T, S]: bool (True takes part) or float (added to the scores). Dropout with probability
-    ``dropout_p`` (below 1) acts on the weights. Source: Vaswani et al., arXiv 1706.03762. Raises GC0108 and GC0217.
+    ``dropout_p`` (below 1) acts on the weights. Source: Vaswani et al., arXiv 1706.03762. Raises GC0101 and GC0217.
     """
     lead = query.shape[:-2]
     fits = query.ndim >= 2 and key.ndim >= 2 and value.shape[:-1] == key.shape[:-1] and key.shape[:-2] == lead
     if not fits or query.shape[-1] != key.shape[-1]:
         raise error(
-            "GC0108",
+            "GC0101",
             f"attention of query {query.type}, key {key.type} and value {value.type}",
             loc=user_loc(),
             hint="query [..., T, D], key [..., S, D], value [..., S, D] with the same leading dimensions",

@@ -89,6 +89,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             "GC0107",
             f"linear: the last dimension of x ({x.type}) must be the second of the weight ({weight.type})",
             loc=user_loc(),
+            hint=f"nn.Linear({x.shape[-1]}, {weight.shape[0]}) fits this x" if x.ndim and weight.ndim == 2 else None,
         )
     to = common_dtype(x, weight)
     out = apply("dot", astype(x, to), astype(weight, to), batch=((), ()), contract=((x.ndim - 1,), (1,)))
@@ -96,8 +97,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def embedding(indices: Tensor, weight: Tensor) -> Tensor:
-    """Rows of ``weight`` [num, dim] by integer ``indices`` [...]: [..., dim]."""
-    return apply("take", weight, as_tensor(indices), axis=0)
+    """Rows of ``weight`` [num, dim] by integer ``indices`` [...]: [..., dim]. Raises GC0103."""
+    indices = as_tensor(indices)
+    if not indices.dtype.is_integer:
+        raise error(
+            "GC0103",
+            f"embedding: the indices must be integers, and are {indices.type}",
+            loc=user_loc(),
+            hint='declare the input as integers: gc.spec(shape, "int32"); or convert: gc.astype(x, "int32")',
+        )
+    return apply("take", weight, indices, axis=0)
 
 
 def one_hot(indices: TensorLike, num_classes: int, *, dtype: Any = float32) -> Tensor:
@@ -140,7 +149,8 @@ def rms_norm(
 def _last_axes(x: Tensor, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or x.shape[-len(shape) :] != shape:
-        raise error("GC0108", f"a norm over {shape} does not fit {x.type}", loc=user_loc())
+        hint = "give the norm the size of the last dimension: nn.LayerNorm(x.shape[-1])"
+        raise error("GC0101", f"a norm over {shape} does not fit {x.type}", loc=user_loc(), hint=hint)
     return tuple(range(x.ndim - len(shape), x.ndim))
 
 
@@ -169,7 +179,7 @@ def cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "mean", ig
     """The negative log-likelihood of ``target`` under softmax(logits).
 
     logits [..., C] float; target [...] int (class numbers; ``ignore_index`` counts for nothing) or [..., C] float
-    (probabilities). ``reduction``: "mean" (over the targets that count), "sum" or "none". Raises GC0108.
+    (probabilities). ``reduction``: "mean" (over the targets that count), "sum" or "none". Raises GC0101.
     """
     if target.dtype.is_float:
         if target.shape != logits.shape:
@@ -188,7 +198,7 @@ def cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "mean", ig
 
 def _bad_target(logits: Tensor, target: Tensor) -> Exception:
     return error(
-        "GC0108",
+        "GC0101",
         f"cross_entropy of logits {logits.type} and target {target.type}",
         loc=user_loc(),
         hint="logits [..., classes] and target [...] of ints, or [..., classes] of probabilities: classes come last",

@@ -113,7 +113,8 @@ def infer_broadcast(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType,
     except ValueError:
         fits = False
     if not fits:
-        raise error("GC0106", f"cannot broadcast {t} to {shape}")
+        hint = "dimensions must be equal or 1, counted from the last; x[:, None] adds a dimension of 1"
+        raise error("GC0106", f"cannot broadcast {t} to {shape}", hint=hint)
     return (TensorType(t.dtype, shape),)
 
 
@@ -228,7 +229,8 @@ def infer_concat(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType, ..
     check.same_dtype("concat", types)
     axis = check.axis("concat", at, types[0].ndim)
     if len({(*t.shape[:axis], *t.shape[axis + 1 :]) if t.ndim > axis else t.shape for t in types}) > 1:
-        raise error("GC0101", f"concat along axis {axis} needs equal other dimensions, and got {check.listing(types)}")
+        message = f"concat along axis {axis} needs equal other dimensions, and got {check.listing(types)}"
+        raise error("GC0101", message, hint="give the axis along which they differ: gc.concat([a, b], axis=...)")
     total = sum(t.shape[axis] for t in types)
     return (TensorType(types[0].dtype, with_dim(types[0].shape, axis, total)),)
 
