@@ -179,7 +179,8 @@ def _read_zip(file: IO[bytes], data: memoryview, path: str | os.PathLike[str]) -
     try:
         infos = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as problem:
-        raise _no_artifact(path, f"it is not a zip file or is cut off ({problem})") from None
+        why = "its end is missing" if bytes(data[:4]) == b"PK\3\4" else "it is no zip file"
+        raise _no_artifact(path, why) from problem
     end, seen = 0, set()
     for info in sorted(infos, key=lambda i: i.header_offset):
         check_member_name(info.filename)

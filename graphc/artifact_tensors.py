@@ -53,7 +53,8 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:
             data = _read(file)
     except OSError as problem:
-        raise error("GC0805", f"cannot read {os.fspath(path)}: {problem.strerror}") from None
+        hint = "program.save_state(path) and graphc train --checkpoint-every write such files"
+        raise error("GC0805", f"cannot read {os.fspath(path)}: {problem.strerror}", hint=hint) from None
     try:
         return parse(data)
     except ValueError as problem:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,11 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
 def open_program(path: str, threads: int | None = None, trust: bool = False) -> Program:
     """The program in an artifact; see `graphc.load` for what it raises."""
-    program: Program = gc.load(path, threads=threads, trust=trust)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        program: Program = gc.load(path, threads=threads, trust=trust)
+    for warning in said:  # such as "rebuilt from its graph": for people, not for those who write Python
+        print(f"graphc: {warning.message}", file=sys.stderr)
     return program
 
 
@@ -57,7 +63,8 @@ def read_array(path: str) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False)
     except OSError as e:
-        raise error("GC0603", f"cannot read the input file {path}: {e.strerror or e}") from None
+        hint = "--input NAME=FILE.npy takes an array that numpy.save wrote"
+        raise error("GC0603", f"cannot read the input file {path}: {e.strerror or e}", hint=hint) from None
     except (ValueError, EOFError):
         array = None
     if not isinstance(array, np.ndarray):

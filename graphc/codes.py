@@ -264,6 +264,14 @@ CODES: dict[str, Code] = {
             "opt.update takes one gradient per parameter, in the order in which the optimizer got the parameters:\n"
             "opt.update(gc.grad(loss, net.parameters())).",
         ),
+        Code(
+            "GC0307",
+            "training leaves a trainable parameter out",
+            "An entry updates some parameters, and its loss depends on another one for which no entry of the\n"
+            "program asks a gradient. Such a part never learns, and nobody notices. Example:\n"
+            "gc.grad(loss, net.head.parameters()) in a model with a body. Ask for net.parameters(), or say what is\n"
+            "frozen: for p in net.body.parameters(): p.trainable = False.",
+        ),
         # 04xx run time: arguments and values
         Code(
             "GC0401",

@@ -295,7 +295,7 @@ def squeeze(x: TensorLike, axis: int | Sequence[int]) -> Tensor:
 
 def concat(arrays: Sequence[TensorLike], *, axis: int = 0) -> Tensor:
     """Joined along ``axis``; the other dimensions must be equal."""
-    if not isinstance(arrays, Tensor) and not len(arrays):
+    if len(arrays) == 0:
         raise error("GC0111", "concat of no tensors", loc=user_loc(), hint="give one tensor or more: gc.concat([a, b])")
     to = common_dtype(*arrays)
     tensors = [as_tensor(x, to) for x in arrays]

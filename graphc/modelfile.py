@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from graphc.errors import GraphcError, error
+from graphc.errors import GraphcError, Loc, error
+from graphc.random import seed
 from graphc.trace import Entry
 
 __all__ = ["close_matches", "file_entries", "load_model_file", "make_config"]
@@ -32,8 +34,9 @@ __all__ = ["close_matches", "file_entries", "load_model_file", "make_config"]
 def load_model_file(path: str | Path) -> ModuleType:
     """Import the Python file ``path`` (each time anew; its folder is importable meanwhile).
 
-    Lines in graphs and errors name the file as ``path`` does. Raises GraphcError: GC0605 when there is no such file;
-    whatever the file itself raises passes through.
+    Randomness starts from seed 0, so that a file gives the same program each time; a file that wants another calls
+    `graphc.seed`. Lines in graphs and errors name the file as ``path`` does. Raises GraphcError: GC0605 when there is
+    no such file; whatever the file itself raises passes through.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,6 +48,7 @@ def load_model_file(path: str | Path) -> ModuleType:
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up here
     sys.path.append(str(path.parent))
+    seed(0)
     try:
         spec.loader.exec_module(module)
     finally:
@@ -69,12 +73,22 @@ def make_config(module: ModuleType, overrides: Mapping[str, Any] | None = None) 
     for key, value in overrides.items():
         if key not in names:
             message = f"{module.__file__} has no configuration key {key!r}"
-            raise error("GC0601", message, hint=close_matches(key, names))
+            raise error("GC0601", message, loc=_where(cls), hint=close_matches(key, names))
         overrides[key] = _read(key, value, kinds[key]) if isinstance(value, str) else value
     try:
         return cls(**overrides)
     except ValueError as e:
-        raise error("GC0602", f"Config of {module.__file__} refuses the values: {e}") from e
+        raise error("GC0602", f"Config of {module.__file__} refuses the values: {e}", loc=_where(cls)) from e
+
+
+def _where(cls: type) -> Loc | None:
+    """The line ``class Config``."""
+    try:
+        lines, first = inspect.getsourcelines(cls)
+    except (OSError, TypeError):
+        return None
+    offset = next((i for i, line in enumerate(lines) if line.startswith("class")), 0)
+    return Loc(inspect.getsourcefile(cls) or "", first + offset)
 
 
 def file_entries(module: ModuleType, config: Any) -> tuple[Entry, ...]:
@@ -120,5 +134,9 @@ def _read(key: str, text: str, kind: Any) -> Any:
     raise _wrong_value(key, text, f"{kind}, which the command line cannot write")
 
 
+_SUCH_AS = {"int": "a whole number, such as 12", "float": "a number, such as 0.1 or 3e-4", "bool": "true or false"}
+
+
 def _wrong_value(key: str, text: str, kind: str) -> GraphcError:
-    return error("GC0602", f"{key}={text!r} does not fit: {key} is {kind}")
+    hint = f"--set {key}=VALUE takes {_SUCH_AS[kind]}" if kind in _SUCH_AS else None
+    return error("GC0602", f"{key}={text!r} does not fit: {key} is {kind}", hint=hint)

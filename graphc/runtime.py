@@ -7,10 +7,11 @@ was compiled or loaded. All addresses are fixed when a program is made; a step c
 
 from __future__ import annotations
 
+import difflib
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from graphc.artifact_records import ARENA, CONST, FLAGS, STATE, VALUE, EntryReco
 from graphc.config import settings
 from graphc.dtype import TensorType
 from graphc.errors import GraphcError, Loc, error
-from graphc.runtime_arguments import bind
+from graphc.runtime_arguments import bind, described
 from graphc.runtime_memory import MemoryReport
 from graphc.runtime_native import Block, Code, Team, check_machine
 
@@ -160,12 +161,20 @@ class Program:
         ``strict=False`` skips names that the file lacks or that the program does not know. Raises GC0801, GC0802,
         GC0804, GC0805; then nothing was overwritten.
         """
-        self.load_state_dict(artifact_tensors.read_file(path), strict)
-
-    def load_state_dict(self, tensors: Mapping[str, np.ndarray], strict: bool = True) -> None:
-        """As `load_state`, from arrays by name, whose shapes and dtypes must be those of the state."""
+        tensors = artifact_tensors.read_file(path)
         with self._lock:
-            self.state.assign(tensors, strict)
+            self.state.assign(tensors, self.state if strict else (), strict)
+
+    def load_state_dict(self, tensors: Mapping[str, Any], strict: bool = True) -> None:
+        """Take weights by name: arrays of exactly the shapes and dtypes of the state.
+
+        All trainable parameters must be given; what else is given is taken, too, and all other state (optimizer slots,
+        counters, statistics, RNG) stays as it is. ``strict=False`` skips missing and unknown names. Raises GC0801
+        (names) and GC0802 (shapes, dtypes); then nothing was overwritten.
+        """
+        with self._lock:
+            trainable = {p.name for p in self._artifact.manifest.state if p.trainable}
+            self.state.assign({n: np.asarray(t) for n, t in tensors.items()}, trainable if strict else (), strict)
 
     def close(self) -> None:
         """Stop the worker threads (a later call starts them again)."""
@@ -184,7 +193,7 @@ class StateView(Mapping[str, np.ndarray]):
         return self._views[name]
 
     def __setitem__(self, name: str, values: Any) -> None:
-        self.assign({name: np.asarray(values)}, strict=False, unknown=True)
+        self.assign({name: np.asarray(values)})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)
@@ -192,19 +201,23 @@ class StateView(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._views)
 
-    def assign(self, tensors: Mapping[str, np.ndarray], strict: bool, unknown: bool | None = None) -> None:
-        """Overwrite by name, all or nothing. ``unknown`` (default: ``strict``) refuses names that do not exist."""
-        missing = [name for name in self._views if name not in tensors]
+    def assign(self, tensors: Mapping[str, np.ndarray], required: Container[str] = (), known: bool = True) -> None:
+        """Overwrite by name, all or nothing. The names ``required`` must be there; with ``known``, no others than those
+        of the state. Raises GC0801 and GC0802."""
         extra = [name for name in tensors if name not in self._views]
-        if extra and (strict if unknown is None else unknown):
-            raise error("GC0801", f"the program has no state {_some(extra)}", hint=_some_names(self._views))
-        if missing and strict:
-            raise error("GC0801", f"the tensors given lack state {_some(missing)}", hint="strict=False keeps theirs.")
+        if extra and known:
+            near = difflib.get_close_matches(extra[0], list(self._views), n=3) or sorted(self._views)
+            hint = f"it has {_some(near)}; strict=False skips other names; nothing was overwritten"
+            raise error("GC0801", f"the program has no state {_some(extra)}", hint=hint)
+        missing = [name for name in self._views if name in required and name not in tensors]
+        if missing:
+            hint = "strict=False leaves it as it is; nothing was overwritten"
+            raise error("GC0801", f"the tensors given lack state {_some(missing)}", hint=hint)
         pairs = [(view, tensors[name], name) for name, view in self._views.items() if name in tensors]
         for view, new, name in pairs:
             if new.dtype.name != view.dtype.name or new.shape != view.shape:
-                message = f"state {name!r} is {_type(view)}, but the value given is {_type(new)}"
-                raise error("GC0802", message, hint="Nothing was overwritten. It belongs to another configuration.")
+                message = f"state {name!r} is {described(view)}, but the value given is {described(new)}"
+                raise error("GC0802", message, hint="it belongs to another configuration; nothing was overwritten")
         for view, new, _ in pairs:
             np.copyto(view, new)
 
@@ -222,13 +235,16 @@ class Entry:
         self._flags = np.zeros(max(len(record.checks), 1), np.int32)
         self._table, self._launches = self._link(kernels)
 
-    def __call__(self, /, **arguments: Any) -> dict[str, np.ndarray]:
+    def __call__(self, /, *unnamed: Any, **arguments: Any) -> dict[str, np.ndarray]:
         """Run one step and return its outputs as fresh arrays.
 
         Arrays must have exactly the dtype and shape of `specs`; Python numbers and lists of them are converted where
         they fit. Raises GC0401 to GC0403 for arguments, and the code of a check that failed inside the step; the
         state then is what the step made of it.
         """
+        if unnamed:
+            hint = f"{self.name}({', '.join(f'{name}=...' for name in self.specs)})"
+            raise error("GC0401", f"{self.name}: arguments are given by name", loc=self._record.loc, hint=hint)
         return self._step(arguments, None)
 
     def timed(self, /, **arguments: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -333,14 +349,6 @@ def _filled(block: Block, ports: tuple[Any, ...], tensors: Mapping[str, np.ndarr
     return block
 
 
-def _type(array: np.ndarray) -> str:
-    return f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
-
-
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(repr, names[:3])) + more
-
-
-def _some_names(views: Mapping[str, object]) -> str:
-    return f"It has {_some(sorted(views))}." if views else "It has no state."

@@ -11,7 +11,7 @@ from graphc.artifact_records import EntryRecord
 from graphc.dtype import DType, TensorType
 from graphc.errors import GraphcError, error
 
-__all__ = ["bind"]
+__all__ = ["bind", "described"]
 
 
 def bind(entry: EntryRecord, specs: Mapping[str, TensorType], arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -32,7 +32,7 @@ def bind(entry: EntryRecord, specs: Mapping[str, TensorType], arguments: Mapping
     for name, spec in specs.items():
         array = _as_array(arguments[name], spec.dtype)
         if array is None or array.dtype.name != spec.dtype.name:
-            got = type(arguments[name]).__name__ if array is None else f"{array.dtype.name}{list(array.shape)}"
+            got = type(arguments[name]).__name__ if array is None else described(array)
             convert = (
                 f"np.asarray({name}, {spec.dtype.name!r})" if array is None else f"{name}.astype({spec.dtype.name!r})"
             )
@@ -45,6 +45,11 @@ def bind(entry: EntryRecord, specs: Mapping[str, TensorType], arguments: Mapping
             )
         arrays[name] = array
     return arrays
+
+
+def described(array: np.ndarray) -> str:
+    """dtype and shape, as types are printed everywhere: ``float32[2,3]``."""
+    return f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
 
 
 def _as_array(value: Any, dtype: DType) -> np.ndarray | None:

@@ -137,9 +137,12 @@ def trace_entry(entry: Entry) -> Traced:
 
 
 def trace_entries(*entries: Entry) -> tuple[Traced, ...]:
-    """Trace the entries of one program: a name of state means one object in all of them (GC0211)."""
+    """Trace the entries of one program: a name of state means one object in all of them (GC0211), and training leaves
+    no trainable parameter out (GC0307)."""
     registry: dict[str, State] = {}
-    return tuple(_trace(e, registry) for e in entries)
+    traced = tuple(_trace(e, registry) for e in entries)
+    _check_trained([t.graph for t in traced])
+    return traced
 
 
 def _trace(e: Entry, registry: dict[str, State]) -> Traced:
@@ -295,6 +298,30 @@ def _check_paths(loss: Value, names: Sequence[str], values: Sequence[Value], all
             hint="the loss does not depend on it, or only through gc.stop_gradient: use it, leave it out of gc.grad,\n"
             "or pass gc.grad(..., allow_unused=True) to get zeros",
         )
+
+
+def _check_trained(graphs: Sequence[Graph]) -> None:
+    """An entry that trains some of the parameters that its loss depends on must train all of them, or another entry of
+    the program must: a model with a part that never learns looks like one that learns badly."""
+    grads = [n for g in graphs for n in g if n.op == "grad"]
+    asked = {v.node.attrs["name"] for n in grads for v in n.inputs[1:] if v.node.op == "state"}
+    trained = asked | {name for g in graphs for name, _ in g.updates}
+    for graph in graphs:
+        updated = {name for name, _ in graph.updates}
+        weights = [n for n in graph if n.op == "state" and n.attrs["trainable"]]
+        if not any(n.attrs["name"] in updated for n in weights):
+            continue
+        reached = _differentiable_from([n.inputs[0] for n in graph if n.op == "grad"])
+        for node in weights:
+            name = node.attrs["name"]
+            if node.out() in reached and name not in trained:
+                raise error(
+                    "GC0307",
+                    f"entry {graph.name!r} trains other parameters and not {name}, which its loss depends on",
+                    loc=node.loc,
+                    hint=f"give {name} to gc.grad and to the optimizer (net.parameters() lists all), or freeze it\n"
+                    "before: p.trainable = False",
+                )
 
 
 def _differentiable_from(roots: Sequence[Value]) -> set[Value]:

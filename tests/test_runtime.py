@@ -12,6 +12,7 @@ import hand_built
 import numpy as np
 import pytest
 
+from graphc.artifact_tensors import write_file
 from graphc.errors import GraphcError
 from graphc.runtime import Program, load
 
@@ -174,9 +175,12 @@ def test_save_and_load_state(program: Program, tmp_path: Path) -> None:
         ({"count": np.zeros(2, np.int32)}, "GC0802", "is int32[2]"),
     ],
 )
-def test_state_that_does_not_fit(program: Program, tensors: dict[str, np.ndarray], code: str, message: str) -> None:
+def test_state_that_does_not_fit(
+    program: Program, tmp_path: Path, tensors: dict[str, np.ndarray], code: str, message: str
+) -> None:
+    write_file(tmp_path / "s.safetensors", tensors)
     with pytest.raises(GraphcError) as caught:
-        program.load_state_dict(tensors)
+        program.load_state(tmp_path / "s.safetensors")
     assert caught.value.code == code
     assert message in str(caught.value)
     assert program.state["count"] == 7

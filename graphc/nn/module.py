@@ -153,7 +153,8 @@ class Module:
         missing = [name for name, value in slots.items() if value not in given]
         extra = [name for name in state_dict if name not in slots]
         if strict and (missing or extra):
-            raise error("GC0801", f"the names do not match: {_names('missing', missing, 'unexpected', extra)}")
+            message = f"the names do not match: {_names('missing', missing, 'unexpected', extra)}"
+            raise error("GC0801", message, hint="strict=False takes those that match; nothing was changed")
         loaded: dict[State, Array] = {}
         for name, value in slots.items():
             if name in state_dict:
@@ -201,7 +202,8 @@ def _path(owner: Module, state: State) -> str:
 def _fitting(name: str, value: Tensor, array: Array) -> Array:
     same_kind = (array.dtype.kind == "f") == value.dtype.is_float
     if array.shape != value.shape or not same_kind:
-        raise error("GC0802", f"{name} is {value.type}, and the given array is {array.dtype.name}{list(array.shape)}")
+        message = f"{name} is {value.type}, and the given array is {array.dtype.name}{list(array.shape)}"
+        raise error("GC0802", message, hint="it belongs to another configuration; nothing was changed")
     return array.astype(value.dtype.numpy)
 
 

@@ -87,7 +87,7 @@ def run_graphc(work: Workload) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         return dict(zip(named, gc.grad(gc.cross_entropy(net(x), y), list(named.values())), strict=True))
 
     program = gc.compile(gradients, *workloads.train_entries(work, net))
-    program.load_state_dict(weights({n: tuple(p.shape) for n, p in named.items()}), strict=False)
+    program.load_state_dict(weights({n: tuple(p.shape) for n, p in named.items()}))
     grads = program.gradients(x=x, y=y)
     losses = []
     for i in range(STEPS):
