@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # nanoGPT's "baby GPT" on tinyshakespeare
     "baby": {
         "n_layer": 6, "n_head": 6, "n_embd": 384, "n_positions": 256, "dropout": 0.2,
-        "batch_size": 64, "max_iters": 5000,
+        "batch_size": 64, "max_iters": 5000, "initializer_range": 0.035,
     },
     # the smallest published GPT-2, 124 M parameters
     "small": {
