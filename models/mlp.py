@@ -100,10 +100,8 @@ def batches(config: Config, split: str, start: int = 0) -> Iterator[dict[str, np
     once over the held-out part for "heldout"."""
     x, y = mnist(config.data, split) if config.data else next_kind(split)
     size = config.batch_size
-    if split == "train":
-        rows = (row for _, row in random_rows(len(y), size, config.seed, start))
-    else:
-        rows = shuffled_rows(len(y), size)
+    train = (row for _, row in random_rows(len(y), size, config.seed, start))
+    rows = train if split == "train" else shuffled_rows(len(y), size)
     one_hot = np.eye(len(CHARS) + 1, dtype=np.float32)
     for row in rows:
         features = x[row] / np.float32(255) if config.data else one_hot[x[row]].reshape(size, -1)
