@@ -179,8 +179,8 @@ def _read_zip(file: IO[bytes], data: memoryview, path: str | os.PathLike[str]) -
     try:
         infos = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as problem:
-        why = "its end is missing" if bytes(data[:4]) == b"PK\3\4" else "it is no zip file"
-        raise _no_artifact(path, why) from problem
+        cut = bytes(data[:4]) == b"PK\3\4"
+        raise _no_artifact(path, "its end is missing" if cut else "it is no zip file") from problem
     end, seen = 0, set()
     for info in sorted(infos, key=lambda i: i.header_offset):
         check_member_name(info.filename)
@@ -214,7 +214,7 @@ def _parse_manifest(text: bytes, path: str | os.PathLike[str]) -> Manifest:
 
 
 def _no_artifact(path: str | os.PathLike[str], why: str) -> GraphcError:
-    hint = "An artifact is written by `graphc compile FILE.py -o FILE.gcx` or by program.save()."
+    hint = "Copy it again, or write it anew: `graphc compile FILE.py -o FILE.gcx`, or program.save()."
     return error("GC0501", f"{os.fspath(path)} is not a graphc artifact: {why}", hint=hint)
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from graphc.errors import GraphcError, Loc, error
 from graphc.random import seed
+from graphc.scope import forget_source
 from graphc.trace import Entry
 
 __all__ = ["close_matches", "file_entries", "load_model_file", "make_config"]
@@ -49,6 +50,7 @@ def load_model_file(path: str | Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up here
     sys.path.append(str(path.parent))
     seed(0)
+    forget_source(str(path))
     try:
         spec.loader.exec_module(module)
     finally:
@@ -74,7 +76,7 @@ def make_config(module: ModuleType, overrides: Mapping[str, Any] | None = None) 
         if key not in names:
             message = f"{module.__file__} has no configuration key {key!r}"
             raise error("GC0601", message, loc=_where(cls), hint=close_matches(key, names))
-        overrides[key] = _read(key, value, kinds[key]) if isinstance(value, str) else value
+        overrides[key] = _read(key, value, kinds[key], _where(cls)) if isinstance(value, str) else value
     try:
         return cls(**overrides)
     except ValueError as e:
@@ -115,7 +117,7 @@ def close_matches(name: str, names: Sequence[str]) -> str:
 _BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def _read(key: str, text: str, kind: Any) -> Any:
+def _read(key: str, text: str, kind: Any, where: Loc | None) -> Any:
     """``text`` as a value of the field's type; an optional type reads "none" as None."""
     options = typing.get_args(kind)
     if type(None) in options:
@@ -128,15 +130,15 @@ def _read(key: str, text: str, kind: Any) -> Any:
         if kind in (int, float):
             return kind(text)
     except (KeyError, ValueError):
-        raise _wrong_value(key, text, kind.__name__) from None
+        raise _wrong_value(key, text, kind.__name__, where) from None
     if kind is str:
         return text
-    raise _wrong_value(key, text, f"{kind}, which the command line cannot write")
+    raise _wrong_value(key, text, f"{kind}, which the command line cannot write", where)
 
 
 _SUCH_AS = {"int": "a whole number, such as 12", "float": "a number, such as 0.1 or 3e-4", "bool": "true or false"}
 
 
-def _wrong_value(key: str, text: str, kind: str) -> GraphcError:
+def _wrong_value(key: str, text: str, kind: str, where: Loc | None) -> GraphcError:
     hint = f"--set {key}=VALUE takes {_SUCH_AS[kind]}" if kind in _SUCH_AS else None
-    return error("GC0602", f"{key}={text!r} does not fit: {key} is {kind}", hint=hint)
+    return error("GC0602", f"{key}={text!r} does not fit: {key} is {kind}", loc=where, hint=hint)

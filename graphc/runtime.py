@@ -316,7 +316,7 @@ class Entry:
             program._team.run(self._launches, program._scratch, program._stride, times)
             if self._flags.any():
                 failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
-                hint = "the outputs of this step are lost, and the state is what it made of it: check the data first"
+                hint = "check the arrays given; this step has no outputs, and the state is what it made of it"
                 raise error(failed.code, failed.message, loc=failed.loc, hint=hint)
             return {name: slot.copy() for name, slot in self._results.items()}
 

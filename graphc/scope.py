@@ -24,7 +24,7 @@ from graphc.ops import base
 if TYPE_CHECKING:
     from graphc.variable import State
 
-__all__ = ["Scope", "current", "emit", "entering", "user_loc"]
+__all__ = ["Scope", "current", "emit", "entering", "forget_source", "user_loc"]
 
 
 class Scope:
@@ -123,6 +123,12 @@ def _shown(file: str) -> str | None:
     if lines:  # so that Loc.source() finds the text under the short name; None: never check the file's time
         linecache.cache[shown] = (sum(map(len, lines)), None, lines, shown)
     return shown
+
+
+def forget_source(file: str) -> None:
+    """Read ``file`` anew when an error shows a line of it: it is about to be imported again."""
+    for name in (file, _SHOWN.pop(file, None)):
+        linecache.cache.pop(name or file, None)
 
 
 def user_loc() -> Loc | None:

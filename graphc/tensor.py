@@ -209,7 +209,7 @@ class Tensor(Traps):
         """``array + tensor`` arrives here: operators are ours, other NumPy functions are not."""
         op = _UFUNCS.get(ufunc.__name__)
         if method == "at" or kwargs.get("out") is not None:
-            self._refuse_change(f"np.{ufunc.__name__} with a result in place")
+            self._refuse_change(f"np.{ufunc.__name__}(..., out=...) or array += tensor")
         if method != "__call__" or kwargs or op is None:
             self._escape_numpy(ufunc.__name__)
         return op(*inputs)

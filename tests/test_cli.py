@@ -204,15 +204,16 @@ def test_every_code_explains_itself() -> None:
 ERRORS = [
     (
         ["compile", "net.py", "--set", "widht=3"],
-        "GC0601: net.py has no configuration key 'widht'\n  at net.py:11\n    class Config:\n  hint: did you mean width?\n",
+        "GC0601: net.py has no configuration key 'widht'\n  at net.py:11\n    class Config:\n"
+        "  hint: did you mean width?\n",
     ),
     (
         ["compile", "net.py", "--set", "zzz=3"],
         "GC0601: net.py has no configuration key 'zzz'\n  at net.py:11\n    class Config:\n"
         "  hint: there is bias, data, learning_rate, note, width\n",
     ),
-    (["compile", "net.py", "--set", "width=wide"], "GC0602: width='wide' does not fit: width is int\n"),
-    (["compile", "net.py", "--set", "bias=maybe"], "GC0602: bias='maybe' does not fit: bias is bool\n"),
+    (["compile", "net.py", "--set", "width=wide"], "GC0602: width='wide' does not fit: width is int\n  at net.py:11\n"),
+    (["compile", "net.py", "--set", "bias=maybe"], "GC0602: bias='maybe' does not fit: bias is bool\n  at net.py:11\n"),
     (
         ["compile", "nowhere.py"],
         "GC0605: there is no model file nowhere.py\n  hint: give the path of a Python file\n",

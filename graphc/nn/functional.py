@@ -149,7 +149,7 @@ def rms_norm(
 def _last_axes(x: Tensor, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or x.shape[-len(shape) :] != shape:
-        hint = "give the norm the size of the last dimension: nn.LayerNorm(x.shape[-1])"
+        hint = f"the norm is made for the last dimensions of x: {x.shape[-len(shape) :]} fits" if x.ndim else None
         raise error("GC0101", f"a norm over {shape} does not fit {x.type}", loc=user_loc(), hint=hint)
     return tuple(range(x.ndim - len(shape), x.ndim))
 
