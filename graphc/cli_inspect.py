@@ -8,6 +8,7 @@ import importlib.util
 import platform
 import shutil
 import sys
+import textwrap
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -122,14 +123,15 @@ def _cuda() -> str:
 
 def explain(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Say what an error code means. Raises GC0609 for one that does not exist."""
+    titles = {name: code.title for name, code in CODES.items()}
     if args.code is None:
-        out.table(["code", ""], [(c.code, c.title) for c in CODES.values()])
-        return {"codes": {c.code: c.title for c in CODES.values()}}
+        out.table(["code", ""], list(titles.items()))
+        return {"codes": titles}
     name = args.code.upper()
     if name not in CODES:
         raise error("GC0609", f"there is no error code {args.code}", hint=close_matches(name, sorted(CODES)))
     code = CODES[name]
-    out.line(f"{code.code}: {code.title}", style="bold")
-    out.line()
-    out.line(code.explain)
-    return {"code": code.code, "title": code.title, "explain": code.explain}
+    out.line(f"{name}: {code.title}", style="bold")
+    for part in code.explain.split("\n\n"):
+        out.line("\n" + textwrap.fill(part, 100, break_long_words=False, break_on_hyphens=False))
+    return {"code": name, **dataclasses.asdict(code), "explain": code.explain}

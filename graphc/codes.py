@@ -1,7 +1,7 @@
 """The table of error codes: what ``graphc explain`` prints, and what `graphc.errors.error` may be given.
 
 A code is one kind of error, found under the same number for ever: codes are never reused. The first two digits are the
-part that complains. Every entry says what the error means, shows it in an example and tells what to do.
+part that complains.
 """
 
 from __future__ import annotations
@@ -13,433 +13,456 @@ __all__ = ["CODES", "Code"]
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """One kind of error: ``title`` in a few words, ``explain`` what it means and what to do, with an example."""
+    """One kind of error: ``title`` in a few words, what it ``means``, an ``example`` and the ``remedy``."""
 
-    code: str
     title: str
-    explain: str
+    means: str
+    example: str
+    remedy: str
+
+    @property
+    def explain(self) -> str:
+        return f"{self.means}\n\nExample: {self.example}\n\n{self.remedy}"
 
 
 CODES: dict[str, Code] = {
-    c.code: c
-    for c in (
-        # 00xx the compiler itself
-        Code(
-            "GC0001",
-            "the graph broke a rule of the compiler",
-            "A pass produced a graph that the verifier refuses. This is a defect in graphc, not in your model.\n"
-            "Run with GRAPHC_DEBUG=2 to see which pass did it, and please report it with the printed lines.",
-        ),
-        Code(
-            "GC0002",
-            "a node has no value",
-            "The interpreter met a node that a pass should have rewritten away. This is a defect in graphc, not in\n"
-            "your model: please report it with the printed graph.",
-        ),
-        Code(
-            "GC0003",
-            "an input or a piece of state is missing or does not fit",
-            "The graph reads an input or a piece of state that the caller did not pass, or passed with another dtype\n"
-            "or shape. Give every input of the entry by name, and every state that the graph declares.",
-        ),
-        Code(
-            "GC0008",
-            "the memory plan is not sound",
-            "A checker that shares no code with the planner found that a tensor is overwritten while it is needed.\n"
-            "This is a defect in graphc, not in your model; please report it with the printed line.",
-        ),
-        Code(
-            "GC0009",
-            "a kernel did not compile",
-            "The generated source of a kernel was refused by the compiler behind the target. This is a defect in\n"
-            "graphc; please report it with the kernel's source file, which the message names.",
-        ),
-        Code(
-            "GC0010",
-            "no code generator for this processor",
-            "graphc compiles for x86-64 with AVX2 and FMA (2013 and later), for AVX-512, and for 64-bit Arm.\n"
-            "`graphc doctor` shows what it found on this machine.",
-        ),
-        # 01xx shapes and dtypes in the model
-        Code(
-            "GC0101",
-            "shapes do not match",
-            "Elementwise operations take operands of one shape; a dimension of 1 is repeated, others must be equal.\n"
-            "Example: x[128, 10] + b[128] fails, because dimensions are matched from the right: 10 against 128.\n"
-            "Write x + b[:, None], or look for a transposed or mis-sized operand.",
-        ),
-        Code(
-            "GC0102",
-            "dtypes do not match",
-            "The operands of this operation must have one dtype. Example: gc.maximum(x, n) with x float32, n int32.\n"
-            "Convert one of them: gc.astype(n, gc.float32).",
-        ),
-        Code(
-            "GC0103",
-            "the operation does not take this dtype",
-            "Some operations exist for some dtypes only. Example: gc.exp(n) with n int32, or x & y on floats.\n"
-            "Convert first: gc.exp(gc.astype(n, gc.float32)).",
-        ),
-        Code(
-            "GC0104",
-            "bad axis",
-            "An axis counts dimensions from 0, each may be named once, and max and min need at least one element.\n"
-            "Example: gc.sum(x, axis=2) with x of shape (3, 4), whose axes are 0 and 1.",
-        ),
-        Code(
-            "GC0105",
-            "reshape changes the number of elements",
-            "A reshape keeps all elements in row-major order. Example: a (3, 4) tensor has 12 elements and can become\n"
-            "(2, 6), not (2, 5). Use -1 for one dimension to have it computed.",
-        ),
-        Code(
-            "GC0106",
-            "cannot broadcast",
-            "broadcast_to repeats dimensions of size 1 and adds dimensions on the left. Example: (3, 1) can become\n"
-            "(2, 3, 4); (3,) cannot become (3, 4): write x[:, None] first.",
-        ),
-        Code(
-            "GC0107",
-            "the inner dimensions of a product differ",
-            "A matrix product needs as many columns on the left as rows on the right, and equal batch dimensions.\n"
-            "Example: x[128, 784] @ w[512, 784] fails; write x @ w.T.",
-        ),
-        Code(
-            "GC0108",
-            "slice or split out of bounds",
-            "A slice lies within its dimension and steps forward; the sizes of a split add up to the dimension.\n"
-            "Example: splitting 10 columns into (4, 4) leaves 2 over.",
-        ),
-        Code(
-            "GC0109",
-            "bad attribute",
-            "A node carries a setting that its operation does not understand. From the Python functions this is a\n"
-            "defect in graphc; from graph text written by hand, compare with what `graphc inspect --graph` prints.",
-        ),
-        Code(
-            "GC0110",
-            "the region does not fit its operands",
-            "A region (a named piece of the graph, such as attention) was called with operands of other types than it\n"
-            "was traced with, or its hand-written gradient has the wrong inputs or outputs. The message lists both\n"
-            "sides.",
-        ),
-        Code(
-            "GC0111",
-            "wrong number of operands",
-            "The operation takes a fixed number of operands. Example: add takes two.",
-        ),
-        # 02xx tracing
-        Code(
-            "GC0201",
-            "control flow on a traced value",
-            "A model is traced once; what a tensor holds is known only when the program runs. So `if x > 0:`,\n"
-            "`while`, `and`, `or` and `not` cannot take tensors. Write gc.where(x > 0, a, b), or combine\n"
-            "conditions with & and |.",
-        ),
-        Code(
-            "GC0202",
-            "a traced value has no elements yet",
-            "float(x), int(x), x.item(), np.asarray(x), NumPy functions and iteration need numbers that exist\n"
-            "only when the program runs. Use the gc function of the same name, or return the tensor from the\n"
-            "entry and read it there.",
-        ),
-        Code(
-            "GC0203",
-            "a traced value is changed in place",
-            "x[0] = 1 has no meaning in a graph: tensors are values. Write x = gc.where(mask, new, x) or\n"
-            "gc.concat([...]). Rebinding is fine: x += 1. What lives between runs is declared with gc.state and\n"
-            "written with .assign.",
-        ),
-        Code(
-            "GC0204",
-            "an entry does not return a dict of tensors",
-            'Outputs have names: return {"loss": loss}. An entry that only updates state may return {}.',
-        ),
-        Code(
-            "GC0205",
-            "an index that is not known while tracing",
-            "x[key] takes ints, slices with positive steps, None, ... and integer tensors. Masks would give a\n"
-            "shape that depends on data: use gc.where(mask, x, 0).",
-        ),
-        Code(
-            "GC0206",
-            "a state is assigned twice",
-            "An entry says once what a state becomes. Compute the final value in a local variable, then assign\nit.",
-        ),
-        Code(
-            "GC0207",
-            "a state cannot hold this value",
-            "The shape and dtype of state are fixed by its initial value, which is a NumPy array or a number.",
-        ),
-        Code(
-            "GC0208",
-            "not a tensor, or no such element type",
-            "Functions take tensors, NumPy arrays and Python numbers of the element types float64, float32,\n"
-            "int64, int32, int16, int8, uint32, uint8 and bool.",
-        ),
-        Code(
-            "GC0209",
-            "a tensor from another trace",
-            "A tensor belongs to the entry (or checkpointed function) in which it was made. Keep tensors in local\n"
-            "variables, not in globals or on modules; what lives between runs is declared with gc.state.",
-        ),
-        Code(
-            "GC0210",
-            "tensor computation outside of an entry",
-            "gc functions build a graph. Put the code in a function marked with @gc.entry and compile it with\n"
-            "gc.compile.",
-        ),
-        Code(
-            "GC0211",
-            "two pieces of state have one name",
-            'State is shared by name. Name one of the modules: net = Net().named("actor"), which prefixes its\n'
-            "names; keep modules of a list in nn.ModuleList; declare gc.state outside of entries, once.",
-        ),
-        Code(
-            "GC0212",
-            "a large constant",
-            "A NumPy array in a model becomes a constant of the program. From 64 KiB on, make it state or an\ninput.",
-        ),
-        Code(
-            "GC0213",
-            "state without a name",
-            'A parameter gets its name from the module that it is an attribute of; others need name="...".',
-        ),
-        Code(
-            "GC0214",
-            "specs and arguments of an entry do not match",
-            'Each argument of the function has one spec: @gc.entry(x=gc.spec((128, 784), "float32")) for def\n'
-            "train(x).",
-        ),
-        Code(
-            "GC0215",
-            "an entry is called directly",
-            "Entries are compiled first: program = gc.compile(train), then program.train(x=...). Inside another\n"
-            "entry, a call is inlined.",
-        ),
-        Code(
-            "GC0216",
-            "a module is not set up like this",
-            "Modules hold parameters, state and other modules as attributes. To change a parameter's value before\n"
-            "compiling, use load_state_dict; inside an entry, use .assign.",
-        ),
-        Code(
-            "GC0217",
-            "arguments of a layer or function do not fit together",
-            "A size, probability or mode that the layer or function does not accept; the message names it.",
-        ),
-        # 03xx gradients
-        Code(
-            "GC0301",
-            "the loss is not a scalar",
-            "gc.grad differentiates one number. Reduce the loss to a scalar of a float dtype first:\n"
-            "gc.grad(gc.mean(errors), params), not gc.grad(errors, params).",
-        ),
-        Code(
-            "GC0302",
-            "no gradient reaches a variable",
-            "The loss does not depend on a tensor that gc.grad was asked for, or only through integers or\n"
-            "gc.stop_gradient. A layer that is built but not called is the usual cause. Use the tensor in the model,\n"
-            "leave it out of the call, or say allow_unused=True to get zeros for it.",
-        ),
-        Code(
-            "GC0303",
-            "an op between variable and loss has no gradient",
-            "An op may say that it has no derivative. Wrap its operand in gc.stop_gradient where no gradient should\n"
-            "flow.",
-        ),
-        Code(
-            "GC0304",
-            "gradient with respect to a tensor that is not a float",
-            "Only tensors of a float dtype have gradients. Leave integers and booleans out of gc.grad.",
-        ),
-        Code(
-            "GC0305",
-            "a gradient inside a checkpoint",
-            "gc.grad must be taken outside of the checkpointed function.",
-        ),
-        Code(
-            "GC0306",
-            "gradients do not match the optimizer's parameters",
-            "opt.update takes one gradient per parameter, in the order in which the optimizer got the parameters:\n"
-            "opt.update(gc.grad(loss, net.parameters())).",
-        ),
-        Code(
-            "GC0307",
-            "training leaves a trainable parameter out",
-            "An entry updates some parameters, and its loss depends on another one for which no entry of the\n"
-            "program asks a gradient. Such a part never learns, and nobody notices. Example:\n"
-            "gc.grad(loss, net.head.parameters()) in a model with a body. Ask for net.parameters(), or say what is\n"
-            "frozen: for p in net.body.parameters(): p.trainable = False.",
-        ),
-        # 04xx run time: arguments and values
-        Code(
-            "GC0401",
-            "an argument is missing or unexpected",
-            "An entry is called with exactly the arguments of its @gc.entry line, by name:\n"
-            "\n"
-            "    program.train(x=x, y=y)",
-        ),
-        Code(
-            "GC0402",
-            "an argument has the wrong dtype",
-            "Arguments are not converted silently, since that hides mistakes and costs time. Convert the array:\n"
-            "\n"
-            "    program.infer(x=x.astype('float32'))\n"
-            "\n"
-            "Python numbers and lists of them are taken when they fit the dtype without loss.",
-        ),
-        Code(
-            "GC0403",
-            "an argument has the wrong shape",
-            "A program is compiled for fixed shapes. Give an array of the declared shape, or compile another entry.",
-        ),
-        Code(
-            "GC0420",
-            "an index is out of range",
-            "gc.take, embedding lookups and scatter_add need indices from 0 to size - 1; negative ones do not count\n"
-            "from the end. Example: a token id of 50257 in a vocabulary of 50257. Check the data and the vocabulary's\n"
-            "size.",
-        ),
-        # 05xx artifacts and graph text
-        Code(
-            "GC0501",
-            "not an artifact",
-            "The file is not a .gcx file at all, or is cut off at the end.",
-        ),
-        Code(
-            "GC0502",
-            "a damaged artifact",
-            "Names, sizes, offsets or types in the file contradict each other. Nothing of it was run.",
-        ),
-        Code(
-            "GC0503",
-            "another format version",
-            "The file was written by a graphc whose artifact format this one does not read.",
-        ),
-        Code(
-            "GC0504",
-            "a digest does not match",
-            "A member of the artifact is not what was written. Nothing of it was run.",
-        ),
-        Code(
-            "GC0505",
-            "the artifact was built for another machine",
-            "Native code in the artifact needs CPU features that this machine does not have, or another system. Where\n"
-            "the compiler is installed, graphc.load rebuilds the program from its graph and says so.",
-        ),
-        Code(
-            "GC0506",
-            "native code of unknown origin",
-            "The artifact was not built by this user on this machine, so its native code is not run. Where the\n"
-            "compiler is installed, graphc.load rebuilds it from the graph; otherwise, if you trust where the file\n"
-            "comes from, say graphc.load(path, trust=True).",
-        ),
-        Code(
-            "GC0507",
-            "an artifact cannot be read or written",
-            "The operating system refused; the message says why.",
-        ),
-        Code(
-            "GC0550",
-            "the graph text cannot be read",
-            "The text form of a graph has a defect in the line that the message names: a missing mark, a value used\n"
-            "before its definition, a malformed constant.",
-        ),
-        # 06xx command line, configuration and data
-        Code(
-            "GC0601",
-            "unknown configuration key",
-            "--set KEY=VALUE overrides a field of the model file's dataclass Config, which has no field of that name.\n"
-            "The message lists the names that come close; `graphc inspect FILE.py` lists them all.",
-        ),
-        Code(
-            "GC0602",
-            "a configuration value does not fit",
-            "--set KEY=VALUE reads VALUE by the type of the field: 12 for int, 0.1 or 1e-3 for float, true or\n"
-            "false for bool, anything for str. The same code says that Config itself refused the combination of\n"
-            "values, or that an environment variable of graphc has a value out of range.",
-        ),
-        Code(
-            "GC0603",
-            "the data file cannot be read",
-            "The path that --data (or --input, or --state) names does not exist or may not be read. Relative paths\n"
-            "start at the folder in which graphc runs.",
-        ),
-        Code(
-            "GC0604",
-            "the data file does not hold what was expected",
-            "A text must be UTF-8 and long enough for its held-out tenth to fill a window; an image file must be a\n"
-            "whole IDX file; an --input must be a .npy file. The message says what was found.",
-        ),
-        Code(
-            "GC0605",
-            "the model file cannot be used",
-            "A model file is a Python file with @gc.entry functions at module level, or with a dataclass Config and a\n"
-            "function entries(config) that returns such functions. `graphc train` also needs a generator\n"
-            "batches(config, split) and an entry `train` that returns a scalar `loss`.",
-        ),
-        Code(
-            "GC0606",
-            "the run cannot be resumed",
-            "A checkpoint resumes the run that wrote it: the same model file, configuration and seed. Start graphc\n"
-            "train with the settings that the message shows, or without --resume for a new run.",
-        ),
-        Code(
-            "GC0607",
-            "no such pass, kernel, entry or target",
-            "The name after --dump-after, --kernel, --entry or --target does not occur. The message lists some.",
-        ),
-        Code(
-            "GC0608",
-            "the loss is not finite",
-            "The training loss became NaN or infinite; no checkpoint was written. A lower learning rate, a longer\n"
-            "warm-up or gradient clipping are the usual cures.",
-        ),
-        Code(
-            "GC0609",
-            "unknown error code",
-            "`graphc explain CODE` takes a code like GC0601, as errors print it; without a code it lists them all.",
-        ),
-        Code(
-            "GC0610",
-            "a file cannot be written",
-            "The path given for a result lies in a folder that does not exist or may not be written.",
-        ),
-        Code(
-            "GC0611",
-            "the compiled program is wrong",
-            "`graphc verify` found a result that differs from the interpreter's by more than rounding explains.\n"
-            "This is a defect in graphc; please report it with the model file.",
-        ),
-        # 07xx memory
-        Code(
-            "GC0701",
-            "the program needs more memory than its budget",
-            "The plan's peak is above --memory-budget. The table lists the largest tensors, their lifetimes (in\n"
-            "launches) and lines. Make the batch smaller, or raise the budget.",
-        ),
-        # 08xx state and checkpoints
-        Code(
-            "GC0801",
-            "the state has other names",
-            "A checkpoint or mapping lacks state of the program or has names that it does not know. With\n"
-            "strict=False, both are skipped.",
-        ),
-        Code(
-            "GC0802",
-            "a piece of state has another shape or dtype",
-            "The checkpoint was saved by another model or another configuration. Nothing was overwritten.",
-        ),
-        Code(
-            "GC0804",
-            "a damaged safetensors file",
-            "Lengths, names or offsets in the file contradict each other. Nothing was loaded.",
-        ),
-        Code(
-            "GC0805",
-            "a state file cannot be read or written",
-            "The operating system refused; the message says why.",
-        ),
-    )
+    # 00xx the compiler itself
+    "GC0001": Code(
+        "the graph broke a rule of the compiler",
+        "A pass produced a graph that the verifier refuses.",
+        "a sum whose type is not that of its operands.",
+        "This is a defect in graphc, not in your model: please report it with the printed lines. GRAPHC_DEBUG=2 says "
+        "which pass did it.",
+    ),
+    "GC0002": Code(
+        "a node has no value",
+        "The interpreter met a node that a pass should have written out.",
+        "a `grad` after the pass differentiate.",
+        "This is a defect in graphc, not in your model: please report it with the printed graph.",
+    ),
+    "GC0003": Code(
+        "an input or a piece of state is missing or does not fit",
+        "The interpreter needs every input and every state of the graph, in its dtype and shape.",
+        "interpret(graph, {}) for a graph with an input x.",
+        "Give the arrays that the message names, converted with astype or reshape.",
+    ),
+    "GC0008": Code(
+        "the memory plan is not sound",
+        "A checker that shares no code with the planner found a tensor that is overwritten while it is needed.",
+        "two tensors at one offset of the arena, alive at the same time.",
+        "This is a defect in graphc, not in your model: please report it with the printed line.",
+    ),
+    "GC0009": Code(
+        "a kernel did not compile",
+        "The compiler behind the target refused the generated source of a kernel.",
+        "an instruction that this version of LLVM does not know.",
+        "This is a defect in graphc, not in your model: please report it with the printed lines and those of `graphc "
+        "doctor`.",
+    ),
+    "GC0010": Code(
+        "no code generator for this processor",
+        "This graphc compiles for x86-64 with AVX2 and FMA (2013 and later), for AVX-512, and for 64-bit Arm.",
+        "an x86-64 processor of 2011.",
+        "`graphc doctor` shows what it found here; compile on another machine.",
+    ),
+    # 01xx shapes and dtypes in the model
+    "GC0101": Code(
+        "shapes do not match",
+        "Elementwise operations repeat dimensions of 1; all others must be equal, counted from the last.",
+        "x + b with x (128, 10) and b (128,) compares 10 with 128.",
+        "Write x + b[:, None], or look for a transposed or mis-sized operand.",
+    ),
+    "GC0102": Code(
+        "dtypes do not match",
+        "A node has operands of different dtypes. The Python functions convert operands; graph text does not.",
+        "add(%x, %n) with x float32 and n int32 in a graph written by hand.",
+        "Convert one of them: gc.astype(n, gc.float32), in text astype{dtype=float32}(%n).",
+    ),
+    "GC0103": Code(
+        "the operation does not take this dtype",
+        "Some operations exist for some dtypes only.",
+        "x & y on floats, or an embedding indexed by floats.",
+        'Convert first: gc.astype(x, "int32"); or declare the input as what it is: gc.spec(shape, "int32").',
+    ),
+    "GC0104": Code(
+        "bad axis",
+        "Axes are counted from 0, or from -1 backwards; each may be named once; max and min need an element.",
+        "x.sum(axis=2) with x of shape (3, 4), whose axes are 0 and 1.",
+        "Name an axis that exists; x.shape shows them.",
+    ),
+    "GC0105": Code(
+        "reshape changes the number of elements",
+        "A reshape keeps all elements, in row-major order.",
+        "x.reshape(5, 2) with x of shape (3, 4), which has 12 elements.",
+        "Write x.reshape(6, 2), or -1 for the one dimension to be computed: x.reshape(2, -1).",
+    ),
+    "GC0106": Code(
+        "cannot broadcast",
+        "broadcast_to repeats dimensions of size 1 and adds dimensions on the left.",
+        "(3, 1) can become (2, 3, 4); (3,) cannot become (3, 4).",
+        "Add the dimension of 1 where it is wanted: gc.broadcast_to(x[:, None], (3, 4)).",
+    ),
+    "GC0107": Code(
+        "the inner dimensions of a product differ",
+        "A matrix product needs as many columns on the left as rows on the right, and batches that broadcast.",
+        "x @ w with x (128, 784) and w (512, 784).",
+        "Write x @ w.T; give a layer the width that arrives: nn.Linear(x.shape[-1], 512).",
+    ),
+    "GC0108": Code(
+        "an index, slice or split out of bounds",
+        "Indices lie within their dimension; the sizes of a split add up to it.",
+        "x[4] with x of shape (4, 3), or gc.split(x, [4, 4]) of 10 columns.",
+        "Use an index that exists, or sizes that fill the dimension: gc.split(x, [4, 4, 2]).",
+    ),
+    "GC0109": Code(
+        "bad attribute",
+        "A node carries a setting that its operation does not understand.",
+        "reshape{shape=(2, -3)} in a graph written by hand.",
+        "In graph text, compare with what `graphc inspect --graph` prints. From Python it is a defect: report it.",
+    ),
+    "GC0110": Code(
+        "the region does not fit its operands",
+        "A region (a named piece of the graph, such as attention) was called with operands of other types than it "
+        "was traced with, or its hand-written gradient has other inputs or outputs.",
+        "a body of two inputs, called with three operands.",
+        "The message lists both sides: make them agree.",
+    ),
+    "GC0111": Code(
+        "wrong number of operands",
+        "The operation takes a fixed number of operands, or at least one.",
+        "gc.concat([]).",
+        "Give the operands that the message asks for: gc.concat([a, b]).",
+    ),
+    # 02xx tracing
+    "GC0201": Code(
+        "control flow on a traced value",
+        "A model is traced once; what a tensor holds is known only when the program runs, so Python cannot decide by "
+        "it.",
+        "if x.sum() > 0: x = -x",
+        "Write x = gc.where(x.sum() > 0, -x, x); combine conditions with &, | and ~.",
+    ),
+    "GC0202": Code(
+        "a traced value has no elements yet",
+        "float(x), x.item(), np.asarray(x), NumPy functions and iteration need numbers that exist only when the "
+        "program runs.",
+        "scale = x.max().item()",
+        'Leave it a tensor, scale = x.max(), use gc functions, or return it from the entry: {"scale": scale}.',
+    ),
+    "GC0203": Code(
+        "a traced value is changed in place",
+        "Tensors are values: nothing changes them. Rebinding a name is fine: x += 1.",
+        "x[0] = 1",
+        "Write gc.where(mask, 1, x) or gc.concat([one, x[1:]]). What lives between runs is gc.state, with .assign.",
+    ),
+    "GC0204": Code(
+        "an entry does not return a dict of tensors",
+        "The outputs of an entry have names. An entry that only updates state may return {}.",
+        "return loss",
+        'Give it a name: return {"loss": loss}.',
+    ),
+    "GC0205": Code(
+        "an index that is not known while tracing",
+        "x[key] takes ints, slices with positive steps, None, ... and integer tensors: the shape must be known.",
+        "x[x > 0], whose shape depends on the data.",
+        "Write gc.where(x > 0, x, 0); gc.flip(x, axis) for a step of -1.",
+    ),
+    "GC0206": Code(
+        "a state is assigned twice",
+        "An entry says once what a state becomes.",
+        "step.assign(step + 1) in two places of one entry.",
+        "Compute the final value in a local variable, then assign it.",
+    ),
+    "GC0207": Code(
+        "a state cannot hold this value",
+        "The shape and dtype of state are those of its initial value, a NumPy array or a number.",
+        'gc.state(np.int32(0), name="n").assign(x) with x float32.',
+        'Convert the value: n.assign(gc.astype(x, "int32")), or declare the state as what it will hold.',
+    ),
+    "GC0208": Code(
+        "not a tensor, or no such element type",
+        "Functions take tensors, arrays and numbers of float64, float32, int64, int32, int16, int8, uint32, uint8 "
+        "and bool.",
+        'gc.exp("x"), or an array of complex64.',
+        "Convert it while it is an array: np.float32(x).",
+    ),
+    "GC0209": Code(
+        "a tensor from another trace",
+        "A tensor belongs to the entry (or checkpointed function) in which it was made.",
+        "self.h = h in one entry, self.h * 2 in another.",
+        "Keep tensors in local variables; what lives between runs is declared with gc.state.",
+    ),
+    "GC0210": Code(
+        "tensor computation outside of an entry",
+        "Functions of gc build a graph, and outside of an entry there is none.",
+        "gc.relu(np.zeros(3)) at the top of a file.",
+        "Put it in a function with @gc.entry and compile that; for plain numbers, use NumPy.",
+    ),
+    "GC0211": Code(
+        "two pieces of state have one name",
+        "The entries of a program share state by name, so that a name means one thing.",
+        "nn.Linear(3, 3) twice, both the root of their own model: two states named weight.",
+        'Name one: actor = Net().named("actor"). Modules of a list belong in nn.ModuleList.',
+    ),
+    "GC0212": Code(
+        "a large constant",
+        "A NumPy array in a model becomes a constant of the program, up to 64 KiB.",
+        "x @ np.zeros((512, 512), np.float32)",
+        'Declare it once: gc.state(array, name="table"), nn.Parameter(array), or an input of the entry.',
+    ),
+    "GC0213": Code(
+        "state without a name",
+        "A parameter gets its name from the module that it is an attribute of.",
+        "w = nn.Parameter(array) in a function.",
+        'Write self.w = nn.Parameter(array) in a module, or nn.Parameter(array, name="w").',
+    ),
+    "GC0214": Code(
+        "specs and arguments of an entry do not match",
+        "Each argument of an entry has one spec: shape and dtype.",
+        "@gc.entry(x=gc.spec((128, 784))) over def train(x, y).",
+        'Write @gc.entry(x=gc.spec((128, 784)), y=gc.spec((128,), "int32")).',
+    ),
+    "GC0215": Code(
+        "an entry is called directly",
+        "Entries are compiled before they run; only inside another entry a call is inlined.",
+        "train(x=x)",
+        "Write program = gc.compile(train), then program.train(x=x).",
+    ),
+    "GC0216": Code(
+        "a module is not set up like this",
+        "Modules hold parameters, state and other modules as attributes, and these stay what they are.",
+        "self.layers = [nn.Linear(3, 3)], or net.weight = array.",
+        "Write self.layers = nn.ModuleList([...]); net.load_state_dict({...}) sets values.",
+    ),
+    "GC0217": Code(
+        "arguments of a layer or function do not fit together",
+        "A size, probability or mode that the layer or function does not accept; the message names it.",
+        "gc.dropout(x, 1.5), or 5 heads of attention over 64 dimensions.",
+        "Choose a value of the range that the message states.",
+    ),
+    # 03xx gradients
+    "GC0301": Code(
+        "the loss is not a scalar",
+        "gc.grad differentiates one number of a float dtype.",
+        "gc.grad((net(x) - y) ** 2, params)",
+        "Reduce it first: gc.grad(gc.mean((net(x) - y) ** 2), params).",
+    ),
+    "GC0302": Code(
+        "no gradient reaches a variable",
+        "The loss does not depend on a tensor that gc.grad was asked for, or only through integers or "
+        "gc.stop_gradient.",
+        "a layer that __init__ makes and forward forgets.",
+        "Use it, leave it out of gc.grad, or pass allow_unused=True to get zeros for it.",
+    ),
+    "GC0303": Code(
+        "an op between variable and loss has no gradient",
+        "An op may say that it has no derivative.",
+        "the gradient of a model with random_bits in its path.",
+        "Wrap its operand in gc.stop_gradient where no gradient should flow.",
+    ),
+    "GC0304": Code(
+        "gradient with respect to a tensor that is not a float",
+        "Only tensors of a float dtype have gradients.",
+        "gc.grad(loss, tokens) with tokens int32.",
+        "Leave integers out of gc.grad; make parameters of float arrays.",
+    ),
+    "GC0305": Code(
+        "a gradient inside a checkpoint",
+        "gc.grad is not possible in the function that is given to gc.checkpoint.",
+        "gc.checkpoint(lambda x: gc.grad(f(x), x), x)",
+        "Turn it round: gc.grad(gc.checkpoint(f, x), x).",
+    ),
+    "GC0306": Code(
+        "gradients do not match the optimizer's parameters",
+        "opt.update takes one gradient for each parameter of the optimizer.",
+        "opt.update(gc.grad(loss, [net.bias])) with opt made of net.parameters().",
+        "Give both the same: opt.update(gc.grad(loss, net.parameters())).",
+    ),
+    "GC0307": Code(
+        "training leaves a trainable parameter out",
+        "An entry updates some parameters, and its loss depends on another one for which no entry of the program "
+        "asks a gradient: a part that never learns, and nobody notices.",
+        "gc.grad(loss, net.head.parameters()) in a model with a body.",
+        "Ask for net.parameters(), or freeze it: for p in net.body.parameters(): p.trainable = False.",
+    ),
+    # 04xx run time: arguments and values
+    "GC0401": Code(
+        "an argument is missing or unexpected",
+        "An entry is called with exactly the arguments of its @gc.entry line, by name.",
+        "program.train(x, y)",
+        "Write program.train(x=x, y=y).",
+    ),
+    "GC0402": Code(
+        "an argument has the wrong dtype",
+        "Arrays are not converted silently: that hides mistakes and costs time. Python numbers and lists are, where "
+        "they fit.",
+        "a float64 array, as NumPy makes them, for a float32 argument.",
+        'Convert the array: program.infer(x=x.astype("float32")).',
+    ),
+    "GC0403": Code(
+        "an argument has the wrong shape",
+        "A program is compiled for the shapes of its specs, and takes no others.",
+        "the last batch of an epoch, with 17 rows for a spec of (128, 784).",
+        "Leave it out, pad it, or compile another entry for its shape.",
+    ),
+    "GC0420": Code(
+        "an index is out of range",
+        "gc.take, embeddings, scatter_add and the labels of cross_entropy need 0 to size - 1; negative ones do not "
+        "count from the end.",
+        "a token 50257 in a vocabulary of 50257.",
+        "Check the data and the size of the vocabulary or of the last layer.",
+    ),
+    # 05xx artifacts and graph text
+    "GC0501": Code(
+        "not an artifact",
+        "The file is not a .gcx file at all, or its end is missing.",
+        "graphc run net.py train, or a download that stopped.",
+        "Copy it again, or write it anew with `graphc compile FILE.py -o FILE.gcx`.",
+    ),
+    "GC0502": Code(
+        "a damaged artifact",
+        "Names, sizes, offsets or types in the file contradict each other. Nothing of it was run.",
+        "an argument of a kernel that lies outside of the arena.",
+        "Get the file again from its source, or compile the model again.",
+    ),
+    "GC0503": Code(
+        "another format version",
+        "The file was written by a graphc whose artifact format this one does not read.",
+        "a file of graphc 3 in graphc 1.",
+        "Load it with the graphc that wrote it, or compile the model again.",
+    ),
+    "GC0504": Code(
+        "a digest does not match",
+        "A member of the artifact is not what was written. Nothing of it was run.",
+        "a byte of the weights that changed on a bad disk.",
+        "Get the file again from its source, or compile the model again.",
+    ),
+    "GC0505": Code(
+        "the artifact was built for another machine",
+        "Native code in the artifact needs CPU features or a system that this machine does not have.",
+        "a file built with AVX-512 on a processor without.",
+        "Where numba is installed, graphc.load rebuilds it from its graph and says so; or compile it here.",
+    ),
+    "GC0506": Code(
+        "native code of unknown origin",
+        "The artifact was not built by this user on this machine, so its native code is not run.",
+        "a file from a download.",
+        "Where numba is installed, graphc.load rebuilds it from its graph; if you trust its source, "
+        "graphc.load(path, trust=True).",
+    ),
+    "GC0507": Code(
+        "an artifact cannot be read or written",
+        "The operating system refused; the message says why.",
+        "graphc run nothing.gcx train",
+        "Check the path, from the folder in which graphc runs, and its permissions.",
+    ),
+    "GC0550": Code(
+        "the graph text cannot be read",
+        "The text of a graph has a defect in the line that the message names.",
+        "%2 = add(%0, %1) where %1 is defined further down.",
+        "Compare with what `graphc inspect --graph` prints.",
+    ),
+    # 06xx command line, configuration and data
+    "GC0601": Code(
+        "unknown configuration key",
+        "--set KEY=VALUE overrides a field of the model file's dataclass Config, which has none of that name.",
+        "--set n_layers=4 where Config has n_layer.",
+        "`graphc inspect FILE.py` lists the keys.",
+    ),
+    "GC0602": Code(
+        "a configuration value does not fit",
+        "A value is read by the type of its field, Config may refuse a combination, and environment variables have "
+        "ranges.",
+        "--set n_layer=four, or GRAPHC_THREADS=0.",
+        "Give 12 for int, 0.1 or 3e-4 for float, true or false for bool, anything for str.",
+    ),
+    "GC0603": Code(
+        "a data file cannot be read",
+        "The path that --data or --input names does not exist or may not be read.",
+        "--data shakespear.txt",
+        "Check the path: it starts at the folder in which graphc runs.",
+    ),
+    "GC0604": Code(
+        "a data file does not hold what was expected",
+        "A text must be UTF-8 and long enough to hold a part out; an image file a whole IDX file; an --input a .npy "
+        "file.",
+        "--data photo.jpg for a text model.",
+        "The message says what was found: convert the file, or get it again.",
+    ),
+    "GC0605": Code(
+        "the model file cannot be used",
+        "A model file has @gc.entry functions, or entries(config) that returns some; `graphc train` also needs "
+        "batches(config, split) and an entry `train` that returns a scalar `loss`.",
+        "graphc train on a file that only has an entry infer.",
+        "Add what the message names; models/mlp.py is a short complete file.",
+    ),
+    "GC0606": Code(
+        "the run cannot be resumed",
+        "A checkpoint resumes the run that wrote it: the same model file and configuration.",
+        "--resume with another --set n_layer.",
+        "Give the settings that the message shows, or leave out --resume for a new run.",
+    ),
+    "GC0607": Code(
+        "no such pass, kernel, entry or target",
+        "The name after --dump-after, --kernel, --entry or target= does not occur.",
+        "--dump-after differentate",
+        "The message lists names that come close; this version has the target cpu.",
+    ),
+    "GC0608": Code(
+        "the loss is not finite",
+        "The training loss became NaN or infinite; no checkpoint was written after that.",
+        "a learning rate of 10.",
+        "Lower the learning rate, warm up longer, or clip: optim.clip_by_global_norm(grads, 1.0).",
+    ),
+    "GC0609": Code(
+        "unknown error code",
+        "`graphc explain CODE` takes a code as errors print it.",
+        "graphc explain GC9999",
+        "`graphc explain` without a code lists them all.",
+    ),
+    "GC0610": Code(
+        "a file cannot be written",
+        "The path for a result or for the cache lies in a folder that does not exist or may not be written.",
+        "--report no/where.html",
+        "Make the folder, or give another path; GRAPHC_CACHE names the folder of the cache.",
+    ),
+    "GC0611": Code(
+        "the compiled program is wrong",
+        "`graphc verify` found a result that differs from the interpreter's by more than rounding explains.",
+        "a loss of 2.31 where the interpreter has 2.35.",
+        "This is a defect in graphc, not in your model: please report it with the model file.",
+    ),
+    # 07xx memory
+    "GC0701": Code(
+        "the program needs more memory than its budget",
+        "The plan's peak is above --memory-budget (or memory_budget=). The table lists the largest tensors, their "
+        "lifetimes in launches, and their lines.",
+        "--memory-budget 1GiB for a batch of 512.",
+        "Make the batch smaller, recompute with gc.checkpoint, or raise the budget.",
+    ),
+    # 08xx state and checkpoints
+    "GC0801": Code(
+        "the state has other names",
+        "Weights or a checkpoint lack state that is needed, or have names that the program does not know. Nothing "
+        "was overwritten.",
+        "weights of a model with a bias, for a model without.",
+        "Rename or complete them; strict=False takes the names that match.",
+    ),
+    "GC0802": Code(
+        "a piece of state has another shape or dtype",
+        "The values were saved by another model or configuration. Nothing was overwritten.",
+        "a weight float32[10,512] for one of float32[10,256].",
+        'Use the configuration that wrote them, or convert: array.astype("float32").',
+    ),
+    "GC0804": Code(
+        "a damaged safetensors file",
+        "Lengths, names or offsets in the file contradict each other. Nothing was loaded.",
+        "a checkpoint whose copy stopped half way.",
+        "Get the file again, or save the state again.",
+    ),
+    "GC0805": Code(
+        "a state file cannot be read or written",
+        "The operating system refused; the message says why.",
+        "--state ckpt.safetensors in another folder.",
+        "Check the path, from the folder in which graphc runs, and its permissions.",
+    ),
 }

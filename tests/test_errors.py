@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from graphc.codes import CODES, Code
+from graphc.cli import main
+from graphc.codes import CODES
 from graphc.errors import GraphcError, Loc, error
 
 ROOT = Path(__file__).parent.parent
@@ -55,21 +56,32 @@ def test_pickle_keeps_the_text(tmp_path: Path) -> None:
 
 
 def test_codes_are_in_order_and_listed_once() -> None:
-    listed = re.findall(r'^ {12}"(GC\d{4})",$', (ROOT / "graphc" / "codes.py").read_text(), re.M)
+    listed = re.findall(r'^ {4}"(GC\d{4})": Code\($', (ROOT / "graphc" / "codes.py").read_text(), re.M)
     assert listed == sorted(set(listed))
     assert listed == list(CODES)
 
 
-@pytest.mark.parametrize("code", CODES.values(), ids=list(CODES))
-def test_code_is_explained(code: Code) -> None:
-    """A sentence what it means and a way out; at most a screen."""
-    assert re.fullmatch(r"GC\d{4}", code.code)
-    assert code.title
+@pytest.mark.parametrize("name", CODES)
+def test_code_is_explained(name: str) -> None:
+    code = CODES[name]
+    assert re.fullmatch(r"GC0[0-8]\d{2}", name)
+    assert 5 <= len(code.title) <= 70
     assert not code.title.endswith(".")
-    assert len(code.title) <= 70
-    assert 60 <= len(code.explain)
-    assert code.explain.rstrip().endswith((".", ")", "`")) or "\n\n    " in code.explain
-    assert all(len(line) <= 110 for line in code.explain.splitlines())
+    assert len(code.means) >= 40
+    assert code.means.endswith(".")
+    assert len(code.example) >= 8
+    assert len(code.remedy) >= 30
+    assert code.remedy.endswith((".", ")"))
+    assert len(code.explain) <= 500
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_explain_prints_it(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", code.lower()]) == 0
+    title, rest = capsys.readouterr().out.split("\n", 1)
+    assert title == f"{code}: {CODES[code].title}"
+    assert " ".join(rest.split()) == " ".join(CODES[code].explain.split())
+    assert max(map(len, rest.splitlines())) <= 100
 
 
 def test_codes_are_raised_and_raised_codes_are_listed() -> None:
