@@ -8,7 +8,7 @@ from typing import Any
 
 from graphc.dtype import float32
 from graphc.errors import error
-from graphc.functional import erf, exp, expand_dims, iota, log, maximum, mean, rsqrt, tanh, where
+from graphc.functional import erf, exp, expand_dims, iota, log, maximum, mean, rsqrt, take, tanh, where, zeros
 from graphc.functional import sum as total
 from graphc.random import bits, next_key
 from graphc.scope import user_loc
@@ -179,7 +179,8 @@ def cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "mean", ig
     """The negative log-likelihood of ``target`` under softmax(logits).
 
     logits [..., C] float; target [...] int (class numbers; ``ignore_index`` counts for nothing) or [..., C] float
-    (probabilities). ``reduction``: "mean" (over the targets that count), "sum" or "none". Raises GC0101.
+    (probabilities). ``reduction``: "mean" (over the targets that count), "sum" or "none". Raises GC0101, and GC0420
+    when it runs with a class number out of range.
     """
     if target.dtype.is_float:
         if target.shape != logits.shape:
@@ -190,7 +191,9 @@ def cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "mean", ig
     chosen = iota(logits.shape, -1, dtype=target.dtype) == expand_dims(target, -1)
     nll = logsumexp(logits, -1) - total(where(chosen, logits, 0), -1)
     counts = target != ignore_index
-    losses = where(counts, nll, 0)
+    # Looking the labels up in zeros checks them: one out of range is an error of the step. No gradient depends on it.
+    checked = take(zeros(logits.shape[-1:], dtype=logits.dtype), where(counts, target, 0))
+    losses = where(counts, nll, 0) + checked
     if reduction == "mean":
         return total(losses) / total(astype(counts, logits.dtype))
     return _reduced(losses, reduction)
