@@ -29,12 +29,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+
 from graphc.dtype import DType, bool_, int64
 from graphc.errors import Loc
 
 __all__ = [
-    "Acc", "Affine", "Call", "Const", "Contract", "Expr", "If", "Kernel", "Let", "Load", "Loop", "Operand", "Param",
-    "Role", "Scratch", "Stmt", "Store", "Transpose", "Update", "Var", "call", "walk",
+    "COMBINE", "COMPARISONS", "Acc", "Affine", "Call", "Const", "Contract", "Expr", "If", "Kernel", "Let", "Load",
+    "Loop", "Operand", "Param", "Role", "Scratch", "Stmt", "Store", "Transpose", "Update", "Var", "call", "identity",
+    "walk",
 ]  # fmt: skip
 
 
@@ -104,7 +107,7 @@ class Call:
     exp log sqrt rsqrt tanh erf sin cos sigmoid pow floor ceil round sign   float functions
     eq ne lt le gt ge                                      comparison, result bool
     and or xor not shl shr                                 bool and integer
-    select(cond, a, b)   cast(x)                           cast converts to ``dtype``
+    select(cond, a, b)   cast(x)   bitcast(x)              to ``dtype``: the value, or the bits
     threefry(k0, k1, c0, c1)                               Threefry-2x32-20, first word, uint32
     """
 
@@ -116,11 +119,25 @@ class Call:
 Expr = Const | Var | Load | Call
 
 COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
+# How an accumulator takes in a value: the intrinsic behind each `Acc.combine`.
+COMBINE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
 
 
 def call(name: str, *args: Expr, dtype: DType | None = None) -> Call:
     """A Call whose result has the dtype of its last argument, bool for comparisons, or ``dtype``."""
     return Call(name, args, dtype or (bool_ if name in COMPARISONS else args[-1].dtype))
+
+
+def identity(combine: str, dtype: DType) -> Const:
+    """The value that ``combine`` leaves unchanged: 0, 1, or the lowest or highest value of the type."""
+    if combine in ("sum", "prod"):
+        return Const(dtype.numpy.type(combine == "prod").item(), dtype)
+    if dtype.is_float:
+        return Const(float("-inf") if combine == "max" else float("inf"), dtype)
+    if dtype.kind == "b":
+        return Const(combine == "min", dtype)
+    info = np.iinfo(dtype.numpy)
+    return Const(int(info.min if combine == "max" else info.max), dtype)
 
 
 # Statements ----------------------------------------------------------------------------------------------------------
@@ -243,8 +260,7 @@ class Scratch:
 class Kernel:
     """One function of generated code. ``name`` is for people; kernels are shared by structure (`key`).
 
-    ``lines`` are the user's lines that it came from; ``doc`` one sentence for the header; ``flops`` and ``bytes`` what
-    one launch does at best (compulsory traffic), as numbers for the roofline. They are no part of the key.
+    ``lines`` are the user's lines that it came from; ``doc`` one sentence for the header. Neither is part of the key.
     """
 
     name: str

@@ -13,7 +13,7 @@ from graphc.ir import Attrs, Graph
 from graphc.kernels.attention_backward import Backward
 from graphc.kernels.attention_forward import Forward
 from graphc.kernels.attention_shape import Shape
-from graphc.kernels.lower_context import LowerContext, Operand, launch
+from graphc.kernels.lower_context import LowerContext, Operand, launch, lines
 from graphc.kernels.plan import Launch, View
 
 __all__ = ["lower_attention", "lower_attention_vjp"]
@@ -68,7 +68,7 @@ def lower(
             + (", causal" if attrs["is_causal"] else "")
             + (f", dropout {attrs['dropout_p']}" if attrs["dropout_p"] else "")
             + ".",
-            lines=tuple(dict.fromkeys(node.loc for node in body if node.loc)),
+            lines=lines(body, ctx),
             flops=scores * (products * (shape.depth + shape.width) + EXP_COST),
             scratch=code.scratch(),
         )

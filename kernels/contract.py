@@ -20,7 +20,7 @@ from graphc.kernels.contract_problem import Problem, problem
 from graphc.kernels.contract_schedule import choose
 from graphc.kernels.contract_simple import SimpleLoops, is_simple
 from graphc.kernels.contract_split import Sum, k_parts, partial_problem
-from graphc.kernels.lower_context import LowerContext, Operand, launch, title
+from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import moved
 from graphc.kernels.plan import Launch, View
 
@@ -43,18 +43,17 @@ def lower_contract(
     epilogue = Epilogue(body, dot, views)
     tiles = [*(r.strides for r in results), *(a.strides for a in epilogue.arrays)]
     p = problem((left.shape, left.strides), (right.shape, right.strides), dot.attrs, tiles)
-    read = [Operand(x.name, x.view, reads=True, offset=x.offset) for x in epilogue.arrays if x.view is not None]
     written = [Operand(f"y{i}", view, writes=True) for i, view in enumerate(results)]
     factors = [Operand(n, v, reads=True) for n, v in zip("ba" if p.swapped else "ab", (left, right), strict=True)]
-    work = Work(p, left.dtype, epilogue, [*sorted(factors, key=lambda o: o.name)], [*read, *written], ctx)
+    work = Work(p, left.dtype, epilogue, [*sorted(factors, key=lambda o: o.name)], [*epilogue.reads, *written], ctx)
     name = title("contract", body, (*dot.types[0].shape, p.k_size))
-    lines = tuple(dict.fromkeys(node.loc for node in body if node.loc))
+    came_from = lines(body, ctx)
     then = "" if epilogue.identity else ", then what follows per element"
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
     parts = k_parts(p, left.dtype, ctx.target)
     if is_simple(p, left.dtype) or parts == 1:
-        return [work.whole(name, doc + then + ".", lines)]
-    return work.in_parts(parts, name, doc, then, lines)
+        return [work.whole(name, doc + then + ".", came_from)]
+    return work.in_parts(parts, name, doc, then, came_from)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from graphc.ir import Graph, Node, Value
 from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_problem import Axis
 from graphc.kernels.lower_element import Array, Elements
-from graphc.kernels.plan import Buffer, View
+from graphc.kernels.plan import View
 from graphc.loop import Affine, Expr, Let
 from graphc.ops.base import apply
 
@@ -21,18 +21,18 @@ C = 2  # position of the main result in `Axis.strides`
 class Epilogue:
     """The body of a fused contraction after its ``dot``, over the space of the product.
 
-    ``arrays`` are what it reads besides the product (and the positions that it uses), each once; ``identity`` says
-    that there is nothing to compute and the product itself is the only result; ``cost`` is its work per element.
+    ``arrays`` are what it reads besides the product (and the positions that it uses), each once; ``reads`` those of
+    them that are in memory, as parameters; ``identity`` says that there is nothing to compute and the product itself is
+    the only result; ``cost`` is its work per element.
     """
 
     def __init__(self, body: Graph, dot: Node, operands: Mapping[Value, View]):
-        kind = dot.types[0]
-        self._product = View.whole(Buffer("product", "scratch", kind.nbytes), kind.dtype, kind.shape)
         outputs = [v for _, v in body.outputs]
-        self._elements = Elements(kind.shape, {**operands, dot.out(): self._product}, outputs)
+        self._elements = Elements(dot.types[0].shape, operands, outputs, given=dot.out())
         self.results = len(outputs)
         self.identity = outputs == [dot.out()]
-        self.arrays = [a for a in self._elements.arrays if a.view is not self._product]
+        self.arrays = self._elements.arrays
+        self.reads = self._elements.reads()
         self.cost = sum(item.cost for item in self._elements.items)
 
     @classmethod
@@ -44,9 +44,8 @@ class Epilogue:
     def statements(self, product: Expr, index: Callable[[Array], Affine], suffix: str) -> tuple[list[Let], list[Expr]]:
         """The lets of one element and the value of each result, where ``product`` is the element of the dot and
         ``index(array)`` the place of the element in an array. ``suffix`` keeps names unique in the kernel."""
-        items = self._elements.items
-        env = {i: product for i, item in enumerate(items) if item.array and item.array.view is self._product}
-        lets = self._elements.emit(range(len(items)), env, index, suffix)
+        env = self._elements.known(product)
+        lets = self._elements.emit(range(len(self._elements.items)), env, index, suffix)
         return lets, [env[i] for i in self._elements.roots]
 
 
@@ -72,7 +71,7 @@ def finish_row(
             return place((i, axis.strides[array]) for axis, i in axes) + Affine.of(j, n.strides[array])
 
         def element(a: Array) -> Affine:
-            return index(a.name) if a.view else index(id(a)) + a.offset
+            return index(a.name or id(a)) + a.start
 
         lets, values = epilogue.statements(c.load(buffer, at + Affine.of(j)), element, f"_{j.name}")
         c.out += lets

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import ClassVar
 
-import numpy as np
-
 from graphc.dtype import DType, bool_, int64
 from graphc.errors import error
 from graphc.loop import (
+    COMBINE,
     Acc,
     Affine,
     Const,
@@ -37,11 +36,11 @@ from graphc.loop import (
     Transpose,
     Update,
     Var,
+    identity,
     walk,
 )
 
 __all__ = [
-    "COMBINE",
     "Access",
     "Dialect",
     "Expressions",
@@ -49,30 +48,14 @@ __all__ = [
     "emit",
     "folded",
     "header",
-    "identity",
     "short",
     "unwrap",
 ]
-
-# How an accumulator takes in a value: the intrinsic behind each `Acc.combine`.
-COMBINE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
 
 
 def short(dtype: DType) -> str:
     """The short name of an element type in generated code: f32, i64, b1, …"""
     return "b1" if dtype.kind == "b" else f"{dtype.kind}{8 * dtype.itemsize}"
-
-
-def identity(combine: str, dtype: DType) -> Const:
-    """The value that ``combine`` leaves unchanged: 0, 1, or the lowest or highest value of the type."""
-    if combine in ("sum", "prod"):
-        return Const(dtype.numpy.type(combine == "prod").item(), dtype)
-    if dtype.is_float:
-        return Const(float("-inf") if combine == "max" else float("inf"), dtype)
-    if dtype.kind == "b":
-        return Const(combine == "min", dtype)
-    info = np.iinfo(dtype.numpy)
-    return Const(int(info.min if combine == "max" else info.max), dtype)
 
 
 def decimal(value: float, dtype: DType) -> str:
@@ -107,6 +90,7 @@ class Dialect(ABC):
     lanes: int = 0  # 4-byte lanes of a vector register; 0: VECTOR loops are printed as scalar loops
     terminator: str = ""  # ends a simple statement
     block_end: str = ""  # the line that closes a block, if any
+    nothing: str = ""  # the statement of a block that has none, if the syntax wants one
 
     @abstractmethod
     def file(self, kernel: Kernel, symbol: str, body: list[str]) -> str:
@@ -236,8 +220,11 @@ class _Printer(Expressions):
     @contextmanager
     def block(self, head: str) -> Iterator[None]:
         self.line(head)
+        empty = len(self.lines)
         self.depth += 1
         yield
+        if self.dialect.nothing and len(self.lines) == empty:
+            self.line(self.dialect.nothing)
         self.depth -= 1
         if self.dialect.block_end:
             self.line(self.dialect.block_end)
@@ -417,13 +404,25 @@ class _Printer(Expressions):
 
 
 def folded(line: str, width: int = 110) -> list[str]:
-    """The line in pieces of at most ``width`` columns, cut after commas: inside parentheses, so safe everywhere."""
+    """The line in pieces of at most ``width`` columns where it has commas: they are inside parentheses, so a cut is
+    safe in every language. The outermost comma that fits is cut at, so that the arguments of a call stay together."""
     indent = len(line) - len(line.lstrip()) + 8
     pieces = []
-    while len(line) > width and (cut := line.rfind(", ", indent, width)) > 0:
+    while len(line) > width and (cut := _outermost_comma(line, indent, width)) is not None:
         pieces.append(line[: cut + 1])
         line = " " * indent + line[cut + 2 :]
     return [*pieces, line]
+
+
+def _outermost_comma(line: str, first: int, last: int) -> int | None:
+    """The last of the least nested commas before a space in ``line[first:last]``."""
+    depth = 0
+    found: dict[int, int] = {}  # nesting → place
+    for i, ch in enumerate(line[:last]):
+        depth += (ch in "([") - (ch in ")]")
+        if i >= first and line.startswith(", ", i):
+            found[depth] = i
+    return found[min(found)] if found else None
 
 
 def unwrap(text: str) -> str:

@@ -41,10 +41,10 @@ def _flat(job: Reduction) -> list[Launch]:
     per_chunk = FLAT_CHUNK if rows == 1 else max(1, FLAT_CHUNK // length)
     chunks = max(1, -(-(length if rows == 1 else rows) // per_chunk))
     if chunks == 1:
-        return [job.launch("col", job.reads(), job.results, _flat_body(job, chunks, per_chunk, job.results))]
+        return [job.launch("col", job.elements.reads(), job.results, _flat_body(job, chunks, per_chunk, job.results))]
     partials = job.partials(chunks)
     return [
-        job.launch("col", job.reads(), partials, _flat_body(job, chunks, per_chunk, partials)),
+        job.launch("col", job.elements.reads(), partials, _flat_body(job, chunks, per_chunk, partials)),
         _flat_combine(job, chunks, partials),
     ]
 

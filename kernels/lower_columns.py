@@ -8,10 +8,10 @@ from math import prod
 from graphc.dtype import int64
 from graphc.kernels.lower_context import Operand
 from graphc.kernels.lower_element import Array
-from graphc.kernels.lower_reduce import Reduction, combine, identity
+from graphc.kernels.lower_reduce import Reduction, combine
 from graphc.kernels.lower_space import segment, unravel
 from graphc.kernels.plan import Launch, View
-from graphc.loop import Affine, Const, Expr, Let, Load, Loop, Role, Stmt, Store, Var, call
+from graphc.loop import Affine, Const, Expr, Let, Load, Loop, Role, Stmt, Store, Var, call, identity
 
 __all__ = ["lower_columns"]
 
@@ -29,9 +29,9 @@ def lower_columns(job: Reduction) -> list[Launch]:
     size = max(1, -(-rows // chunks))
     chunks = max(1, -(-rows // size))
     if chunks == 1:
-        return [job.launch("col", job.reads(), job.results, _Columns(job, 1, size, job.results).body())]
+        return [job.launch("col", job.elements.reads(), job.results, _Columns(job, 1, size, job.results).body())]
     partials = job.partials(chunks)
-    first = job.launch("col", job.reads(), partials, _Columns(job, chunks, size, partials).body())
+    first = job.launch("col", job.elements.reads(), partials, _Columns(job, chunks, size, partials).body())
     reads = [Operand(f"p{k}", v, reads=True) for k, v in enumerate(partials)]
     return [first, job.launch("combine", reads, job.results, _Combine(job, chunks, partials).body())]
 
@@ -101,8 +101,9 @@ class _Columns(_Blocks):
         statements: list[Stmt] = []
         places: list[list[Var]] = []
         for r in range(count):
-            at = Var(f"{row.name}_{r}")
-            statements.append(Let(at, call("add", row, Const(r, int64))))
+            at = Var(f"{row.name}_{r}") if r else row
+            if r:
+                statements.append(Let(at, call("add", row, Const(r, int64))))
             places.append([Var(f"{at.name}_i{d}") for d in range(len(job.inner.sizes))])
             statements += unravel(at, job.inner.sizes, places[-1])
 

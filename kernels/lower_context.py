@@ -12,8 +12,12 @@ from graphc.ir import Graph
 from graphc.kernels.contract_schedule import Target
 from graphc.kernels.plan import Arg, Buffer, Flag, Launch, View
 from graphc.loop import Kernel, Param, Scratch, Stmt
+from graphc.ops.base import Map, Reduce, get_op
+from graphc.passes.fuse_cost import node_cost
 
 __all__ = ["LowerContext", "Operand", "launch", "lines", "span_bytes", "title"]
+
+REDUCES = 1000  # of a reduction in a kernel's name: what it reduces by comes before all elementwise work
 
 
 @dataclass
@@ -87,15 +91,19 @@ def span_bytes(view: View) -> int:
     return prod(d for d, s in zip(view.shape, view.strides, strict=True) if s) * view.dtype.itemsize
 
 
-def lines(body: Graph) -> tuple[Loc, ...]:
-    """The user's lines that a body came from."""
-    return tuple(dict.fromkeys(n.loc for n in body if n.loc))
+def lines(body: Graph, ctx: LowerContext) -> tuple[Loc, ...]:
+    """The user's lines that a body came from; for a body of our own (a region, a copy) the line that asked for it."""
+    return tuple(dict.fromkeys(n.loc for n in body if n.loc)) or ((ctx.loc,) if ctx.loc else ())
 
 
 def title(kind: str, body: Graph, shape: Sequence[int]) -> str:
-    """A readable name: the kind, the body's telling ops in order, the shape."""
-    quiet = {"input", "const", "broadcast_to", "reshape", "permute_dims", "slice", "stop_gradient", kind}
-    ops = [n.op for n in body if n.op not in quiet]
-    told = list(dict.fromkeys(ops))
-    shown = told if len(told) <= 5 else [*told[:3], "etc", told[-1]]
-    return "_".join([kind, *shown, "x".join(map(str, shape)) or "scalar"])
+    """A readable name: the kind, the body's heaviest ops (three at most, in their order), the shape.
+
+    What the kind says already (the product of a "contract") is not said again."""
+    weight: dict[str, int] = {}
+    for node in body:
+        lowering = get_op(node.op).lower
+        if isinstance(lowering, Reduce | Map) and node.op != "stop_gradient":
+            weight.setdefault(node.op, REDUCES if isinstance(lowering, Reduce) else node_cost(node))
+    heaviest = sorted(weight, key=lambda op: -weight[op])[:3]
+    return "_".join([kind, *(op for op in weight if op in heaviest), "x".join(map(str, shape)) or "scalar"])

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from graphc.dtype import DType, Shape, contiguous_strides, int64
 from graphc.ir import Node, Value
-from graphc.kernels.plan import View
+from graphc.kernels.lower_context import Operand
+from graphc.kernels.plan import View, same_layout
 from graphc.loop import Affine, Call, Const, Expr, Let, Load, Var, call
 from graphc.ops.base import Map, Move, Reduce, apply, get_op
 from graphc.passes.fuse_cost import expr_cost, map_context, positions, probe
@@ -32,6 +33,11 @@ class Array:
     strides: Shape
     offset: int
     view: View | None
+
+    @property
+    def start(self) -> int:
+        """What an index adds: nothing in memory, where the address that the kernel gets has the offset in it."""
+        return 0 if self.view else self.offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,10 @@ class Elements:
             strides, offset = moved(view.shape, view.strides, view.offset, moves)
             return self._array(("operand", value, strides, offset), value.dtype, strides, offset, view)
         if value == self.given:
-            assert not moves, "what the kernel makes is not moved inside its body"
+            strides, offset = moved(value.shape, contiguous_strides(value.shape), 0, moves)
+            assert offset == 0
+            straight = same_layout(self.space, strides, contiguous_strides(self.space))
+            assert straight, "what the kernel makes is moved inside its body"
             return self._add("given", Item(value, (), frozenset(range(len(self.space)))))
         if node.op == "const":
             return self._add(("const", value), const_item(node))
@@ -148,7 +157,7 @@ class Elements:
         rows = value.node.inputs[0].shape[: value.type.ndim]
         want = contiguous_strides(rows) + (0,) * (len(self.space) - len(rows))
         strides, offset = moved(value.shape, contiguous_strides(value.shape), 0, moves)
-        same = 0 in self.space or all(d == 1 or s == w for d, s, w in zip(self.space, strides, want, strict=True))
+        same = 0 in self.space or same_layout(self.space, strides, want)
         assert value.node.inputs[0].shape == self.space
         assert same, "a row's reduction is used in another row"
         assert offset == 0
@@ -167,6 +176,10 @@ class Elements:
             self._known[key] = len(self.items)
             self.items.append(item)
         return self._known[key]
+
+    def reads(self) -> list[Operand]:
+        """The arrays in memory, as parameters of the kernel."""
+        return [Operand(a.name, a.view, reads=True, offset=a.offset) for a in self.arrays if a.view is not None]
 
     # Emission ----------------------------------------------------------------------------------------------------
 
@@ -189,6 +202,10 @@ class Elements:
                 expr = var
             env[i] = expr
         return lets
+
+    def known(self, given: Expr) -> dict[int, Expr]:
+        """An environment for `emit` in which the given value is an expression."""
+        return {i: given for i, item in enumerate(self.items) if item.value is not None and item.value == self.given}
 
     def _label(self, item: Item) -> str:
         if item.array is not None:

@@ -88,7 +88,7 @@ class _Gather:
 
     def array(self, array: Array) -> Affine:
         k = next(n for n, a in enumerate(self.elements.arrays) if a is array)
-        return self.index(2 + len(self.results) + k) + (0 if array.view else array.offset)
+        return self.index(2 + len(self.results) + k) + array.start
 
     def launch(self, ctx: LowerContext) -> Launch:
         size = self.table.shape[self.axis]
@@ -98,7 +98,7 @@ class _Gather:
         element = call("select", inside, element, Const(dtype.numpy.type(0).item(), dtype))
         taken = Var("taken", dtype)
         lanes: list[Stmt] = [Let(taken, element)]
-        env: dict[int, Expr] = {i: taken for i, item in enumerate(self.elements.items) if item.value == self.node.out()}
+        env = self.elements.known(taken)
         lanes += self.elements.emit(self.elements.closure(self.elements.roots), env, self.array)
         lanes += [Store(f"y{k}", self.index(2 + k), env[r]) for k, r in enumerate(self.elements.roots)]
         unit = Var("unit")
@@ -106,18 +106,17 @@ class _Gather:
         # An empty table has no row to read in place of the missing one.
         if size == 0:
             body = [*unravel(unit, self.rows.sizes, self.row_vars), *start]
-        arrays = [a for a in self.elements.arrays if a.view is not None]
         return launch(
             title("gather", self.body, self.space),
             [
                 Operand("table", self.table, reads=True),
                 Operand("indices", self.indices, reads=True),
-                *(Operand(a.name, a.view, reads=True, offset=a.offset) for a in arrays if a.view is not None),
+                *self.elements.reads(),
                 *(Operand(f"y{k}", v, writes=True) for k, v in enumerate(self.results)),
             ],
             [Loop(unit, prod(self.rows.sizes), tuple(body), Role.PARALLEL)],
             doc=f"Rows of a table of {size} by index.",
-            lines=lines(self.body),
+            lines=lines(self.body, ctx),
             flops=prod(self.space) * sum(i.cost for i in self.elements.items),
             extra=[(FLAG, _check(self.node, size, ctx))],
         )
@@ -178,7 +177,7 @@ class _Scatter:
             ],
             [Loop(unit, self.ranges * self.blocks, tuple(inside), Role.PARALLEL)],
             doc=f"Sums rows by index into {self.size} rows.",
-            lines=lines(self.body),
+            lines=lines(self.body, ctx),
             flops=prod(self.rows.shape),
             extra=[(FLAG, _check(self.node, self.size, ctx))],
         )

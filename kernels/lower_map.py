@@ -38,17 +38,14 @@ def lower_map(
         loops = Loops((1,), ((1,),) * len(strides))
     number = {a: k for k, a in enumerate(elements.arrays)}
     kernel = _MapLoops(elements, loops, number, [name for name, _ in outs])
-    bound = [Operand(a.name, a.view, reads=True, offset=a.offset) for a in elements.arrays if a.view is not None] + [
-        Operand(name, view, writes=True) for name, view in outs
-    ]
     flops = prod(space) * sum(i.cost for i in elements.items if i.dims)
     return [
         launch(
             title("map", body, space),
-            bound,
+            elements.reads() + [Operand(name, view, writes=True) for name, view in outs],
             kernel.body(),
             doc=f"Elementwise over {list(space)}.",
-            lines=lines(body),
+            lines=lines(body, ctx),
             flops=flops,
             scalars=kernel.scalars,
         )
@@ -66,7 +63,7 @@ class _MapLoops:
 
     def index(self, array: Array | int) -> Affine:
         k = array if isinstance(array, int) else self.number[array]
-        return self.loops.index(k, self.vars) + (0 if isinstance(array, int) or array.view else array.offset)
+        return self.loops.index(k, self.vars) + (0 if isinstance(array, int) else array.start)
 
     def body(self) -> list[Stmt]:
         env: dict[int, Expr] = {}

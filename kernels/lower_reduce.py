@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from math import prod
 
-import numpy as np
-
-from graphc.dtype import DType, Shape, contiguous_strides
+from graphc.dtype import Shape, contiguous_strides
 from graphc.ir import Graph, Value
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.lower_space import merge
 from graphc.kernels.plan import Launch, View
-from graphc.loop import Affine, Const, Expr, Stmt, Var, call
+from graphc.loop import COMBINE, Affine, Expr, Stmt, Var, call
 from graphc.ops.base import Reduce, get_op
 
-__all__ = ["Reduction", "combination", "combine", "identity"]
+__all__ = ["Reduction", "combination", "combine"]
 
 
 def combination(value: Value) -> str:
@@ -27,21 +24,9 @@ def combination(value: Value) -> str:
     return lowering.combine
 
 
-def identity(how: str, dtype: DType) -> Const:
-    """The value that changes nothing when combined."""
-    if how in ("sum", "prod"):
-        return Const(dtype.numpy.type(how == "prod").item(), dtype)
-    if dtype.is_float:
-        return Const(-math.inf if how == "max" else math.inf, dtype)
-    if dtype.kind == "b":
-        return Const(how == "min", dtype)
-    limits = np.iinfo(dtype.numpy)
-    return Const(int(limits.min if how == "max" else limits.max), dtype)
-
-
 def combine(how: str, a: Expr, b: Expr) -> Expr:
     """The combination of two partial results."""
-    return call({"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}[how], a, b)
+    return call(COMBINE[how], a, b)
 
 
 class Reduction:
@@ -74,11 +59,7 @@ class Reduction:
     def index(self, array: Array, outer: Sequence[Var], inner: Sequence[Var]) -> Affine:
         k = next(n for n, a in enumerate(self.arrays) if a is array)
         at = self.outer.index(k, outer) + (self.inner.index(k, inner) if inner else 0)  # results have no inner part
-        return at + (0 if array.view else array.offset)
-
-    def reads(self) -> list[Operand]:
-        found = [a for a in self.elements.arrays if a.view is not None]
-        return [Operand(a.name, a.view, reads=True, offset=a.offset) for a in found if a.view is not None]
+        return at + array.start
 
     def writes(self, views: Sequence[View]) -> list[Operand]:
         return [Operand(f"y{k}", v, writes=True) for k, v in enumerate(views)]
@@ -108,7 +89,7 @@ class Reduction:
             [*reads, *self.writes(writes)],
             body,
             doc=f"Reduces {list(self.space)} over {self.reduced}." if first else "Combines partial results in order.",
-            lines=lines(self.body),
+            lines=lines(self.body, self.ctx),
             flops=prod(self.space) * (len(self.how) + sum(i.cost for i in items if i.dims)) if first else 0,
             scalars=list(scalars.items()),
         )
@@ -117,4 +98,4 @@ class Reduction:
         """Items that are the same for the whole space."""
         items = self.elements.items
         ready = [i for i, item in enumerate(items) if not item.dims]
-        return list(self.elements.emit(ready, env, lambda a: Affine(0 if a.view else a.offset)))
+        return list(self.elements.emit(ready, env, lambda a: Affine(a.start)))

@@ -15,8 +15,9 @@ from graphc.dtype import DType, Shape, contiguous_strides
 from graphc.ir import Attrs, Graph, Value
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import Array, Elements
+from graphc.kernels.lower_reduce import combination
 from graphc.kernels.lower_space import merge, nest, unravel
-from graphc.kernels.plan import Buffer, Launch, View
+from graphc.kernels.plan import Buffer, Launch, View, same_layout
 from graphc.loop import Acc, Affine, Expr, Let, Load, Loop, Role, Scratch, Stmt, Store, Update, Var
 from graphc.ops.base import Reduce, get_op
 
@@ -35,16 +36,14 @@ def lower_row(
         return []
     outs = [Array(f"y{k}", v.dtype, plan.widen(v), v.offset, v) for k, v in enumerate(results)]
     kernel = _RowLoops(plan, outs)
-    arrays = plan.elements.arrays
     return [
         launch(
             title("row", body, plan.space),
-            [Operand(a.name, a.view, reads=True, offset=a.offset) for a in arrays if a.view is not None]
-            + [Operand(a.name, v, writes=True) for a, v in zip(outs, results, strict=True)],
+            plan.elements.reads() + [Operand(a.name, v, writes=True) for a, v in zip(outs, results, strict=True)],
             kernel.body(),
             doc=f"{plan.passes} passes over each of {prod(plan.space[: plan.rows])} rows"
             f" of {prod(plan.space[plan.rows :])} elements.",
-            lines=lines(body),
+            lines=lines(body, ctx),
             flops=prod(plan.space) * sum(i.cost for i in plan.elements.items if plan.wide(i.dims)),
             scratch=kernel.scratch,
         )
@@ -61,16 +60,12 @@ def row_in_place(body: Graph, operand: int, result: int) -> bool:
         if item.array is not None and item.array.view is plan.elements.operands[source]
     ]
     whole = contiguous_strides(plan.space)
-    straight = all(_same(plan.elements.items[i].array, whole, plan.space) for i in mine)
+    arrays = [plan.elements.items[i].array for i in mine]
+    straight = all(a is not None and same_layout(plan.space, a.strides, whole) for a in arrays)
     if source.shape != plan.space or not straight:
         return False
     last = max((k for k, needed in enumerate(plan.needed) if needed.intersection(mine)), default=-1)
     return last <= plan.stored[result]
-
-
-def _same(array: Array | None, strides: Shape, space: Shape) -> bool:
-    assert array is not None
-    return all(d == 1 or a == b for d, a, b in zip(space, array.strides, strides, strict=True))
 
 
 class RowPlan:
@@ -214,16 +209,14 @@ class _RowLoops:
     def combine(self, item: int) -> str:
         value = self.elements.items[item].value
         assert value is not None
-        lowering = get_op(value.node.op).lower
-        assert isinstance(lowering, Reduce)
-        return lowering.combine
+        return combination(value)
 
     def index(self, array: Array, columns: Sequence[Var]) -> Affine:
         k = next(n for n, a in enumerate(self.arrays) if a is array)
         at = self.outer.index(k, self.row_vars)
         if columns:
             at = at + self.inner.index(k, columns)
-        return at + (0 if array.view else array.offset)
+        return at + array.start
 
     def scratch_index(self, columns: Sequence[Var]) -> Affine:
         return self.inner.index(len(self.arrays), columns)

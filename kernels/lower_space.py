@@ -51,14 +51,16 @@ def merge(shape: Shape, strides: Sequence[Shape], dims: Sequence[int] | None = N
 
 def unravel(flat: Var, sizes: Shape, names: Sequence[Var]) -> list[Stmt]:
     """Lets that split a row-major position into coordinates: ``flat = (n0 * sizes[1] + n1) * sizes[2] + ...``."""
-    lets: list[Stmt] = []
+    inner = range(len(sizes) - 1, 0, -1)
+    lets: list[Stmt] = [Let(names[k], Const(0, int64)) for k in inner if sizes[k] == 1]
+    split = [k for k in inner if sizes[k] != 1]
     rest = flat
-    for k in range(len(sizes) - 1, 0, -1):
-        lets.append(Let(names[k], call("mod", rest, Const(sizes[k], names[k].dtype))))
-        quotient = names[0] if k == 1 else Var(f"{flat.name}_{k}")
-        lets.append(Let(quotient, call("div", rest, Const(sizes[k], names[k].dtype))))
+    for k in split:
+        lets.append(Let(names[k], call("mod", rest, Const(sizes[k], int64))))
+        quotient = names[0] if k == split[-1] else Var(f"{flat.name}_{k}")
+        lets.append(Let(quotient, call("div", rest, Const(sizes[k], int64))))
         rest = quotient
-    if len(sizes) == 1:
+    if sizes and not split:
         lets.append(Let(names[0], flat))
     return lets
 

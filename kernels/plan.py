@@ -11,7 +11,7 @@ from graphc.dtype import DType, Shape, contiguous_strides
 from graphc.errors import Loc
 from graphc.loop import Kernel
 
-__all__ = ["Arg", "Buffer", "EntryPlan", "Flag", "Launch", "View"]
+__all__ = ["Arg", "Buffer", "EntryPlan", "Flag", "Launch", "View", "same_layout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,16 @@ class View:
 
     @property
     def contiguous(self) -> bool:
-        want = contiguous_strides(self.shape)
-        return all(d == 1 or s == w for d, s, w in zip(self.shape, self.strides, want, strict=True))
+        return same_layout(self.shape, self.strides, contiguous_strides(self.shape))
 
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
+
+
+def same_layout(shape: Shape, a: Shape, b: Shape) -> bool:
+    """Whether strides ``a`` and ``b`` reach the same elements: those of a dimension of one element are never used."""
+    return all(d == 1 or x == y for d, x, y in zip(shape, a, b, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from graphc.errors import GraphcError, Loc
 from graphc.kernels.c import CDialect
 from graphc.kernels.cpu.dialect import NumbaDialect
 from graphc.kernels.cpu.target import BASELINES
-from graphc.kernels.emit import emit
+from graphc.kernels.emit import emit, folded
 from graphc.loop import (
     COMPARISONS,
     Acc,
@@ -336,6 +336,44 @@ def test_names_that_the_walk_derives_are_free(run: Runner) -> None:
     body = (Acc(acc, "sum"), Loop(i, n, (update,), Role.VECTOR), Store("i_mask_lanes", Affine(), acc))
     params = (Param("i_full", float32), Param("n", int64, scalar=True), Param("i_mask_lanes", float32, written=True))
     check(run, Kernel("derived", params, body), [values(float32, N), N, np.zeros(1, np.float32)])
+
+
+def test_blocks_with_nothing_in_them(run: Runner) -> None:
+    body = (
+        Loop(i, 3, ()),
+        Loop(j, n, (), Role.VECTOR),
+        If(call("lt", n, Const(0, int64)), (Loop(Var("inner"), 2, ()),)),
+        Store("y", Affine(), n),
+    )
+    params = (Param("n", int64, scalar=True), Param("y", int64, written=True))
+    check(run, Kernel("nothing", params, body), [N, np.zeros(1, np.int64)])
+
+
+def test_names_of_block_products_are_free(run: Runner) -> None:
+    """Variables may have the names that the target gives to its microkernels."""
+    a, b, c = (Operand(name, Affine(), 16) for name in ("product1", "b", "transpose_block"))
+    product = Var("product", float32)
+    body = (
+        Let(product, Const(2, float32)),
+        Contract(c, a, b, 4, 16, 16, float32),
+        Contract(c, a, b, 4, 16, 16, float32, accumulate=True),
+        Transpose(Operand("t", Affine(), 4), Operand("transpose_block", Affine(), 16), 4, 16, float32),
+        Store("transpose_block", Affine(), product),
+    )
+    names = ("product1", "b", "transpose_block", "t")
+    written = ("transpose_block", "t")
+    params = tuple(Param(name, float32, written=name in written) for name in names)
+    args: Args = [values(float32, count, seed) for seed, count in enumerate((64, 256, 64, 64))]
+    check(run, Kernel("products", params, body), args, rtol=1e-4)
+
+
+def test_folding_keeps_arguments_together() -> None:
+    line = "    y = select(mask, maximum(first, load(x, 10 * i, 20)), other)"
+    assert folded(line, 50) == [
+        "    y = select(mask,",
+        "            maximum(first, load(x, 10 * i, 20)),",
+        "            other)",
+    ]
 
 
 def test_text_is_for_readers() -> None:

@@ -10,8 +10,8 @@ from typing import ClassVar
 from graphc.dtype import DType, bool_, int64
 from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.cpu.vector import SHORT
-from graphc.kernels.emit import COMBINE, Access, Dialect, decimal, header
-from graphc.loop import Const, Contract, Kernel, Transpose
+from graphc.kernels.emit import Access, Dialect, decimal, header
+from graphc.loop import COMBINE, Const, Contract, Kernel, Transpose
 
 __all__ = ["NumbaDialect"]
 
@@ -43,13 +43,16 @@ class NumbaDialect(Dialect):
     }  # fmt: skip
     reserved = VOCABULARY | {"args", "scratch", "tid", "nthreads", "range", "inf", "nan", "microkernel", "transpose"}
 
+    nothing = "pass"
+
     def __init__(self, target: CpuTarget):
         self.target = target
         self.lanes = target.vector_bytes // 4
         self.microkernels: dict[str, str] = {}  # definition → name
+        self.taken: frozenset[str] = frozenset()  # names of the kernel, which those of microkernels must not repeat
 
     def file(self, kernel: Kernel, symbol: str, body: list[str]) -> str:
-        text = "\n".join([f"def {symbol}(args, scratch, tid, nthreads):", *(body or ["    pass"]), ""])
+        text = "\n".join([f"def {symbol}(args, scratch, tid, nthreads):", *(body or [f"    {self.nothing}"]), ""])
         definitions = "".join(f"{name} = {what}\n" for what, name in self.microkernels.items())
         used = set(re.findall(r"[A-Za-z_]\w*", definitions + text))
         imports = [_import("graphc.kernels.cpu.vector", sorted(used & VOCABULARY))]
@@ -57,10 +60,11 @@ class NumbaDialect(Dialect):
             if module in used:
                 imports.append(_import(f"graphc.kernels.cpu.{module}", [module]))
         numbers = [f'{n} = float("{n}")' for n in ("inf", "nan") if n in used]
-        head = "\n".join([*imports, *numbers])
+        head = "\n".join([*imports, *([""] if numbers else []), *numbers])
         return f'"""{_docstring(kernel)}"""\n\n{head}\n\n{definitions}\n\n{text}'.replace("\n\n\n\n", "\n\n\n")
 
     def prologue(self, kernel: Kernel, names: Mapping[str, str]) -> list[str]:
+        self.taken = frozenset(names.values())
         lines = []
         for i, p in enumerate(kernel.params):
             value = f"word(args, {i})" if p.scalar else f"{SHORT[p.dtype]}_at(word(args, {i}))"
@@ -111,15 +115,24 @@ class NumbaDialect(Dialect):
             f"c={stmt.c.row}, accumulate={stmt.accumulate}, tile=({rows}, {columns}), "
             f"lanes={self.target.lanes(stmt.dtype)})"
         )
-        name = self.microkernels.setdefault(what, f"product{len(self.microkernels) or ''}")
+        name = self.microkernel(what, "product")
         operands = ", ".join(f"{buffer}, {index}" for buffer, index in (c, a, b))
         return [f"{name}({operands}, {k})"]
 
     def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
         lanes = self.target.lanes(stmt.dtype)
         what = f'transpose("{stmt.dtype}", m={stmt.m}, a={stmt.a.row}, c={stmt.c.row}, lanes={lanes})'
-        name = self.microkernels.setdefault(what, f"transpose_block{len(self.microkernels) or ''}")
+        name = self.microkernel(what, "transpose_block")
         return [f"{name}({c[0]}, {c[1]}, {a[0]}, {a[1]}, {n})"]
+
+    def microkernel(self, definition: str, name: str) -> str:
+        """The name of a microkernel at the head of the file: ``name``, numbered, and not one of the kernel's own."""
+        if definition not in self.microkernels:
+            name += str(len(self.microkernels) or "")
+            while name in self.taken:
+                name += "_"
+            self.microkernels[definition] = name
+        return self.microkernels[definition]
 
     def splat(self, text: str, lanes: int) -> str:
         return f"splat({text}, {lanes})"
