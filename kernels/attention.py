@@ -64,7 +64,7 @@ def lower(
                 *(Operand(n, views[n], writes=True) for n in writes),
             ],
             code.body(),
-            doc=f"Attention, {kind.title}: q {list(views['q'].shape)}, k {list(views['k'].shape)}"
+            doc=f"{kind.what}: q {list(views['q'].shape)}, k {list(views['k'].shape)}"
             + (", causal" if attrs["is_causal"] else "")
             + (f", dropout {attrs['dropout_p']}" if attrs["dropout_p"] else "")
             + ".",

@@ -30,7 +30,7 @@ class Backward(Attention):
     where dq itself cannot hold them; ``delta`` per query.
     """
 
-    title = "attention_vjp"
+    title, what = "attention_vjp", "The gradient of attention"
     buffers = ("kt", "vt", "ks", "qs", "dos", "p", "ds", "dks", "dvs", "dqs", "delta")
 
     def __init__(self, shape: Shape, dtype: DType, attrs: Attrs, views: Mapping[str, View]):

@@ -28,7 +28,7 @@ class Forward(Attention):
     ``norm`` per query: the largest score and the sum of the exponentials so far.
     """
 
-    title = "attention"
+    title, what = "attention", "Attention"
     buffers = ("qs", "kt", "vs", "scores", "sums", "top", "norm")
 
     def __init__(self, shape: Shape, dtype: DType, attrs: Attrs, views: Mapping[str, View]):
@@ -137,7 +137,8 @@ class Forward(Attention):
         c = self.code
         lines = [place([(r, self.score_row)]) + i * self.score_row for i in range(count)]
         at = [place([(local, 1), (r, 1)]) + i for i in range(count)]
-        rows = [c.index("row", "add", c.index("row_at", "add", query, r), i) for i in range(count)]
+        first = c.index("first", "add", query, r)
+        rows = [c.index("row", "add", first, i) for i in range(count)]
         masks = [self.last_seen(row, start) for row in rows]
         scale = c.const(self.scale)
         up = self.scale >= 0

@@ -68,6 +68,8 @@ class Shape:
 class Attention:
     """What forward and backward share: the arrays of one head, packing, masks and dropout."""
 
+    title: ClassVar[str]  # of the kernel
+    what: ClassVar[str]  # it computes, as its description begins
     buffers: ClassVar[tuple[str, ...]] = ()  # names in scratch memory
 
     def __init__(self, shape: Shape, dtype: DType, attrs: Attrs, views: Mapping[str, View]):

@@ -157,17 +157,18 @@ class Code:
 
     # Patterns
 
-    def unflatten(self, name: str, flat: Var, sizes: Sequence[int]) -> list[Bound]:
-        """The row-major coordinates of ``flat`` in a box of ``sizes``."""
+    def unflatten(self, flat: Var, sizes: Sequence[tuple[str, int]]) -> list[Bound]:
+        """The row-major coordinates of ``flat`` in a box of ``sizes``, each size with the name of its coordinate."""
         coords: list[Bound] = []
-        rest: Bound = flat if prod(sizes) > 1 else 0
-        for i, size in enumerate(sizes):
-            below = prod(sizes[i + 1 :])
-            if size == 1 or below == 1:
+        rest: Bound = flat if prod(size for _, size in sizes) > 1 else 0
+        for i, (name, size) in enumerate(sizes):
+            inner = [(n, s) for n, s in sizes[i + 1 :] if s != 1]
+            if size == 1 or not inner:
                 coords.append(0 if size == 1 else rest)
                 continue
+            below = prod(s for _, s in inner)
             coords.append(self.index(name, "div", rest, below))
-            rest = self.index(f"{name}_rest", "mod", rest, below)
+            rest = self.index(inner[0][0] if len(inner) == 1 else f"in_{name}", "mod", rest, below)
         return coords
 
     def part(self, name: str, index: Bound, each: int, total: int) -> tuple[Bound, Bound]:

@@ -73,7 +73,7 @@ def finish_row(
         def element(a: Array) -> Affine:
             return index(a.name or id(a)) + a.start
 
-        lets, values = epilogue.statements(c.load(buffer, at + Affine.of(j)), element, f"_{j.name}")
+        lets, values = epilogue.statements(c.load(buffer, at + Affine.of(j)), element, j.name.removeprefix("j"))
         c.out += lets
         for i, value in enumerate(values):
             c.store(f"y{i}", index(f"y{i}"), value)

@@ -9,7 +9,7 @@ from math import prod
 from graphc.dtype import DType
 from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
-from graphc.kernels.contract_problem import Axis, Problem
+from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
 from graphc.kernels.contract_schedule import Schedule
 from graphc.loop import Affine, Operand, Role, Scratch, Stmt, Var
 
@@ -53,7 +53,7 @@ class Loops:
     def body(self) -> tuple[Stmt, ...]:
         c, p, s = self.code, self.p, self.s
         with c.loop("task", 0, p.outer_size * s.m_tasks * s.n_tasks, role=Role.PARALLEL) as task:
-            *outer, mt, nt = c.unflatten("at", task, [*(axis.size for axis in p.outer), s.m_tasks, s.n_tasks])
+            *outer, mt, nt = c.unflatten(task, [*outer_sizes(p), ("m_task", s.m_tasks), ("n_task", s.n_tasks)])
             self.outer = list(zip(p.outer, outer, strict=True))
             rows = c.part("tile", mt, s.rows, s.m_tiles)
             first, last = c.part("panel", nt, s.panels, s.n_panels)
@@ -71,7 +71,7 @@ class Loops:
             return
         with c.loop("slab", 0, self.slabs) as slab:
             parts = -(-p.k.size // s.k_slab)
-            *outer, part = c.unflatten("k_at", slab, [*(axis.size for axis in p.k_outer), parts])
+            *outer, part = c.unflatten(slab, [*(("k_out", axis.size) for axis in p.k_outer), ("k_part", parts)])
             self.k_outer = list(zip(p.k_outer, outer, strict=True))
             self.slab(rows, panels, c.part("k", part, s.k_slab, p.k.size), slab)
 
@@ -208,8 +208,8 @@ class Loops:
     def columns(self, panels: Range) -> Range:
         """The columns of c that the panels cover."""
         c, nr, n = self.code, self.s.nr, self.p.n.size
-        start, stop = (c.index("column", "mul", bound, nr) for bound in panels)
-        return start, c.index("column_stop", "minimum", stop, n) if n % nr else stop
+        start, end = (c.index(name, "mul", at, nr) for name, at in zip(("column", "column_end"), panels, strict=True))
+        return start, c.index("column_stop", "minimum", end, n) if n % nr else end
 
     def products(
         self, at: Bound, m: int, first_a: Bound, panels: Range, ks: Range, sums: Operand, accumulate: bool

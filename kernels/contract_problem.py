@@ -14,7 +14,7 @@ from math import prod
 from graphc.dtype import Shape
 from graphc.ir import Attrs
 
-__all__ = ["Axis", "Problem", "problem"]
+__all__ = ["Axis", "Problem", "outer_sizes", "problem"]
 
 A, B, C = 0, 1, 2  # positions in `Axis.strides`; from C on: results, then what the epilogue reads
 
@@ -90,6 +90,11 @@ def problem(
     k_tile = max(k, key=lambda axis: axis.size, default=unit)
     outer = [axis for axis in (*batch, *m, *n) if axis is not m_tile and axis is not n_tile]
     return Problem(tuple(outer), m_tile, n_tile, tuple(axis for axis in k if axis is not k_tile), k_tile, swap)
+
+
+def outer_sizes(p: Problem) -> list[tuple[str, int]]:
+    """The outer axes, named for `Code.unflatten`."""
+    return [("outer", axis.size) for axis in p.outer]
 
 
 def unit_stride(axes: Sequence[Axis]) -> bool:

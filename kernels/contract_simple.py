@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from graphc.dtype import DType
 from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
-from graphc.kernels.contract_problem import Axis, Problem
+from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
 from graphc.loop import Affine, Expr, Load, Role, Scratch, Stmt, Var, call
 
 __all__ = ["SimpleLoops", "is_simple"]
@@ -46,7 +46,7 @@ class SimpleLoops:
         c, p = self.code, self.p
         parts = -(-p.n.size // self.width)
         with c.loop("task", 0, p.outer_size * p.m.size * parts, role=Role.PARALLEL) as task:
-            *outer, m, part = c.unflatten("at", task, [*(axis.size for axis in p.outer), p.m.size, parts])
+            *outer, m, part = c.unflatten(task, [*outer_sizes(p), ("m", p.m.size), ("n_part", parts)])
             axes = [*zip(p.outer, outer, strict=True), (p.m, m)]
             columns = c.part("column", part, self.width, p.n.size)
             start = place([(columns[0], -1)])

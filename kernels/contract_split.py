@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from graphc.dtype import DType
 from graphc.kernels.contract_code import Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
-from graphc.kernels.contract_problem import Axis, Problem
+from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
 from graphc.kernels.contract_schedule import Target
 from graphc.loop import Affine, Role, Scratch, Stmt
 
@@ -62,7 +62,7 @@ class Sum:
         p, c = self.p, Code(self.dtype, ("a", "row"))
         rows = p.outer_size * p.m.size
         with c.loop("task", 0, rows, role=Role.PARALLEL) as task:
-            *outer, m = c.unflatten("at", task, [*(axis.size for axis in p.outer), p.m.size])
+            *outer, m = c.unflatten(task, [*outer_sizes(p), ("m", p.m.size)])
             with c.lanes(0, p.n.size) as j:
                 c.store("row", Affine.of(j), c.load("a", place([(task, p.n.size), (j, 1)])))
             with c.loop("part", 1, self.parts) as part, c.lanes(0, p.n.size) as j:

@@ -8,6 +8,7 @@ how a VECTOR loop is cut into full vectors and a masked tail, how partial accumu
 from __future__ import annotations
 
 import keyword
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -458,7 +459,7 @@ def _names(kernel: Kernel, dialect: Dialect) -> dict[str, str]:
 
 def header(kernel: Kernel) -> str:
     """What a reader wants to know first: the kernel's name, what it does, and the user's lines."""
-    lines = [kernel.name + (f": {kernel.doc}" if kernel.doc else "")]
+    lines = textwrap.wrap(kernel.name + (f": {kernel.doc}" if kernel.doc else ""), 110)
     lines += [""] * bool(kernel.lines) + [f"from {PurePath(loc.file).name}:{loc.line}" for loc in kernel.lines]
     return "\n".join(lines)
 

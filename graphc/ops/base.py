@@ -41,7 +41,7 @@ class Map:
     ``fn(args, ctx)`` returns the scalar expression of one element. ``args`` are the operands' scalar expressions;
     ``ctx.attrs``, ``ctx.type`` (of the result), ``ctx.coords`` (one int64 expression per dimension) and
     ``ctx.linear`` (row-major position, int64) describe the element. ``coords=True`` says that ``fn`` uses the index,
-    so that the lowering keeps the dimensions apart.
+    which the lowering then carries along as one more array, whose elements are their own positions.
     """
 
     fn: Callable[[Sequence[Expr], MapContext], Expr]
