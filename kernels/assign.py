@@ -24,6 +24,7 @@ from graphc.ir import Graph, Node, Value
 from graphc.kernels.assign_layout import Layouts
 from graphc.kernels.plan import Buffer, View
 from graphc.ops.base import Join, Move, Region, Source, Split, get_op
+from graphc.passes.views import is_view
 
 __all__ = ["Assignment", "Step", "assign"]
 
@@ -92,7 +93,7 @@ class _Assigner:
         """The position of the last call or join that reads a value through any of its views."""
         last: dict[Value, int] = {}
         for node in self.graph.nodes:
-            if not isinstance(get_op(node.op).lower, Move | Split):
+            if not is_view(node):
                 for v in node.inputs:
                     last[self.layouts.root(v)] = self.position[node]
         return last

@@ -8,6 +8,7 @@ from graphc.dtype import Shape, contiguous_strides
 from graphc.ir import Graph, Node, Value
 from graphc.kernels.plan import View
 from graphc.ops.base import Move, Region, Split, get_op
+from graphc.passes.views import is_view, roots
 
 __all__ = ["Layouts"]
 
@@ -18,11 +19,7 @@ class Layouts:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.strides: dict[Value, Shape] = {}
-        self._roots: dict[Value, Value] = {}
-        for node in graph.nodes:
-            moved = isinstance(get_op(node.op).lower, Move | Split)
-            for v in node.outs:
-                self._roots[v] = self._roots[node.inputs[0]] if moved else v
+        self._roots = roots(graph)
         self._choose()
 
     def root(self, value: Value) -> Value:
@@ -35,7 +32,7 @@ class Layouts:
         stack = [value]
         while stack:
             for node in self.graph.users(stack.pop()):
-                if isinstance(get_op(node.op).lower, Move | Split):
+                if is_view(node):
                     stack.extend(node.outs)
                 else:
                     found[node] = None

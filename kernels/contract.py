@@ -21,7 +21,7 @@ from graphc.kernels.contract_schedule import choose
 from graphc.kernels.contract_simple import SimpleLoops, is_simple
 from graphc.kernels.contract_split import Sum, k_parts, partial_problem
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
-from graphc.kernels.lower_element import moved
+from graphc.kernels.lower_element import moved_inside
 from graphc.kernels.plan import Launch, View
 
 __all__ = ["lower_contract"]
@@ -110,5 +110,5 @@ def moved_view(value: Value, views: dict[Value, View]) -> View:
     if value in views:
         return views[value]
     source = moved_view(value.node.inputs[0], views)
-    strides, offset = moved(source.shape, source.strides, source.offset, [value.node])
+    strides, offset = moved_inside(source.shape, source.strides, source.offset, [value.node])
     return View(source.buffer, source.dtype, value.shape, strides, offset)

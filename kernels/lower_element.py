@@ -18,8 +18,10 @@ from graphc.kernels.plan import View, same_layout
 from graphc.loop import Affine, Call, Const, Expr, Let, Load, Var, call
 from graphc.ops.base import Map, Move, Reduce, apply, get_op
 from graphc.passes.fuse_cost import expr_cost, map_context, positions, probe
+from graphc.passes.fuse_extract import is_uniform
+from graphc.passes.views import moved
 
-__all__ = ["Array", "Elements", "Item", "Moves", "affine_expr", "const_item", "moved", "spread"]
+__all__ = ["Array", "Elements", "Item", "Moves", "affine_expr", "const_item", "moved_inside", "spread"]
 
 Moves = tuple[Node, ...]
 
@@ -114,10 +116,10 @@ class Elements:
         node = value.node
         if value in self.operands:
             view = self.operands[value]
-            strides, offset = moved(view.shape, view.strides, view.offset, moves)
+            strides, offset = moved_inside(view.shape, view.strides, view.offset, moves)
             return self._array(("operand", value, strides, offset), value.dtype, strides, offset, view)
         if value == self.given:
-            strides, offset = moved(value.shape, contiguous_strides(value.shape), 0, moves)
+            strides, offset = moved_inside(value.shape, contiguous_strides(value.shape), 0, moves)
             assert offset == 0
             straight = same_layout(self.space, strides, contiguous_strides(self.space))
             assert straight, "what the kernel makes is moved inside its body"
@@ -137,7 +139,7 @@ class Elements:
         element = probe(value)
         used = [p for p in positions(value) if lowering.coords and mentions(element, p)]
         for p in used:
-            strides, offset = moved(value.shape, position_strides(p, value.shape), 0, moves)
+            strides, offset = moved_inside(value.shape, position_strides(p, value.shape), 0, moves)
             args += (self._array(("position", strides, offset), int64, strides, offset, None),)
         return Item(
             value,
@@ -156,7 +158,7 @@ class Elements:
         """A reduction's result may only be used in its own row."""
         rows = value.node.inputs[0].shape[: value.type.ndim]
         want = contiguous_strides(rows) + (0,) * (len(self.space) - len(rows))
-        strides, offset = moved(value.shape, contiguous_strides(value.shape), 0, moves)
+        strides, offset = moved_inside(value.shape, contiguous_strides(value.shape), 0, moves)
         same = 0 in self.space or same_layout(self.space, strides, want)
         assert value.node.inputs[0].shape == self.space
         assert same, "a row's reduction is used in another row"
@@ -243,15 +245,11 @@ class Elements:
 # Pieces ------------------------------------------------------------------------------------------------------------
 
 
-def moved(shape: Shape, strides: Shape, offset: int, moves: Sequence[Node]) -> tuple[Shape, int]:
-    """Strides and offset of an array after ``moves``, each of which must be a strided view of it."""
-    for node in moves:
-        lowering = get_op(node.op).lower
-        assert isinstance(lowering, Move)
-        seen = lowering.view(shape, strides, node.attrs, node.types[0].shape)
-        assert seen is not None, f"{node.op} inside a body has no view"
-        shape, strides, offset = node.types[0].shape, seen[0], offset + seen[1]
-    return strides, offset
+def moved_inside(shape: Shape, strides: Shape, offset: int, moves: Sequence[Node]) -> tuple[Shape, int]:
+    """Strides and offset of an array after the moves of a body, which fusion has chosen so that there are some."""
+    seen = moved(shape, strides, offset, moves)
+    assert seen is not None, "a body has a move that strides do not express"
+    return seen
 
 
 def spread(shape: Shape, space: Shape) -> Moves:
@@ -268,9 +266,8 @@ def spread(shape: Shape, space: Shape) -> Moves:
 def const_item(node: Node) -> Item:
     """A constant whose elements are all equal, as an item."""
     literal = node.attrs["value"]
-    values = literal.array.ravel()
-    assert (values.size and (values == values[0]).all()) or values.size == 1, "only uniform constants are fused"
-    return Item(node.out(), (), frozenset(), const=Const(values[0].item(), literal.dtype))
+    assert is_uniform(node), "only uniform constants are fused"
+    return Item(node.out(), (), frozenset(), const=Const(literal.array.flat[0].item(), literal.dtype))
 
 
 def position_strides(name: str, shape: Shape) -> Shape:

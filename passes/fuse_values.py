@@ -13,6 +13,7 @@ from graphc.ir import Graph, Node, Value
 from graphc.ops.base import Contract, Gather, Map, Move, Reduce, get_op
 from graphc.passes.fuse_cost import node_cost
 from graphc.passes.fuse_extract import is_uniform
+from graphc.passes.views import moved
 
 __all__ = ["Access", "Values", "stays_inside"]
 
@@ -167,22 +168,13 @@ class Values:
 
 def stays_inside(node: Node) -> bool:
     """Whether a movement can be part of a body: strides express it whatever those of its operand are."""
-    lowering = get_op(node.op).lower
-    assert isinstance(lowering, Move)
     shape = node.inputs[0].shape
     odd = tuple(10**9 + 7 * (d + 1) ** 3 for d in range(len(shape)))  # no two dimensions are one run
-    return lowering.view(shape, odd, node.attrs, node.out().shape) is not None
+    return moved(shape, odd, 0, (node,)) is not None
 
 
 def _strides(shape: Shape, moves: Moves) -> Shape | None:
     """Strides after ``moves`` of a row-major value; None where the first element moves, or where a body cannot hold
     the moves."""
-    strides = contiguous_strides(shape)
-    for node in moves:
-        lowering = get_op(node.op).lower
-        assert isinstance(lowering, Move)
-        seen = lowering.view(shape, strides, node.attrs, node.out().shape)
-        if seen is None or seen[1] or not stays_inside(node):
-            return None
-        shape, strides = node.out().shape, seen[0]
-    return strides
+    seen = moved(shape, contiguous_strides(shape), 0, moves) if all(map(stays_inside, moves)) else None
+    return None if seen is None or seen[1] else seen[0]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import Move, Source, Split, get_op
+from graphc.ops.base import Source, get_op
+from graphc.passes.views import is_view, roots
 
 __all__ = ["peak_bytes", "schedule"]
 
@@ -42,11 +43,7 @@ class _Liveness:
     """Who keeps which bytes alive. Views keep the value that they look at."""
 
     def __init__(self, graph: Graph):
-        self.roots: dict[Value, Value] = {}
-        for node in graph.nodes:
-            view = isinstance(get_op(node.op).lower, Move | Split)
-            for v in node.outs:
-                self.roots[v] = self.roots[node.inputs[0]] if view else v
+        self.roots = roots(graph)
         self.readers: dict[Value, set[Node]] = {}
         for node in graph.nodes:
             for v in self.reads(node):
@@ -58,7 +55,7 @@ class _Liveness:
 
     def reads(self, node: Node) -> set[Value]:
         """The values whose memory ``node`` reads."""
-        return set() if isinstance(get_op(node.op).lower, Move | Split) else {self.roots[v] for v in node.inputs}
+        return set() if is_view(node) else {self.roots[v] for v in node.inputs}
 
     def counted(self, value: Value) -> int:
         return 0 if value.node.op in ("state", "const") or value in self.updates else value.type.nbytes
@@ -163,7 +160,7 @@ class _Scheduler:
 
     def _priority(self, node: Node, fresh: int) -> tuple[int, ...]:
         """Smaller is sooner. Sources and views take no memory and no time."""
-        if isinstance(get_op(node.op).lower, Source | Move | Split):
+        if is_view(node) or isinstance(get_op(node.op).lower, Source):
             return (0, 0, 0, 0, self.rank[node])
         growth = self.live.born(node) - self.live.frees(node)
         return (1 + (growth > 0), min(growth, 0), -fresh, growth, self.rank[node])

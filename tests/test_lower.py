@@ -246,6 +246,13 @@ def test_old_and_new_state_as_outputs() -> None:
     check(Graph.build("g", [vx], [("old", vs), ("new", new)], [("s", new)]), {"x": x}, {"s": s})
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("-inf"), -0.0])
+def test_constant_arrays_of_one_number(number: float) -> None:
+    x = floats(4, 3)
+    v, fill = given("x0", x), apply("const", value=Literal.of(np.full((4, 3), number, np.float32)))
+    check_ops([x], apply("where", apply("greater", v, apply("abs", v)), v, fill))
+
+
 def test_constant_arrays() -> None:
     table = apply("const", value=Literal.of(floats(3, 4)))
     x = floats(3, 4, seed=2)
