@@ -26,6 +26,7 @@ __all__ = [
     "int32",
     "int64",
     "promote",
+    "same_layout",
     "uint8",
     "uint32",
 ]
@@ -119,6 +120,11 @@ def contiguous_strides(shape: Shape) -> Shape:
     for i in range(len(shape) - 2, -1, -1):
         strides[i] = strides[i + 1] * shape[i + 1]
     return tuple(strides)
+
+
+def same_layout(shape: Shape, a: Shape, b: Shape) -> bool:
+    """Whether strides ``a`` and ``b`` reach the same elements: those of a dimension of one element are never used."""
+    return all(d == 1 or x == y for d, x, y in zip(shape, a, b, strict=True))
 
 
 def broadcast_shapes(*shapes: Shape) -> Shape:

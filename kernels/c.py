@@ -47,6 +47,7 @@ class CDialect(Dialect):
         "extern", "float", "for", "goto", "if", "inline", "int", "long", "nthreads", "register", "restrict", "return",
         "scratch", "short", "signed", "sizeof", "static", "struct", "switch", "tid", "typedef", "union", "unsigned",
         "void", "volatile", "while",
+        "i_", "j_", "k_", "sum_",  # of the loops of a block product
     })  # fmt: skip
     terminator = ";"
     block_end = "}"

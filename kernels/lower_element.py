@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from graphc.dtype import DType, Shape, contiguous_strides, int64
+from graphc.dtype import DType, Shape, contiguous_strides, int64, same_layout
 from graphc.ir import Node, Value
 from graphc.kernels.lower_context import Operand
-from graphc.kernels.plan import View, same_layout
+from graphc.kernels.plan import View
 from graphc.loop import Affine, Call, Const, Expr, Let, Load, Var, call
 from graphc.ops.base import Map, Move, Reduce, apply, get_op
 from graphc.passes.fuse_cost import expr_cost, map_context, positions, probe

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
-from graphc.dtype import DType, Shape, contiguous_strides
+from graphc.dtype import DType, Shape, contiguous_strides, same_layout
 from graphc.ir import Attrs, Graph, Value
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.lower_reduce import combination
 from graphc.kernels.lower_space import merge, nest, unravel
-from graphc.kernels.plan import Buffer, Launch, View, same_layout
+from graphc.kernels.plan import Buffer, Launch, View
 from graphc.loop import Acc, Affine, Expr, Let, Load, Loop, Role, Scratch, Stmt, Store, Update, Var
 from graphc.ops.base import Reduce, get_op
 

@@ -7,11 +7,11 @@ from math import prod
 
 import numpy as np
 
-from graphc.dtype import DType, Shape, contiguous_strides
+from graphc.dtype import DType, Shape, contiguous_strides, same_layout
 from graphc.errors import Loc
 from graphc.loop import Kernel
 
-__all__ = ["Arg", "Buffer", "EntryPlan", "Flag", "Launch", "View", "same_layout"]
+__all__ = ["Arg", "Buffer", "EntryPlan", "Flag", "Launch", "View"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,6 @@ class View:
     @property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
-
-
-def same_layout(shape: Shape, a: Shape, b: Shape) -> bool:
-    """Whether strides ``a`` and ``b`` reach the same elements: those of a dimension of one element are never used."""
-    return all(d == 1 or x == y for d, x, y in zip(shape, a, b, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from graphc.dtype import Shape, contiguous_strides
+from graphc.dtype import Shape, contiguous_strides, same_layout
 from graphc.ir import Node, Value
 from graphc.passes.fuse_values import Access
 
@@ -62,17 +62,13 @@ class Space:
             return False
         leaf, own = access.leaf.shape, contiguous_strides(access.leaf.shape)
         if leaf == reader.shape:
-            return _same(reader.shape, access.strides, own)
+            return same_layout(reader.shape, access.strides, own)
         if self.kind is not Kind.ROW or leaf not in self.row_shapes:
             return False
         if reader.shape in self.row_shapes:
-            return _same(reader.shape, access.strides, contiguous_strides(reader.shape))
+            return same_layout(reader.shape, access.strides, contiguous_strides(reader.shape))
         wide = contiguous_strides(leaf[: self.rows]) + (0,) * (len(self.shape) - self.rows)
-        return reader.shape == self.shape and _same(reader.shape, access.strides, wide)
-
-
-def _same(shape: Shape, a: Shape, b: Shape) -> bool:
-    return all(d == 1 or s == t for d, s, t in zip(shape, a, b, strict=True))
+        return reader.shape == self.shape and same_layout(reader.shape, access.strides, wide)
 
 
 @dataclass(frozen=True, eq=False)

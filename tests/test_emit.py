@@ -351,7 +351,7 @@ def test_blocks_with_nothing_in_them(run: Runner) -> None:
 
 def test_names_of_block_products_are_free(run: Runner) -> None:
     """Variables may have the names that the target gives to its microkernels."""
-    a, b, c = (Operand(name, Affine(), 16) for name in ("product1", "b", "transpose_block"))
+    a, b, c = (Operand(name, Affine(), 16) for name in ("product1", "j_", "transpose_block"))
     product = Var("product", float32)
     body = (
         Let(product, Const(2, float32)),
@@ -360,7 +360,7 @@ def test_names_of_block_products_are_free(run: Runner) -> None:
         Transpose(Operand("t", Affine(), 4), Operand("transpose_block", Affine(), 16), 4, 16, float32),
         Store("transpose_block", Affine(), product),
     )
-    names = ("product1", "b", "transpose_block", "t")
+    names = ("product1", "j_", "transpose_block", "t")
     written = ("transpose_block", "t")
     params = tuple(Param(name, float32, written=name in written) for name in names)
     args: Args = [values(float32, count, seed) for seed, count in enumerate((64, 256, 64, 64))]
