@@ -75,6 +75,8 @@ def nest(variables: Sequence[Var], sizes: Shape, body: Sequence[Stmt]) -> list[S
 
 def segment(number: Var, size: int, limit: int | Var, start: Var, stop: Var) -> list[Stmt]:
     """Lets for the bounds of segment ``number`` of ``range(limit)`` cut into segments of ``size``."""
+    if isinstance(limit, int) and limit <= size:  # there is one segment
+        return [Let(start, Const(0, int64)), Let(stop, Const(limit, int64))]
     step = Const(size, int64)
     end = Const(limit, int64) if isinstance(limit, int) else limit
     return [
