@@ -16,6 +16,7 @@ if not Path(__file__).with_name("passes").is_dir():
 import graphc.ops  # noqa: F401  (first: it fills the table from which tracing builds nodes)
 from graphc import nn as nn
 from graphc import optim as optim
+from graphc.artifact_tensors import read_file
 from graphc.dtype import bool_ as bool_
 from graphc.dtype import float32 as float32
 from graphc.dtype import float64 as float64
@@ -29,6 +30,7 @@ from graphc.errors import GraphcError as GraphcError
 from graphc.functional import *  # noqa: F403
 from graphc.nn.attention import scaled_dot_product_attention as scaled_dot_product_attention
 from graphc.nn.functional import *  # noqa: F403
+from graphc.nn.rope import rope as rope
 from graphc.random import seed as seed
 from graphc.tensor import Tensor as Tensor
 from graphc.trace import Entry as Entry
@@ -56,6 +58,14 @@ def compile_file(path: Any, **options: Any) -> Any:
     from graphc import driver
 
     return driver.compile_file(path, **options)
+
+
+def load_safetensors(path: Any) -> dict[str, Any]:
+    """The arrays of a safetensors file by name, such as published weights: ``model.load_state_dict(...)`` takes them.
+
+    They are read-only views of the file's bytes. Raises GC0805 (cannot be read) and GC0804 (no such file).
+    """
+    return read_file(path)
 
 
 def load(path: Any, *, threads: int | None = None, trust: bool = False) -> Any:

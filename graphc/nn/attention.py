@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from math import prod, sqrt
 
+import numpy as np
+
 from graphc.errors import error
-from graphc.functional import iota, where
+from graphc.functional import exp, expand_dims, iota, maximum, where
 from graphc.nn.functional import dropout, softmax
 from graphc.ops.attention import attention
 from graphc.random import next_key
 from graphc.scope import emit, user_loc
-from graphc.tensor import Tensor, TensorLike, as_tensor, matmul
+from graphc.tensor import Tensor, TensorLike, as_tensor, broadcast_to, matmul
+from graphc.trace import stop_gradient
 
 __all__ = ["attend", "scaled_dot_product_attention"]
 
@@ -24,28 +27,35 @@ def scaled_dot_product_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """softmax(query · keyᵀ · scale) · value, per head.
 
     query [..., T, D], key [..., S, D], value [..., S, D], of one float dtype, with the same leading dimensions
     (usually [B, H]). ``is_causal``: position i sees positions j <= i. ``scale`` is 1/sqrt(D) unless given.
-    ``attn_mask`` [..., T, S]: bool (True takes part) or float (added to the scores). Dropout with probability
-    ``dropout_p`` (below 1) acts on the weights. Source: Vaswani et al., arXiv 1706.03762. Raises GC0101 and GC0217.
+    ``attn_mask``, of a shape that broadcasts to [..., T, S]: bool (True takes part; a query that sees no key gives 0)
+    or float (added to the scores). Dropout with probability ``dropout_p`` (below 1) acts on the weights.
+    With ``enable_gqa`` key and value may have fewer heads [..., H_kv, S, D]: query head h uses head h · H_kv // H.
+    Source: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.13245. Raises GC0101 and GC0217.
     """
-    lead = query.shape[:-2]
-    fits = query.ndim >= 2 and key.ndim >= 2 and value.shape[:-1] == key.shape[:-1] and key.shape[:-2] == lead
+    groups = _groups(query, key, enable_gqa)
+    fits = query.ndim >= 2 and value.shape[:-1] == key.shape[:-1] and groups > 0
     if not fits or query.shape[-1] != key.shape[-1]:
-        raise error(
-            "GC0101",
-            f"attention of query {query.type}, key {key.type} and value {value.type}",
-            loc=user_loc(),
-            hint="query [..., T, D], key [..., S, D], value [..., S, D] with the same leading dimensions",
-        )
+        hint = "query [..., T, D], key [..., S, D], value [..., S, D] with the same leading dimensions"
+        if enable_gqa:
+            hint += "; with enable_gqa a number of heads that divides that of query"
+        elif _groups(query, key, True):
+            hint = "the key has fewer heads: enable_gqa=True shares them"
+        message = f"attention of query {query.type}, key {key.type} and value {value.type}"
+        raise error("GC0101", message, loc=user_loc(), hint=hint)
     if not 0 <= dropout_p < 1:
         raise error("GC0217", f"the dropout of attention is from 0 to below 1, not {dropout_p}", loc=user_loc())
     scale = 1.0 / sqrt(query.shape[-1]) if scale is None else float(scale)
     if attn_mask is not None or value.shape[-1] != query.shape[-1]:
         return attend(query, key, value, attn_mask, dropout_p, is_causal, scale)[0]
+    if groups > 1:
+        key, value = repeat_heads(key, groups), repeat_heads(value, groups)
+    lead = query.shape[:-2]
     heads = (prod(lead[:-1]), lead[-1] if lead else 1)
     operands = [x.reshape(*heads, *x.shape[-2:])._resolve() for x in (query, key, value)]
     if dropout_p:
@@ -55,15 +65,47 @@ def scaled_dot_product_attention(
     return Tensor.of(node.out(0)).reshape(query.shape)
 
 
+def _groups(query: Tensor, key: Tensor, shared: bool) -> int:
+    """How many query heads use one key head; 0 where the leading dimensions do not fit."""
+    ours, theirs = query.shape[:-2], key.shape[:-2]
+    if ours == theirs and key.ndim >= 2:
+        return 1
+    if not shared or len(ours) != len(theirs) or not ours or ours[:-1] != theirs[:-1] or not theirs[-1]:
+        return 0
+    return 0 if ours[-1] % theirs[-1] else ours[-1] // theirs[-1]
+
+
+def repeat_heads(x: Tensor, times: int) -> Tensor:
+    """[..., H, S, D] → [..., H · times, S, D], each head ``times`` times in a row."""
+    *lead, heads, length, depth = x.shape
+    wide = broadcast_to(expand_dims(x, -3), (*lead, heads, times, length, depth))
+    return wide.reshape(*lead, heads * times, length, depth)
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: TensorLike | None, p: float, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """(output, weights [..., T, S]): attention with the weights in memory."""
-    scores = matmul(query, key.mT) * scale
+    """(output, weights [..., T, S]): attention with the weights in memory.
+
+    Queries that share a key head are rows of one product, so that no key or value is repeated.
+    """
+    *lead, length, depth = query.shape
+    *shared, keys, _ = key.shape
+    rows = prod(lead) * length // (prod(shared) or 1)
+    scores = matmul(query.reshape(*shared, rows, depth), key.mT).reshape(*lead, length, keys) * scale
     if is_causal:
         scores = where(iota(scores.shape, -2) >= iota(scores.shape, -1), scores, -float("inf"))
     if mask is not None:
         mask = as_tensor(mask)
         scores = where(mask, scores, -float("inf")) if mask.dtype.kind == "b" else scores + mask
-    weights = dropout(softmax(scores), p)
-    return matmul(weights, value), weights
+    weights = dropout(softmax(scores) if mask is None else _masked_softmax(scores), p)
+    output = matmul(weights.reshape(*shared, rows, keys), value)
+    return output.reshape(*lead, length, value.shape[-1]), weights
+
+
+def _masked_softmax(scores: Tensor) -> Tensor:
+    """softmax along the last dimension; 0 in a row that is minus infinity throughout, as in PyTorch."""
+    top = stop_gradient(scores.max(-1, keepdims=True))
+    e = exp(scores - maximum(top, np.finfo(scores.dtype.numpy).min))
+    total = e.sum(-1, keepdims=True)
+    return e / where(total == 0, 1, total)
