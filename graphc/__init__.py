@@ -33,6 +33,7 @@ from graphc.nn.functional import *  # noqa: F403
 from graphc.nn.rope import rope as rope
 from graphc.random import seed as seed
 from graphc.tensor import Tensor as Tensor
+from graphc.tensor import TensorLike as TensorLike
 from graphc.trace import Entry as Entry
 from graphc.trace import Spec as Spec
 from graphc.trace import checkpoint as checkpoint

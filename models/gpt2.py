@@ -121,18 +121,21 @@ class Conv1D(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention over x [B, T, n_embd]."""
 
-    def __init__(self, config: Config) -> None:
-        self.n_head, self.attn_pdrop = config.n_head, config.attn_pdrop
+    def __init__(self, config: Config, layer: int) -> None:
+        self.n_head, self.attn_pdrop, self.layer = config.n_head, config.attn_pdrop, layer
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: gc.Tensor) -> gc.Tensor:
+    def forward(self, x: gc.Tensor, past: nn.Context | None = None) -> gc.Tensor:
         b, t, c = x.shape
         qkv = gc.split(self.c_attn(x), 3, axis=-1)
         q, k, v = (gc.permute_dims(z.reshape((b, t, self.n_head, c // self.n_head)), (0, 2, 1, 3)) for z in qkv)
-        dropout = self.attn_pdrop if self.training else 0.0
-        y = gc.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        if past is None:
+            dropout = self.attn_pdrop if self.training else 0.0
+            y = gc.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+        else:
+            y = past.attend(self.layer, q, k, v)
         return self.resid_dropout(self.c_proj(gc.permute_dims(y, (0, 2, 1, 3)).reshape((b, t, c))))
 
 
@@ -150,14 +153,14 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int) -> None:
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = Attention(config)
+        self.attn = Attention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: gc.Tensor) -> gc.Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: gc.Tensor, past: nn.Context | None) -> gc.Tensor:
+        x = x + self.attn(self.ln_1(x), past)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -168,13 +171,14 @@ class Transformer(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
-        self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.h = nn.ModuleList([Block(config, i) for i in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
-    def forward(self, ids: gc.Tensor) -> gc.Tensor:
-        x = self.drop(self.wte(ids) + self.wpe.weight[: ids.shape[1]])
+    def forward(self, ids: gc.Tensor, past: nn.Context | None = None) -> gc.Tensor:
+        positions = self.wpe.weight[: ids.shape[1]] if past is None else self.wpe(past.positions)
+        x = self.drop(self.wte(ids) + positions)
         for block in self.h:
-            x = block(x)
+            x = block(x, past)
         return self.ln_f(x)
 
 
@@ -190,6 +194,10 @@ class Model(nn.Module):
     def forward(self, ids: gc.Tensor) -> gc.Tensor:
         return self.lm_head(self.transformer(ids))
 
+    def next_logits(self, ids: gc.Tensor, past: nn.Context, index: gc.TensorLike) -> gc.Tensor:
+        """ids [B, T] that stand where ``past`` says → logits [B, vocab_size] of what follows position ``index``."""
+        return self.lm_head(gc.take(self.eval().transformer(ids, past), index, axis=1))
+
 
 def initialise(model: Model, config: Config) -> None:
     """Matrices from a normal distribution, the layers that write to the residual stream scaled by 1/sqrt(2 n_layer)
@@ -204,7 +212,8 @@ def initialise(model: Model, config: Config) -> None:
 
 
 def entries(config: Config) -> tuple[gc.Entry, ...]:
-    """``train`` and ``evaluate`` (x, y [batch_size, n_positions] → loss), ``infer`` (x [1, n_positions] → logits)."""
+    """``train`` and ``evaluate`` (x, y [batch_size, n_positions] → loss), ``infer`` (x [1, n_positions] → logits);
+    ``prefill`` and ``decode`` (see `nn.generation_entries`)."""
     gc.seed(config.seed)  # initial weights and dropout
     model = Model(config)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -234,7 +243,8 @@ def entries(config: Config) -> tuple[gc.Entry, ...]:
     def infer(x: gc.Tensor) -> dict[str, gc.Tensor]:
         return {"logits": model.eval()(x)}
 
-    return train, evaluate, infer
+    cache = nn.KVCache(config.n_layer, config.n_head, config.n_positions, config.n_embd // config.n_head)
+    return train, evaluate, infer, *nn.generation_entries(model.next_logits, cache)
 
 
 def corpus(config: Config) -> TextCorpus:

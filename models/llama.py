@@ -119,8 +119,9 @@ class Config:
 class Attention(nn.Module):
     """Causal self-attention over x [B, T, hidden_size]; groups of query heads share a key and value head."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, layer: int) -> None:
         self.heads, self.kv_heads, self.depth = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.layer = layer
         self.theta, self.dropout = config.rope_theta, config.attention_dropout
         width, bias = config.hidden_size, config.attention_bias
         self.q_proj = nn.Linear(width, self.heads * self.depth, bias=bias)
@@ -128,14 +129,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, self.kv_heads * self.depth, bias=bias)
         self.o_proj = nn.Linear(self.heads * self.depth, width, bias=bias)
 
-    def forward(self, x: gc.Tensor) -> gc.Tensor:
+    def forward(self, x: gc.Tensor, past: nn.Context | None = None) -> gc.Tensor:
         b, t, _ = x.shape
-        positions = gc.iota((t,), 0)
+        positions = gc.arange(t) if past is None else past.positions
         q = gc.rope(self.split(self.q_proj(x), self.heads), positions, self.theta)
         k = gc.rope(self.split(self.k_proj(x), self.kv_heads), positions, self.theta)
         v = self.split(self.v_proj(x), self.kv_heads)
-        dropout = self.dropout if self.training else 0.0
-        y = gc.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=True)
+        if past is None:
+            dropout = self.dropout if self.training else 0.0
+            y = gc.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=True)
+        else:
+            y = past.attend(self.layer, q, k, v)
         return self.o_proj(gc.permute_dims(y, (0, 2, 1, 3)).reshape(b, t, self.heads * self.depth))
 
     def split(self, x: gc.Tensor, heads: int) -> gc.Tensor:
@@ -158,15 +162,15 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: Config) -> None:
-        self.self_attn = Attention(config)
+    def __init__(self, config: Config, layer: int) -> None:
+        self.self_attn = Attention(config, layer)
         self.mlp = MLP(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x: gc.Tensor) -> gc.Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x)))
+    def forward(self, x: gc.Tensor, past: nn.Context | None) -> gc.Tensor:
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), past))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -175,13 +179,13 @@ class Transformer(nn.Module):
 
     def __init__(self, config: Config) -> None:
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([Layer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, ids: gc.Tensor) -> gc.Tensor:
+    def forward(self, ids: gc.Tensor, past: nn.Context | None = None) -> gc.Tensor:
         x = self.embed_tokens(ids)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, past)
         return self.norm(x)
 
 
@@ -197,6 +201,10 @@ class Model(nn.Module):
 
     def forward(self, ids: gc.Tensor) -> gc.Tensor:
         return self.lm_head(self.model(ids))
+
+    def next_logits(self, ids: gc.Tensor, past: nn.Context, index: gc.TensorLike) -> gc.Tensor:
+        """ids [B, T] that stand where ``past`` says → logits [B, vocab_size] of what follows position ``index``."""
+        return self.lm_head(gc.take(self.eval().model(ids, past), index, axis=1))
 
 
 def initialise(model: Model, config: Config) -> None:
@@ -215,7 +223,7 @@ def initialise(model: Model, config: Config) -> None:
 
 def entries(config: Config) -> tuple[gc.Entry, ...]:
     """``train`` and ``evaluate`` (x, y [batch_size, T] → loss), ``infer`` (x [1, T] → logits [1, T, vocab_size]), where
-    T is max_position_embeddings."""
+    T is max_position_embeddings; ``prefill`` and ``decode`` (see `nn.generation_entries`)."""
     gc.seed(config.seed)  # initial weights and dropout
     model = Model(config)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -245,7 +253,9 @@ def entries(config: Config) -> tuple[gc.Entry, ...]:
     def infer(x: gc.Tensor) -> dict[str, gc.Tensor]:
         return {"logits": model.eval()(x)}
 
-    return train, evaluate, infer
+    heads, depth = config.num_key_value_heads, config.head_dim
+    cache = nn.KVCache(config.num_hidden_layers, heads, config.max_position_embeddings, depth)
+    return train, evaluate, infer, *nn.generation_entries(model.next_logits, cache)
 
 
 def corpus(config: Config) -> TextCorpus:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from graphc.nn import functional, init
+from graphc.nn.cache import Context, KVCache
+from graphc.nn.generation import generation_entries, sample
 from graphc.nn.layers import (
     GELU,
     Dropout,
@@ -23,6 +25,7 @@ from graphc.nn.module import Module
 from graphc.variable import Parameter
 
 __all__ = [
-    "GELU", "Dropout", "Embedding", "Identity", "LayerNorm", "Linear", "Module", "ModuleList", "MultiheadAttention",
-    "Parameter", "RMSNorm", "ReLU", "Sequential", "SiLU", "Sigmoid", "Tanh", "functional", "init",
+    "GELU", "Context", "Dropout", "Embedding", "Identity", "KVCache", "LayerNorm", "Linear", "Module", "ModuleList",
+    "MultiheadAttention", "Parameter", "RMSNorm", "ReLU", "Sequential", "SiLU", "Sigmoid", "Tanh", "functional",
+    "generation_entries", "init", "sample",
 ]  # fmt: skip

@@ -1,0 +1,112 @@
+"""Text generation as two entries: `prefill` reads a prompt, each `decode` one token; both choose the token that follows.
+
+Random numbers are a function of the seed and the position, so a text is a function of prompt, settings and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graphc.functional import arange, iota, log, max, maximum, min, minimum, sum, where
+from graphc.nn.cache import Context, KVCache
+from graphc.nn.functional import softmax
+from graphc.random import bits
+from graphc.tensor import Tensor, TensorLike, as_tensor, astype, broadcast_to
+from graphc.trace import Entry, entry, spec
+
+__all__ = ["NextLogits", "generation_entries", "sample"]
+
+# (ids [B, T], where they stand, index of the one that counts) → logits [B, vocabulary] of the token after that one
+NextLogits = Callable[[Tensor, Context, TensorLike], Tensor]
+
+# A threshold is found by cutting its range WAYS-fold ROUNDS times: values closer than 2**-28 of the range count as equal.
+WAYS, ROUNDS = 16, 7
+
+
+def generation_entries(logits: NextLogits, cache: KVCache, prompt: int | None = None) -> tuple[Entry, Entry]:
+    """``prefill`` and ``decode`` over one ``cache``.
+
+    prefill: ids [B, prompt] int32 (``prompt`` is the cache's length unless given), padded on the right, of which
+    ``length`` (int32 scalar) count. decode: ``token`` [B] int32, what follows. Both also take the scalars of `sample`:
+    temperature, top_k, top_p and seed; both return token [B] int32 and logits [B, vocabulary].
+    """
+    settings = {
+        "temperature": spec((), "float32"),
+        "top_k": spec((), "int32"),
+        "top_p": spec((), "float32"),
+        "seed": spec((), "uint32"),
+    }
+    width = prompt or cache.length
+
+    @entry(ids=spec((cache.batch, width), "int32"), length=spec((), "int32"), **settings)
+    def prefill(
+        ids: Tensor, length: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seed: Tensor
+    ) -> dict[str, Tensor]:
+        last = logits(ids, cache.start(width, length), length - 1)
+        return {"token": sample(last, temperature, top_k, top_p, seed, length), "logits": last}
+
+    @entry(token=spec((cache.batch,), "int32"), **settings)
+    def decode(
+        token: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seed: Tensor
+    ) -> dict[str, Tensor]:
+        last = logits(token.reshape(cache.batch, 1), cache.step(), 0)
+        return {"token": sample(last, temperature, top_k, top_p, seed, cache.position), "logits": last}
+
+    return prefill, decode
+
+
+def sample(
+    logits: Tensor, temperature: TensorLike, top_k: TensorLike, top_p: TensorLike, seed: TensorLike, position: TensorLike
+) -> Tensor:
+    """Tokens [B] int32 drawn from softmax(logits / temperature), logits [B, V]; with temperature 0 the most likely one.
+
+    ``top_k``: only the k most likely take part (0: all). ``top_p``: of those, only the smallest set of most likely ones
+    whose probability is at least top_p (1: all). Equal logits take part together. Random words are Threefry of the key
+    (``seed``, ``position``), both uint32. Source: Fan et al., arXiv 1805.04833 (top-k); Holtzman et al., "The Curious
+    Case of Neural Text Degeneration", arXiv 1904.09751 (top-p); the draw is by Gumbel's trick.
+    """
+    temperature = as_tensor(temperature)
+    scaled = logits / where(temperature > 0, temperature, 1.0)
+    scaled = where(_most_likely(scaled, top_k), scaled, -float("inf"))
+    scaled = where(_nucleus(softmax(scaled), top_p), scaled, -float("inf"))
+    words = bits((astype(as_tensor(seed), "uint32"), astype(as_tensor(position), "uint32")), logits.shape)
+    uniform = (astype(words >> 8, "float32") + 0.5) * 2.0**-24
+    noise = -log(-log(uniform))
+    return argmax(where(temperature > 0, scaled + noise, logits))
+
+
+def _most_likely(x: Tensor, k: TensorLike) -> Tensor:
+    """Where ``x`` [B, V] is among the ``k`` largest of its row; everywhere where k is 0."""
+    lowest = min(where(x > -float("inf"), x, float("inf")), -1)
+    low = _largest(lowest, max(x, -1), lambda at: sum(astype(_reach(x, at), "int32"), -1) >= k)
+    return (x >= low[:, None]) | (as_tensor(k) <= 0)
+
+
+def _nucleus(p: Tensor, share: TensorLike) -> Tensor:
+    """Where ``p`` [B, V] is in the smallest set of largest elements that sums to ``share`` or more."""
+    top = max(p, -1)
+    low = _largest(top * 0, top, lambda at: sum(where(_reach(p, at), p[:, None], 0), -1) >= share)
+    return (p >= low[:, None]) | (as_tensor(share) >= 1)
+
+
+def _reach(x: Tensor, at: Tensor) -> Tensor:
+    """x [B, V] >= at [B, W], each with each: bool [B, W, V]."""
+    return x[:, None] >= at[..., None]
+
+
+def _largest(low: Tensor, high: Tensor, holds: Callable[[Tensor], Tensor]) -> Tensor:
+    """The largest number from ``low`` to ``high`` [B] for which a condition holds that holds for ``low`` and for all
+    that is below a number for which it holds. ``holds`` maps [B, W] to bool [B, W]."""
+    for _ in range(ROUNDS):
+        at = low[:, None] + (high - low)[:, None] * arange(1 / WAYS, 1 + 1 / WAYS, 1 / WAYS)
+        yes = holds(at)
+        low = maximum(low, max(where(yes, at, -float("inf")), -1))
+        high = minimum(high, min(where(yes, float("inf"), at), -1))
+    return low
+
+
+def argmax(x: Tensor) -> Tensor:
+    """The first index of the largest element along the last dimension, int32."""
+    index = iota(x.shape, -1)
+    largest = broadcast_to(max(x, -1, keepdims=True), x.shape)
+    return min(where(x == largest, index, x.shape[-1]), -1)
