@@ -46,9 +46,7 @@ def generation_entries(logits: NextLogits, cache: KVCache, prompt: int | None = 
         return {"token": sample(last, temperature, top_k, top_p, seed, length), "logits": last}
 
     @entry(token=spec((cache.batch,), "int32"), **settings)
-    def decode(
-        token: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seed: Tensor
-    ) -> dict[str, Tensor]:
+    def decode(token: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seed: Tensor) -> dict[str, Tensor]:
         last = logits(token.reshape(cache.batch, 1), cache.step(), 0)
         return {"token": sample(last, temperature, top_k, top_p, seed, cache.position), "logits": last}
 
@@ -56,7 +54,12 @@ def generation_entries(logits: NextLogits, cache: KVCache, prompt: int | None = 
 
 
 def sample(
-    logits: Tensor, temperature: TensorLike, top_k: TensorLike, top_p: TensorLike, seed: TensorLike, position: TensorLike
+    logits: Tensor,
+    temperature: TensorLike,
+    top_k: TensorLike,
+    top_p: TensorLike,
+    seed: TensorLike,
+    position: TensorLike,
 ) -> Tensor:
     """Tokens [B] int32 drawn from softmax(logits / temperature), logits [B, V]; with temperature 0 the most likely one.
 
