@@ -146,12 +146,14 @@ class EntryRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """``manifest.json``. ``digests`` has the sha256 of every other member; ``options`` what the compile was asked."""
+    """``manifest.json``. ``digests`` has the sha256 of every other member; ``options`` what the compile was asked,
+    ``metadata`` what the model says of itself to those who use it (a vocabulary, say)."""
 
     format: int
     provenance: Provenance
     target: TargetRecord
     options: dict[str, str]
+    metadata: dict[str, str]
     team: str
     state: tuple[StateRecord, ...]
     state_bytes: int

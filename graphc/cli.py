@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _compile(command("compile", "graphc.cli_compile", "compile a model file into an artifact"))
     _run(command("run", "graphc.cli_run", "run an entry of an artifact once"))
     _inspect(command("inspect", "graphc.cli_inspect", "show entries, kernels, memory plan and provenance"))
+    _generate(command("generate", "graphc.cli_generate", "continue a prompt with a language model"))
     _train(command("train", "graphc.cli_train", "compile a model file and train it"))
     _verify(command("verify", "graphc.cli_measure", "compare the compiled program with the interpreter, pass by pass"))
     _bench(command("bench", "graphc.cli_measure", "time each kernel beside what the machine could do"))
@@ -96,6 +97,26 @@ def _run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--trust", action="store_true", help="run the file's native code though this user did not build it"
     )
+
+
+def _generate(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("artifact", metavar="FILE.gcx", help="with entries prefill and decode")
+    sub.add_argument("--prompt", metavar="TEXT", default="", help="what the text begins with")
+    sub.add_argument(
+        "--tokens", metavar="N", type=_positive, default=200, help="how many to add (default: %(default)s)"
+    )
+    sub.add_argument("--temperature", metavar="T", type=_share(), default=1.0, help="0: always the most likely token")
+    sub.add_argument(
+        "--top-k", metavar="K", type=_count, default=0, help="choose among the K most likely tokens (0: all)"
+    )
+    sub.add_argument("--top-p", metavar="P", type=_share(1.0), default=1.0, help="choose among those with this share")
+    sub.add_argument("--seed", metavar="N", type=int, default=0, help="another seed, another text")
+    sub.add_argument(
+        "--tokenizer", metavar="PATH", help="tokenizer.json, a folder with encoder.json and vocab.bpe, or .bin"
+    )
+    sub.add_argument("--weights", metavar="FILE.safetensors", help="load published weights first")
+    sub.add_argument("--threads", metavar="N", type=_positive, help="default: GRAPHC_THREADS, or the CPUs there are")
+    sub.add_argument("--trust", action="store_true", help="run native code that this user did not build")
 
 
 def _inspect(sub: argparse.ArgumentParser) -> None:
@@ -152,6 +173,27 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def _share(most: float = float("inf")) -> Callable[[str], float]:
+    """A number from 0 to ``most``."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {most:g}")
+        return value
+
+    return read
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}

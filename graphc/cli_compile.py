@@ -13,7 +13,7 @@ from graphc.cli_plan import entry_summary, print_plan, write_report
 from graphc.driver import CompileReport
 from graphc.driver import compile as compile_entries
 from graphc.errors import error
-from graphc.modelfile import close_matches, file_entries, load_model_file, make_config
+from graphc.modelfile import close_matches, file_entries, file_metadata, load_model_file, make_config
 from graphc.passes import pipeline
 from graphc.runtime import Program
 from graphc.runtime_memory import format_bytes
@@ -65,7 +65,13 @@ def compile_module(
             message = f"{module.__file__} has no entry {name!r}"
             raise error("GC0607", message, hint=close_matches(name, list(entries)))
     chosen = [entries[n] for n in names or entries]
-    return compile_entries(*chosen, target=args.target, memory_budget=args.memory_budget, report=report)
+    return compile_entries(
+        *chosen,
+        target=args.target,
+        memory_budget=args.memory_budget,
+        metadata=file_metadata(module, config),
+        report=report,
+    )
 
 
 def check_pass(name: str) -> None:

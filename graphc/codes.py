@@ -431,6 +431,13 @@ CODES: dict[str, Code] = {
         "a loss of 2.31 where the interpreter has 2.35.",
         "This is a defect in graphc, not in your model: please report it with the model file.",
     ),
+    "GC0612": Code(
+        "a prompt cannot be turned into tokens",
+        "`graphc generate` needs the tokenizer that the model was trained with: the artifact carries it, or "
+        "--tokenizer names it. The prompt must consist of its tokens and fit into the model's context.",
+        "--prompt “é” for a model that was trained on ASCII characters.",
+        "Give --tokenizer PATH, or another prompt; graphc[text] has the library that reads tokenizer.json.",
+    ),
     # 07xx memory
     "GC0701": Code(
         "the program needs more memory than its budget",

@@ -82,6 +82,7 @@ class Options:
     memory_budget: int | None = None
     cache: bool = True
     check: bool | None = None  # None: as GRAPHC_DEBUG says
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.target != "cpu":
@@ -110,7 +111,8 @@ def compile(*entries: Entry, report: CompileReport | None = None, **options: Any
 
     Options: ``target`` ("cpu"), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process),
     ``memory_budget`` (bytes that no entry's peak may exceed: GC0701), ``cache`` (reuse kernels compiled before),
-    ``check`` (verify the graph after each pass; default: as GRAPHC_DEBUG says). Raises GraphcError.
+    ``check`` (verify the graph after each pass; default: as GRAPHC_DEBUG says), ``metadata`` (text by name that the
+    artifact carries for those who use it). Raises GraphcError.
     """
     report = CompileReport() if report is None else report
     opts = Options(**options)
@@ -138,7 +140,8 @@ def compile_file(
     `compile`. Raises GraphcError: GC0605 for a file without such entries, GC0601 and GC0602 for keys and values.
     """
     module = modelfile.load_model_file(Path(path))
-    found = modelfile.file_entries(module, modelfile.make_config(module, set))
+    config = modelfile.make_config(module, set)
+    found = modelfile.file_entries(module, config)
     if entry is not None:
         names = [entry] if isinstance(entry, str) else list(entry)
         known = {e.name: e for e in found}
@@ -147,15 +150,15 @@ def compile_file(
                 hint = modelfile.close_matches(name, list(known))
                 raise error("GC0605", f"{os.fspath(path)} has no entry {name!r}", hint=hint)
         found = tuple(known[name] for name in names)
-    return compile(*found, **options)
+    return compile(*found, metadata=modelfile.file_metadata(module, config), **options)
 
 
 def rebuild(artifact: Artifact, report: CompileReport | None = None, **options: Any) -> Program:
     """Compile the graphs of an artifact for this machine and keep its state: what loading does with a file whose
     native code is not trusted here or does not fit. Options are those of `compile`."""
     report = CompileReport() if report is None else report
-    opts = Options(**options)
     manifest = artifact.manifest
+    opts = Options(metadata=manifest.metadata, **options)
     specs = {s.name: StateSpec(s.name, s.type, s.trainable) for s in manifest.state}
     sources = [Source(e.name, e.loc, _graph_of(artifact, e, specs)) for e in manifest.entries]
     made = build(sources, list(specs.values()), artifact.tensors(STATE_FILE), opts, report)
@@ -221,6 +224,7 @@ def build(
         provenance=_provenance([members[e.graph] for e in entries]),
         target=TargetRecord(target.name, target.triple, target.features, target.vector_bytes),
         options={"target": options.target},
+        metadata=dict(sorted(options.metadata.items())),
         team=TEAM,
         state=state_records,
         state_bytes=state.nbytes,

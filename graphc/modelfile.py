@@ -6,6 +6,7 @@ What a file may define at module level:
 - ``Config``, a dataclass with defaults, that ``--set`` overrides before tracing;
 - ``batches(config, split)``, what ``graphc train`` feeds the entry ``train`` ("train": without end, from the optional
   argument ``start`` on) and ``evaluate`` ("heldout": once);
+- ``metadata(config)``, text by name that the artifact carries, such as the vocabulary;
 - ``baselines(config)``, named losses to beat, and ``sample(infer, config)``, a text to show after training.
 """
 
@@ -29,7 +30,7 @@ from graphc.random import seed
 from graphc.scope import forget_source
 from graphc.trace import Entry
 
-__all__ = ["close_matches", "file_entries", "load_model_file", "make_config"]
+__all__ = ["close_matches", "file_entries", "file_metadata", "load_model_file", "make_config"]
 
 
 def load_model_file(path: str | Path) -> ModuleType:
@@ -106,6 +107,11 @@ def file_entries(module: ModuleType, config: Any) -> tuple[Entry, ...]:
         hint = "decorate a function with @gc.entry(...), or define entries(config) that returns such functions"
         raise error("GC0605", f"{module.__file__} has no entries", hint=hint)
     return tuple(found)
+
+
+def file_metadata(module: ModuleType, config: Any) -> dict[str, str]:
+    """``metadata(config)`` of a model file, or nothing."""
+    return dict(module.metadata(config)) if hasattr(module, "metadata") else {}
 
 
 def close_matches(name: str, names: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import graphc as gc
 from graphc import nn, optim
 from graphc.data import TextCorpus, random_windows, sample_text, text_corpus, windows
+from graphc.tokenizers import characters
 
 PRESETS: dict[str, dict[str, Any]] = {
     # as wide and deep as nanoGPT's settings for a CPU
@@ -261,6 +262,12 @@ def entries(config: Config) -> tuple[gc.Entry, ...]:
 def corpus(config: Config) -> TextCorpus:
     """The text that this configuration trains on."""
     return text_corpus(config.data)
+
+
+def metadata(config: Config) -> dict[str, str]:
+    """The characters that tokens stand for, unless ``vocab_size`` says that they are no characters."""
+    vocabulary = corpus(config).vocab
+    return characters(vocabulary) if len(vocabulary) == config.vocab_size else {}
 
 
 def batches(config: Config, split: str, start: int = 0) -> Iterator[dict[str, np.ndarray]]:

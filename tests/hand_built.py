@@ -129,6 +129,7 @@ def artifact(start: int = 7) -> Artifact:
         provenance=Provenance("0", "0", "0", "0"),
         target=TargetRecord("cpu", llvm.get_process_triple(), (), 16),
         options={},
+        metadata={},
         team="native/team.o",
         state=(StateRecord("count", "int32", (), 0, False),),
         state_bytes=4,

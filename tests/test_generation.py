@@ -1,4 +1,4 @@
-"""Prefill and decode against the whole forward pass, the choice of tokens against NumPy, and a published greedy text."""
+"""Prefill and decode against the whole forward pass, the choice of tokens against NumPy, a published greedy text."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def distribution(temperature: float, top_k: int, top_p: float) -> np.ndarray:
     p = np.exp(x - x.max())
     p /= p.sum()
     before = np.cumsum(p[order]) - p[order]
-    p[order] = np.where(before < top_p, p[order], 0)
+    p[order] = np.where((before < top_p) | (np.arange(len(p)) == 0), p[order], 0)
     return p / p.sum()
 
 

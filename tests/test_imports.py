@@ -31,7 +31,7 @@ LAYERS = (
     ("graphc.kernels",),
     ("graphc.artifact*", "graphc.runtime*"),
     ("graphc.driver*",),
-    ("graphc", "graphc.data", "graphc.models"),
+    ("graphc", "graphc.data", "graphc.models", "graphc.tokenizers"),
     ("graphc.cli*", "graphc.report", "graphc.train", "graphc.machine", "graphc.__main__"),
 )  # fmt: skip
 

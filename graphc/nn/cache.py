@@ -1,4 +1,4 @@
-"""Keys and values of the positions that a decoder has seen, as state: what `prefill` writes and each `decode` extends."""
+"""Keys and values of the positions that a decoder has seen, as state: `prefill` writes them, `decode` adds to them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Context", "KVCache"]
 
 
 class Context(Protocol):
-    """Where in a text a decoder's input stands. ``positions`` [T] int32; ``attend`` is causal attention of q [B, H, T, D]
-    over what came before and k, v [B, H_kv, T, D], which it stores as those of layer number ``layer``."""
+    """Where in a text a decoder's input stands: ``positions`` [T] int32. ``attend`` is causal attention of
+    q [B, H, T, D] over what came before and k, v [B, H_kv, T, D], which it stores as those of layer ``layer``."""
 
     positions: Tensor
 

@@ -1,4 +1,4 @@
-"""Text generation as two entries: `prefill` reads a prompt, each `decode` one token; both choose the token that follows.
+"""Text generation as two entries: `prefill` reads a prompt, `decode` one token; both choose the token that follows.
 
 Random numbers are a function of the seed and the position, so a text is a function of prompt, settings and seed.
 """
@@ -19,7 +19,7 @@ __all__ = ["NextLogits", "generation_entries", "sample"]
 # (ids [B, T], where they stand, index of the one that counts) → logits [B, vocabulary] of the token after that one
 NextLogits = Callable[[Tensor, Context, TensorLike], Tensor]
 
-# A threshold is found by cutting its range WAYS-fold ROUNDS times: values closer than 2**-28 of the range count as equal.
+# A threshold is found by cutting its range into WAYS parts ROUNDS times: values nearer than 2**-28 of it are equal.
 WAYS, ROUNDS = 16, 7
 
 
