@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
@@ -51,10 +52,17 @@ def generate(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     }
 
 
-def known(program: Program, tensors: dict[str, Any]) -> dict[str, Any]:
-    """The published weights that the program has a place for: a file may store a tied weight under both its names."""
+def known(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The published weights that the program has a place for, in its dtype. A file may hold other tensors (a tied
+    weight under a second name, a mask), and its names may lack the name of the whole model in front (GPT-2's do)."""
     trainable = {p.name for p in program.code.manifest.state if p.trainable}
-    return {name: array for name, array in tensors.items() if name in trainable}
+    roots = sorted({name.split(".")[0] for name in trainable})
+    out = {}
+    for name, array in tensors.items():
+        place = next((n for n in (name, *(f"{root}.{name}" for root in roots)) if n in trainable), None)
+        if place is not None:
+            out[place] = array.astype(program.state[place].dtype) if array.dtype.kind == "f" else array
+    return out
 
 
 def continuation(

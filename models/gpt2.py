@@ -11,7 +11,7 @@ one token per character::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,6 +194,17 @@ class Model(nn.Module):
 
     def forward(self, ids: gc.Tensor) -> gc.Tensor:
         return self.lm_head(self.transformer(ids))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
+        """Also takes the file as OpenAI's weights are published: without the prefix ``transformer.`` and with the
+        causal masks among the tensors."""
+        masks = (".attn.bias", ".attn.masked_bias")
+        named = {
+            name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": array
+            for name, array in state_dict.items()
+            if not name.endswith(masks)
+        }
+        return super().load_state_dict(named, strict)
 
     def next_logits(self, ids: gc.Tensor, past: nn.Context, index: gc.TensorLike) -> gc.Tensor:
         """ids [B, T] that stand where ``past`` says → logits [B, vocab_size] of what follows position ``index``."""
