@@ -27,8 +27,8 @@ def generation_entries(logits: NextLogits, cache: KVCache, prompt: int | None = 
     """``prefill`` and ``decode`` over one ``cache``.
 
     prefill: ids [B, prompt] int32 (``prompt`` is the cache's length unless given), padded on the right, of which
-    ``length`` (int32 scalar) count. decode: ``token`` [B] int32, what follows. Both also take the scalars of `sample`:
-    temperature, top_k, top_p and seed; both return token [B] int32 and logits [B, vocabulary].
+    ``length`` (int32 scalar, at least 1) count. decode: ``token`` [B] int32, what follows. Both also take the scalars
+    of `sample`: temperature, top_k, top_p and seed; both return token [B] int32 and logits [B, vocabulary].
     """
     settings = {
         "temperature": spec((), "float32"),
@@ -42,6 +42,7 @@ def generation_entries(logits: NextLogits, cache: KVCache, prompt: int | None = 
     def prefill(
         ids: Tensor, length: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, seed: Tensor
     ) -> dict[str, Tensor]:
+        length = maximum(length, 1)
         last = logits(ids, cache.start(width, length), length - 1)
         return {"token": sample(last, temperature, top_k, top_p, seed, length), "logits": last}
 
