@@ -27,8 +27,9 @@ RESTATED = (
 
 
 def train(args: argparse.Namespace, out: Output) -> dict[str, Any]:
-    """Train a model file. The result's keys: ``heldout_loss``, ``steps``, ``seconds``, ``artifact`` and the file's
-    baselines, for text ``unigram_loss`` and ``bigram_loss`` (nats per token)."""
+    """Train a model file. The result's keys: ``heldout_loss``, ``steps``, ``seconds``, ``artifact``,
+    ``heldout_NAME`` for each further scalar of the entry ``evaluate``, and the file's baselines: for text
+    ``unigram_loss`` and ``bigram_loss`` (nats per token)."""
     begin = perf_counter()
     module = load_model_file(args.file)
     overrides = dict(args.set)
@@ -93,13 +94,21 @@ def _finish(run: Run, loss: float, seconds: float, artifact: Path, out: Output) 
     program, module, config = run.program, run.module, run.config
     if run.checkpoint_every:
         run.save_checkpoint()
-    heldout = run.evaluate()
+    measured = run.measure()
+    heldout = measured.pop("loss", None)
     program.save(artifact)
     baselines: dict[str, float] = module.baselines(config) if hasattr(module, "baselines") else {}
     steps = f"{run.steps} steps in {seconds:.1f} s"
     rows = [("trained", f"{heldout:.4f}" if heldout is not None else "none held out", steps)]
-    rows += [(name.removesuffix("_loss"), f"{value:.4f}", "baseline") for name, value in baselines.items()]
+    rows += [
+        (name.removesuffix("_loss"), f"{value:.4f}", "baseline")
+        for name, value in baselines.items()
+        if name.endswith("_loss")
+    ]
     out.table(["", ">held-out loss", ""], rows)
+    for name, value in measured.items():
+        known = [f"{k.removesuffix(f'_{name}')} {v:.4f}" for k, v in baselines.items() if k.endswith(f"_{name}")]
+        out.line(f"held-out {name}: {value:.4f}" + (f" ({', '.join(known)})" if known else ""))
     if hasattr(module, "sample") and "infer" in program.entries:
         out.line()
         out.line("sample:", style="bold")
@@ -108,6 +117,7 @@ def _finish(run: Run, loss: float, seconds: float, artifact: Path, out: Output) 
     out.line(f"{artifact}: {format_bytes(artifact.stat().st_size)}, with the trained weights and all of its state")
     return {
         "heldout_loss": heldout,
+        **{f"heldout_{name}": value for name, value in measured.items()},
         "train_loss": loss,
         "steps": run.steps,
         "seconds": seconds,

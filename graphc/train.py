@@ -136,27 +136,35 @@ class Run:
             raise error("GC0605", message, hint="let it go on without end, or train fewer --steps")
 
     def evaluate(self, most: int | None = None) -> float | None:
-        """The mean loss over the held-out batches, ``most`` of them if given; None where there are none.
+        """The mean loss over the held-out batches, ``most`` of them if given; None where there are none."""
+        return self.measure(most).get("loss")
+
+    def measure(self, most: int | None = None) -> dict[str, float]:
+        """The loss and all other scalars that the entry returns, such as an accuracy: means over the held-out batches,
+        ``most`` of them if given. Empty where there are none.
 
         Uses the entry ``evaluate`` if there is one, else ``train``, whose loss is that before its update; the state is
         put back.
         """
+        found: list[dict[str, float]] = []
         if "evaluate" in self.program.entries:
-            losses = [self._loss("evaluate", batch) for batch in islice(self.batches("heldout"), most)]
+            found = [self._scalars("evaluate", batch) for batch in islice(self.batches("heldout"), most)]
         else:
             before = {name: array.copy() for name, array in self.program.state.items()}
-            losses = []
             for batch in islice(self.batches("heldout"), most):
-                losses.append(self._loss("train", batch))
+                found.append(self._scalars("train", batch))
                 self.program.load_state_dict(before)
-        return float(np.mean(losses)) if losses else None
+        return {name: float(np.mean([f[name] for f in found])) for name in (found[0] if found else ())}
 
     def _loss(self, entry: str, batch: Batch) -> float:
+        return self._scalars(entry, batch)["loss"]
+
+    def _scalars(self, entry: str, batch: Batch) -> dict[str, float]:
         outputs = self.program.entries[entry](**batch)
         if "loss" not in outputs or outputs["loss"].shape != ():
             message = f"the entry {entry} of {self.module.__file__} returns no scalar named loss"
             raise error("GC0605", message, hint='return {"loss": loss}')
-        return float(outputs["loss"])
+        return {name: float(value) for name, value in outputs.items() if value.shape == ()}
 
     # Checkpoints --------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,9 @@ LAYERS = (
     ("graphc.kernels",),
     ("graphc.artifact*", "graphc.runtime*"),
     ("graphc.driver*",),
-    ("graphc", "graphc.data", "graphc.models", "graphc.tokenizers"),
+    (
+        "graphc", "graphc.data*", "graphc.models", "graphc.pretrained", "graphc.tokenizers", "graphc.wordpiece",
+    ),
     ("graphc.cli*", "graphc.report", "graphc.train", "graphc.machine", "graphc.__main__"),
 )  # fmt: skip
 

@@ -49,9 +49,9 @@ def batch(work: Workload, step: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
 
 
-def sample(name: str, grad: np.ndarray) -> np.ndarray:
+def sample(name: str, grad: np.ndarray, count: int = SAMPLES) -> np.ndarray:
     """A fixed choice of entries of one gradient."""
-    at = np.random.default_rng(len(name)).integers(0, grad.size, SAMPLES)
+    at = np.random.default_rng(len(name)).integers(0, grad.size, count)
     return np.ascontiguousarray(grad).reshape(-1)[at]
 
 
