@@ -133,6 +133,13 @@ CODES: dict[str, Code] = {
         "gc.concat([]).",
         "Give the operands that the message asks for: gc.concat([a, b]).",
     ),
+    "GC0113": Code(
+        "a window does not fit",
+        "Convolution and pooling slide a window over the input, which must be at least as long as the window after "
+        "padding; channels and groups must divide as the weight says.",
+        "nn.MaxPool2d(3) on an image of 2 x 2, or nn.Conv2d(16, 32, 3) on 3 channels.",
+        "Pad the input, make the window smaller, or give the layer the channels that arrive.",
+    ),
     # 02xx tracing
     "GC0201": Code(
         "control flow on a traced value",

@@ -10,6 +10,7 @@ from graphc.ir import Graph
 from graphc.passes.cse import cse
 from graphc.passes.dce import dce
 from graphc.passes.differentiate import differentiate
+from graphc.passes.expand import expand
 from graphc.passes.fold import fold
 from graphc.passes.fuse import fuse
 from graphc.passes.inline import inline
@@ -42,6 +43,7 @@ class Constraint:
 PIPELINE = (
     Pass("outline", outline, "Finds attention that was written out by hand."),
     Pass("differentiate", differentiate, "Writes out every gradient."),
+    Pass("expand", expand, "Writes convolutions as products over windows."),
     Pass("simplify", simplify, "Applies local algebra until nothing changes."),
     Pass("fold", fold, "Computes what depends on constants alone."),
     # Again, for what folding has brought to light: pow(x, 1 + 1) is x * x only once the exponent is one constant.
@@ -56,6 +58,8 @@ PIPELINE = (
 ORDER = (
     Constraint("outline", "differentiate", "attention brings its own gradient, which stores no weights"),
     Constraint("outline", "simplify", "the pattern is matched in the form that tracing gives it"),
+    Constraint("differentiate", "expand", "convolutions have a better gradient than the products that they become"),
+    Constraint("expand", "simplify", "what a convolution becomes is written without regard to what is around it"),
     Constraint("differentiate", "simplify", "simplify removes stop_gradient, which only differentiate understands"),
     Constraint("differentiate", "dce", "dce drops the gradient rules of regions and trims what they refer to"),
     Constraint("simplify", "fold", "broadcasts of constants have moved to the end, so that folding works on scalars"),
