@@ -1,0 +1,146 @@
+"""Convolution and pooling: against PyTorch's stored results, compiled against interpreted, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import graphc as gc
+from graphc.errors import GraphcError
+from graphc.interp import interpret
+from graphc.ir import Graph, Value
+from graphc.ops.base import Meta, apply, get_op
+from graphc.ops.windows import pad, padded_array
+from graphc.passes import pipeline
+from graphc.passes.expand import expand
+
+sys.path.insert(0, str(Path(__file__).parent / "parity"))
+
+import windows_reference as reference
+
+
+@pytest.mark.parametrize("name", reference.CASES)
+def test_results_and_gradients_are_those_of_pytorch(name: str) -> None:
+    got = reference.run_graphc(name)
+    with np.load(reference.FIXTURE) as stored:
+        assert {f"{name}/{k}" for k in got} == {k for k in stored.files if k.startswith(f"{name}/")}
+        for key, a in got.items():
+            want = stored[f"{name}/{key}"]
+            np.testing.assert_allclose(a, want, atol=2e-6 * max(1.0, float(np.abs(want).max())), rtol=0, err_msg=key)
+
+
+# The pass ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", ["conv", "window_max"])
+def test_expand_keeps_the_values(function: str) -> None:
+    op = get_op(function)
+    for sample in op.samples():
+        arrays = {f"x{i}": a for i, a in enumerate(sample.arrays)}
+        inputs = [apply("input", name=n, dtype=gc.spec(a.shape, str(a.dtype)).dtype, shape=a.shape)
+                  for n, a in arrays.items()]  # fmt: skip
+        before = Graph.build("g", inputs, [("y", apply(function, *inputs, **sample.attrs))])
+        after = expand(before)
+        assert not [n for n in after if isinstance(get_op(n.op).lower, Meta)]
+        (want,), (got,) = (interpret(g, arrays)[0].values() for g in (before, after))
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_padding_of_a_step_is_made_once() -> None:
+    """Forward and backward see windows of the same padded input."""
+
+    @gc.entry(x=gc.spec((2, 3, 12, 12)), w=gc.spec((4, 3, 3, 3)))
+    def step(x: gc.Tensor, w: gc.Tensor) -> dict[str, gc.Tensor]:
+        y = gc.conv2d(x, w, padding=1)
+        return {"w": gc.grad(gc.sum(y * y), w)}
+
+    graph = pipeline.run(gc.compile(step).step.graph, stop_after="dce")
+    joins = [n for n in graph if n.op == "concat" and n.types[0].shape == (2, 3, 14, 14)]
+    assert len(joins) == 1
+
+
+# Windows, padding and reversal ---------------------------------------------------------------------------------------
+
+
+def values(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).standard_normal(shape)
+
+
+def compiled(fn: Callable[..., gc.Tensor], **arrays: np.ndarray) -> np.ndarray:
+    @gc.entry(**{n: gc.spec(a.shape, str(a.dtype)) for n, a in arrays.items()})
+    def step(**xs: Any) -> dict[str, Any]:
+        return {"y": fn(**xs)}
+
+    result: np.ndarray = gc.compile(step).step(**arrays)["y"]
+    return result
+
+
+@pytest.mark.parametrize("low", [-2, 0, 1, 3])
+@pytest.mark.parametrize("high", [-1, 0, 2])
+@pytest.mark.parametrize("interior", [0, 2])
+def test_pad(low: int, high: int, interior: int) -> None:
+    x = values(2, 5)
+    value: Value = apply("input", name="x", dtype=gc.float64, shape=x.shape)
+    y = pad(value, (1, low), (0, high), (0, interior), 7.0)
+    got = interpret(Graph.build("g", [value], [("y", y)]), {"x": x})[0]["y"]
+    np.testing.assert_array_equal(got, padded_array(x, (1, low), (0, high), (0, interior), 7.0))
+    if not interior and low >= 0 and high >= 0:
+        np.testing.assert_array_equal(got, np.pad(x, ((1, 0), (low, high)), constant_values=7.0))
+
+
+def test_windows_are_those_of_numpy() -> None:
+    x = values(3, 9, 8)
+    want = np.lib.stride_tricks.sliding_window_view(x, (2, 3), (1, 2))[:, ::2]
+    np.testing.assert_array_equal(compiled(lambda x: gc.windows(x, (1, 2), (2, 3), (2, 1)) * 1.0, x=x), want)
+
+
+@pytest.mark.parametrize("axis", [None, 0, -1, (0, 2)])
+def test_flip(axis: Any) -> None:
+    x = values(3, 5, 35)
+    np.testing.assert_array_equal(compiled(lambda x: gc.flip(x, axis), x=x), np.flip(x, axis))
+    got = compiled(lambda x: gc.flip(x + 1, axis) * x, x=x)
+    np.testing.assert_allclose(got, np.flip(x + 1, axis) * x)
+    total = compiled(lambda x: gc.sum(gc.flip(x, axis) * x, -1), x=x)
+    np.testing.assert_allclose(total, (np.flip(x, axis) * x).sum(-1), rtol=1e-12)
+
+
+def test_a_matrix_product_of_flipped_operands() -> None:
+    a, b = values(33, 17), values(17, 40)
+    got = compiled(lambda a, b: gc.flip(a, 1) @ gc.flip(b, (0, 1)), a=a, b=b)
+    np.testing.assert_allclose(got, a[:, ::-1] @ b[::-1, ::-1], rtol=1e-12)
+
+
+# What does not fit ---------------------------------------------------------------------------------------------------
+
+X, W = gc.spec((2, 3, 8, 8)), gc.spec((4, 3, 3, 3))
+REFUSED: list[tuple[Callable[..., gc.Tensor], str]] = [
+    (lambda x, w: gc.conv2d(x[:, :2], w), "fits 3 channels"),
+    (lambda x, w: gc.conv2d(x, w, groups=2), "groups"),
+    (lambda x, w: gc.conv2d(x, w, dilation=4), "do not fit the input"),
+    (lambda x, w: gc.conv1d(x, w), "needs 3 dimensions"),
+    (lambda x, w: gc.conv2d(x, w, padding="same", stride=2), "no padding 'same'"),
+    (lambda x, w: gc.conv2d(x, w, stride=(1, 2, 3)), "2 of them"),
+    (lambda x, w: gc.conv_transpose2d(x, w), "transposed convolution"),
+    (lambda x, w: gc.max_pool2d(x, 9), "a window of 9"),
+    (lambda x, w: gc.max_pool2d(x, 2, padding=2), "more than half"),
+    (lambda x, w: gc.avg_pool3d(x[0, 0], 2), "pooling over 3 dimensions"),
+]
+
+
+@pytest.mark.parametrize(("fn", "says"), REFUSED)
+def test_what_does_not_fit_is_refused_at_the_users_line(fn: Callable[..., gc.Tensor], says: str) -> None:
+    @gc.entry(x=X, w=W)
+    def step(x: gc.Tensor, w: gc.Tensor) -> dict[str, gc.Tensor]:
+        return {"y": fn(x, w)}
+
+    with pytest.raises(GraphcError) as caught:
+        gc.compile(step)
+    assert caught.value.code == "GC0113"
+    assert says in caught.value.message
+    assert caught.value.loc is not None
+    assert caught.value.loc.file.endswith("test_conv.py")
