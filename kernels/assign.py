@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -61,6 +62,17 @@ def assign(graph: Graph, in_place: InPlace) -> Assignment:
     return _Assigner(graph, in_place).run()
 
 
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """The constant that a padded buffer is filled with, before what is padded is written into it."""
+
+    number: Value
+    whole: View
+
+
+LONG_RUN = 64  # elements: a constant joined in longer runs is written in its place and nowhere else
+
+
 @dataclass
 class _Assigner:
     graph: Graph
@@ -71,6 +83,8 @@ class _Assigner:
     owner: dict[str, Value] = field(default_factory=dict)
     consts: list[tuple[str, np.ndarray]] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
+    fillings: dict[str, Filling] = field(default_factory=dict)
+    filled: set[str] = field(default_factory=set)
 
     def run(self) -> Assignment:
         self.layouts = Layouts(self.graph)
@@ -100,7 +114,7 @@ class _Assigner:
 
     def _want_states(self) -> None:
         for name, value in self.graph.updates:
-            found = self.layouts.producer(value)
+            found = self.layouts.producer(value, Region)
             if found is None:
                 continue
             result, moves = found
@@ -143,21 +157,45 @@ class _Assigner:
             joined = node.out()
             whole = self.wanted.get(joined) or self._fresh(joined)
             self.wanted[joined] = whole
+            filled = self._want_filling(node, whole)
             for v, part in zip(node.inputs, parts(whole, node), strict=True):
-                found = self.layouts.producer(v)
+                found = self.layouts.producer(v, Region | Join)
                 if found is None:
                     continue
                 result, moves = found
                 target = self.layouts.inverse(part, moves)
-                if target is not None and result not in self.wanted and self.layouts.only_reader(result, node):
+                if target is None or result in self.wanted:
+                    continue
+                if self.layouts.only_reader(result, node):
                     self.wanted[result] = target
+                elif filled and self.layouts.read_once_by(result, node) and result not in self.keep:
+                    # What is padded and read by others, too, lies in the padding for all of them.
+                    self.wanted[result] = target
+                    self.owner.pop(whole.buffer.name, None)
+
+    def _want_filling(self, node: Node, whole: View) -> bool:
+        """Whether all of ``whole`` gets the constant that ``node`` joins something with, before anything else: where
+        the constant's own places are many short runs, or around it all has been filled with it already."""
+        number = self.layouts.padding(node)
+        if number is None:
+            return False
+        filling = self.fillings.get(whole.buffer.name)
+        if filling is not None:
+            return filling.number == number
+        axis = node.attrs["axis"]
+        run = min(v.shape[axis] for v in node.inputs if self.layouts.constant(v)) * prod(node.out().shape[axis + 1 :])
+        if run >= LONG_RUN or whole.nbytes != whole.buffer.nbytes:
+            return False
+        self.fillings[whole.buffer.name] = Filling(number, whole)
+        return True
 
     # Nodes in order -----------------------------------------------------------------------------------------------
 
     def _node(self, node: Node) -> None:
         lowering = get_op(node.op).lower
         if isinstance(lowering, Source):
-            self.views[node.out()] = self._source(node)
+            if node.out() not in self.views:
+                self.views[node.out()] = self._source(node)
         elif isinstance(lowering, Move):
             self.views[node.out()] = self._move(node, lowering)
         elif isinstance(lowering, Split):
@@ -191,9 +229,26 @@ class _Assigner:
 
     def _join(self, node: Node) -> None:
         whole = self.views[node.out()] = self.wanted[node.out()]
+        self._fill(whole, node)
+        filling = self.fillings.get(whole.buffer.name)
         for v, part in zip(node.inputs, parts(whole, node), strict=True):
-            if self.views[v] != part:
+            constant = self.layouts.constant(v)
+            there = constant is not None and filling is not None and filling.number == constant
+            if self.views[v] != part and not there:
                 self.steps.append(Step(None, (self.views[v],), (part,), node.loc))
+
+    def _fill(self, view: View, node: Node) -> None:
+        """Before ``node`` writes the first part of a padded buffer: the padding, everywhere."""
+        filling = self.fillings.get(view.buffer.name)
+        if filling is None or view.buffer.name in self.filled:
+            return
+        self.filled.add(view.buffer.name)
+        source = filling.number.node
+        if filling.number not in self.views:
+            self._node(source)
+        one, whole = self.views[filling.number], filling.whole
+        everywhere = View(one.buffer, whole.dtype, whole.shape, (0,) * len(whole.shape), one.offset)
+        self.steps.append(Step(None, (everywhere,), (whole,), node.loc))
 
     def _call(self, node: Node) -> None:
         operands = tuple(self.views[v] for v in node.inputs)
@@ -201,6 +256,7 @@ class _Assigner:
         for result in node.outs:
             view = self.wanted.get(result) or self._take_over(node, operands, result, taken) or self._fresh(result)
             self.views[result] = view
+            self._fill(view, node)
         self.steps.append(Step(node, operands, tuple(self.views[r] for r in node.outs), node.loc))
 
     def _take_over(self, node: Node, operands: Iterable[View], result: Value, taken: set[str]) -> View | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import UnionType
 
 from graphc.dtype import Shape, contiguous_strides
 from graphc.ir import Graph, Node, Value
@@ -41,18 +42,32 @@ class Layouts:
     def only_reader(self, result: Value, node: Node) -> bool:
         """Whether ``node`` is all that reads ``result``, once."""
         leaves = {self.root(v) for v in self.graph.results}
-        uses = sum(self.root(v) == result for v in node.inputs)
-        return result not in leaves and self.readers(result) == [node] and uses == 1
+        return result not in leaves and self.readers(result) == [node] and self.read_once_by(result, node)
 
-    def producer(self, value: Value) -> tuple[Value, list[Node]] | None:
-        """The call result that ``value`` is a rearrangement of, and the moves between, last first."""
+    def read_once_by(self, result: Value, node: Node) -> bool:
+        return sum(self.root(v) == result for v in node.inputs) == 1
+
+    def constant(self, value: Value) -> Value | None:
+        """The number that ``value`` holds everywhere, if it is a constant."""
+        root = self.root(value)
+        return root if root.node.op == "const" and root.type.size == 1 else None
+
+    def padding(self, node: Node) -> Value | None:
+        """The number that the join ``node`` puts around its one operand that is not constant."""
+        numbers = {self.constant(v) for v in node.inputs}
+        others = sum(self.constant(v) is None for v in node.inputs)
+        return next((n for n in numbers if n is not None), None) if len(numbers) == 2 and others == 1 else None
+
+    def producer(self, value: Value, made_by: type | UnionType) -> tuple[Value, list[Node]] | None:
+        """The result of a node of lowering ``made_by`` that ``value`` is a rearrangement of, and the moves between, last
+        first."""
         moves: list[Node] = []
         while isinstance(get_op(value.node.op).lower, Move):
             if value.node.op not in INVERSE:
                 return None
             moves.append(value.node)
             value = value.node.inputs[0]
-        return (value, moves) if isinstance(get_op(value.node.op).lower, Region) else None
+        return (value, moves) if isinstance(get_op(value.node.op).lower, made_by) else None
 
     def inverse(self, target: View, moves: Sequence[Node]) -> View | None:
         """Where the producer's result must lie for its view through ``moves`` (last first) to be ``target``."""
@@ -81,7 +96,7 @@ class Layouts:
                 self._lay_out(node)
 
     def _lay_out(self, node: Node) -> None:
-        found = self.producer(node.out())
+        found = self.producer(node.out(), Region)
         if found is None:
             return
         result, moves = found

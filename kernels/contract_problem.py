@@ -19,6 +19,9 @@ __all__ = ["Axis", "Problem", "outer_sizes", "problem"]
 A, B, C = 0, 1, 2  # positions in `Axis.strides`; from C on: results, then what the epilogue reads
 
 
+SHORT = 8  # steps along k for which bringing in and writing back a tile of c costs more than its products
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
     """A loop of ``size`` steps; ``strides`` has one entry per array, 0 where the array does not have the axis."""
@@ -87,7 +90,7 @@ def problem(
         batch, m, n, k = ([transposed(axis) for axis in group] for group in (batch, n, m, k))
     n_tile = max(n, key=lambda axis: (axis.strides[C] == 1, axis.size), default=unit)
     m_tile = max(m, key=lambda axis: axis.size, default=unit)
-    k_tile = max(k, key=lambda axis: axis.size, default=unit)
+    k_tile = max(k, key=lambda axis: (axis.size >= SHORT and 1 in axis.strides[:2], axis.size), default=unit)
     outer = [axis for axis in (*batch, *m, *n) if axis is not m_tile and axis is not n_tile]
     return Problem(tuple(outer), m_tile, n_tile, tuple(axis for axis in k if axis is not k_tile), k_tile, swap)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tracing import nodes, trace
 
 import graphc as gc
 from graphc.errors import GraphcError
@@ -54,14 +55,13 @@ def test_expand_keeps_the_values(function: str) -> None:
 def test_the_padding_of_a_step_is_made_once() -> None:
     """Forward and backward see windows of the same padded input."""
 
-    @gc.entry(x=gc.spec((2, 3, 12, 12)), w=gc.spec((4, 3, 3, 3)))
     def step(x: gc.Tensor, w: gc.Tensor) -> dict[str, gc.Tensor]:
         y = gc.conv2d(x, w, padding=1)
         return {"w": gc.grad(gc.sum(y * y), w)}
 
-    graph = pipeline.run(gc.compile(step).step.graph, stop_after="dce")
-    joins = [n for n in graph if n.op == "concat" and n.types[0].shape == (2, 3, 14, 14)]
-    assert len(joins) == 1
+    traced = trace(step, x=gc.spec((2, 3, 12, 12)), w=gc.spec((4, 3, 3, 3)))
+    graph = pipeline.run(traced.graph, stop_after="dce")
+    assert len([n for n in nodes(graph, "concat") if n.types[0].shape == (2, 3, 14, 14)]) == 1
 
 
 # Windows, padding and reversal ---------------------------------------------------------------------------------------
