@@ -32,6 +32,7 @@ from graphc.nn.attention import scaled_dot_product_attention as scaled_dot_produ
 from graphc.nn.conv import *  # noqa: F403
 from graphc.nn.functional import *  # noqa: F403
 from graphc.nn.metrics import accuracy as accuracy
+from graphc.nn.norm import *  # noqa: F403
 from graphc.nn.rope import rope as rope
 from graphc.random import seed as seed
 from graphc.tensor import Tensor as Tensor

@@ -59,8 +59,8 @@ class Layouts:
         return next((n for n in numbers if n is not None), None) if len(numbers) == 2 and others == 1 else None
 
     def producer(self, value: Value, made_by: type | UnionType) -> tuple[Value, list[Node]] | None:
-        """The result of a node of lowering ``made_by`` that ``value`` is a rearrangement of, and the moves between, last
-        first."""
+        """The result of a node of lowering ``made_by`` that ``value`` is a rearrangement of, and the moves
+        between, last first."""
         moves: list[Node] = []
         while isinstance(get_op(value.node.op).lower, Move):
             if value.node.op not in INVERSE:

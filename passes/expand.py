@@ -63,7 +63,7 @@ def wide_product(windows: Value, w: Value, groups: int) -> Value:
     The weight is the same for all images: a batch dimension that it is repeated along, for nothing, so that the
     result's dimensions come out as they are wanted, and what follows per element can join the product.
     """
-    batch, channels, *rest = windows.shape
+    batch, _, *rest = windows.shape
     n = len(rest) // 2
     out, inner, *kernel = w.shape
     wanted = (batch, out, *rest[:n])
@@ -83,16 +83,18 @@ def wide_product(windows: Value, w: Value, groups: int) -> Value:
 
 def narrow_product(windows: Value, w: Value, groups: int) -> Value:
     """Vectors run along the output channels: for each group, windows [B, P, C, window] times weight [C, window, O]."""
-    batch, channels, *rest = windows.shape
+    batch, _, *rest = windows.shape
     n = len(rest) // 2
     out, inner, *kernel = w.shape
-    split = reshape(windows, (batch, groups, inner, *rest)) if groups > 1 else windows
-    weight = reshape(w, (groups, out // groups, inner, *kernel)) if groups > 1 else w
-    g = int(groups > 1)
-    axes = (((1,), (0,)) if g else ((), ()), ((1 + g, *range(n + 2 + g, 2 * n + 2 + g)), (1 + g, *range(2 + g, n + 2 + g))))
-    product = apply("dot", split, weight, batch=axes[0], contract=axes[1])  # [groups, B, *P, O / groups]
-    if not g:
+    window = range(n + 2, 2 * n + 2)
+    if groups == 1:
+        contract = ((1, *window), (1, *range(2, n + 2)))
+        product = apply("dot", windows, w, batch=((), ()), contract=contract)  # [B, *P, O]
         return permute(product, [0, n + 1, *range(1, n + 1)])
+    split = reshape(windows, (batch, groups, inner, *rest))
+    weight = reshape(w, (groups, out // groups, inner, *kernel))
+    contract = ((2, *(d + 1 for d in window)), (2, *range(3, n + 3)))
+    product = apply("dot", split, weight, batch=((1,), (0,)), contract=contract)  # [groups, B, *P, O / groups]
     return reshape(permute(product, [1, 0, n + 2, *range(2, n + 2)]), (batch, out, *rest[:n]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphc.nn import functional, init
+from graphc.nn import functional, init, layers_conv
 from graphc.nn.cache import Context, KVCache
 from graphc.nn.generation import generation_entries, sample
 from graphc.nn.layers import (
@@ -21,6 +21,7 @@ from graphc.nn.layers import (
     SiLU,
     Tanh,
 )  # fmt: skip
+from graphc.nn.layers_conv import *  # noqa: F403
 from graphc.nn.module import Module
 from graphc.variable import Parameter
 
@@ -29,3 +30,4 @@ __all__ = [
     "MultiheadAttention", "Parameter", "RMSNorm", "ReLU", "Sequential", "SiLU", "Sigmoid", "Tanh", "functional",
     "generation_entries", "init", "sample",
 ]  # fmt: skip
+__all__ += layers_conv.__all__

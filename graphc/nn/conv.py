@@ -64,8 +64,8 @@ def flip(x: TensorLike, axis: int | Sequence[int] | None = None) -> Tensor:
 
 
 def windows(x: TensorLike, axes: Sequence[int], size: Sizes, stride: Sizes = 1, dilation: Sizes = 1) -> Tensor:
-    """All windows of ``size`` along ``axes``, ``stride`` apart: their number takes the place of each axis, and their own
-    dimensions come last. A view: nothing is copied. Raises GC0113 where a window is longer than its axis."""
+    """All windows of ``size`` along ``axes``, ``stride`` apart: their number takes the place of each axis, and their
+    own dimensions come last. A view: nothing is copied. Raises GC0113 where a window is longer than its axis."""
     n = len(axes)
     return apply(
         "windows",
@@ -166,7 +166,8 @@ def conv_transpose1d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Sizes = 0,
     output_padding: Sizes = 0, groups: int = 1, dilation: Sizes = 1,
 ) -> Tensor:  # fmt: skip
-    """x [B, C, L] and weight [C, O / groups, K] → [B, O, (L-1) stride - 2 padding + dilation (K-1) + output_padding + 1].
+    """x [B, C, L] and weight [C, O / groups, K] → [B, O, M], where
+    M = (L - 1) stride - 2 padding + dilation (K - 1) + output_padding + 1.
 
     The gradient of `conv1d` with these settings with respect to its input. Raises GC0113.
     """

@@ -128,15 +128,13 @@ def gradient_of_input(y: Value, w: Value, shape: Shape, g: Geometry) -> Value:
 def gradient_of_weight(x: Value, y: Value, shape: Shape, g: Geometry) -> Value:
     """dw[o,c,j] = sum over b, q of x[b,c,...] dy[b,o,q]: the batch takes the place of the channels, the channels that
     of the batch, and the result's window that of the result's positions."""
-    b, o, *counts = y.shape
+    b, counts = y.shape[0], y.shape[2:]
     c, kernel = shape[1], shape[2:]
     spatial = range(2, len(shape))
     swapped = reshape(x, (b, g.groups, c, *x.shape[2:]))
     swapped = permute(swapped, [2, 1, 0, *(d + 1 for d in spatial)])
     swapped = reshape(swapped, (c, g.groups * b, *x.shape[2:]))
-    total = [
-        extent(k, d) - 1 + extent(q, s) for k, d, q, s in zip(kernel, g.dilations, counts, g.strides, strict=True)
-    ]
+    total = [extent(k, d) - 1 + extent(q, s) for k, d, q, s in zip(kernel, g.dilations, counts, g.strides, strict=True)]
     at_high = g.padded(x.shape[2:])
     high = tuple(h + t - p for h, t, p in zip(g.high, total, at_high, strict=True))  # cut what no window saw
     geometry = Geometry(g.dilations, g.low, high, g.interior, g.strides, g.groups)

@@ -1,6 +1,6 @@
 """Convolutions and pooling that PyTorch and graphc compute from the same calls.
 
-    python tests/parity/windows_reference.py        # writes tests/fixtures/torch_windows.npz anew (needs torch)
+python tests/parity/windows_reference.py        # writes tests/fixtures/torch_windows.npz anew (needs torch)
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ CASES: dict[str, tuple[str, tuple[Shape, ...], dict[str, Any]]] = {
     "conv2d": ("conv2d", ((2, 3, 9, 7), (5, 3, 3, 3), (5,)), {"padding": 1}),
     "conv2d stride": ("conv2d", ((2, 3, 16, 16), (5, 3, 3, 3)), {"stride": 2, "padding": 1}),
     "conv2d odd": ("conv2d", ((1, 2, 13, 18), (3, 2, 3, 2)), {"stride": (2, 3), "padding": (0, 2)}),
-    "conv2d groups": ("conv2d", ((2, 4, 16, 17), (6, 2, 3, 3)), {"stride": 2, "padding": 1, "groups": 2, "dilation": 2}),
+    "conv2d groups": ("conv2d", ((2, 4, 16, 17), (6, 2, 3, 3)),
+                      {"stride": 2, "padding": 1, "groups": 2, "dilation": 2}),
     "conv2d depthwise": ("conv2d", ((2, 4, 10, 17), (4, 1, 3, 3), (4,)), {"padding": 1, "groups": 4}),
     "conv2d pointwise": ("conv2d", ((2, 4, 10, 17), (8, 4, 1, 1)), {}),
     "conv2d shortcut": ("conv2d", ((2, 4, 8, 8), (8, 4, 1, 1)), {"stride": 2}),
