@@ -15,6 +15,8 @@ from graphc.variable import Parameter, State
 
 __all__ = ["Module"]
 
+OPTIONAL = {"num_batches_tracked"}  # state that older files of torch do not have
+
 
 class Module:
     """A layer or model. Subclasses assign parameters, `graphc.state` and modules to attributes, and define
@@ -150,7 +152,7 @@ class Module:
         """
         slots: dict[str, State] = {path: value for path, value, keep in self._named_states() if keep}
         given = {slots[name] for name in state_dict if name in slots}
-        missing = [name for name, value in slots.items() if value not in given]
+        missing = [n for n, value in slots.items() if value not in given and n.rpartition(".")[2] not in OPTIONAL]
         extra = [name for name in state_dict if name not in slots]
         if strict and (missing or extra):
             message = f"the names do not match: {_names('missing', missing, 'unexpected', extra)}"
