@@ -17,7 +17,7 @@ from graphc.passes.rewrite import with_bodies
 __all__ = ["expand"]
 
 SMALL_WINDOW = 64  # elements; up to here a window is reduced by a chain of maps over views, one per element
-NARROW = 8  # a row of results this short does not fill a vector: then channels are put last
+NARROW = 4  # a row of results this short (of a weight, mostly) leaves vectors empty: then channels are put last
 COMBINE = {"sum": "add", "max": "maximum", "min": "minimum", "prod": "mul"}
 
 

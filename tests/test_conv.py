@@ -64,6 +64,23 @@ def test_the_padding_of_a_step_is_made_once() -> None:
     assert len([n for n in nodes(graph, "concat") if n.types[0].shape == (2, 3, 14, 14)]) == 1
 
 
+def test_what_is_padded_is_computed_in_place() -> None:
+    """The padding is filled in, the layer before writes into it, and all that read that layer read it there."""
+
+    @gc.entry(x=gc.spec((2, 3, 12, 12)), w=gc.spec((3, 3, 3, 3)))
+    def step(x: gc.Tensor, w: gc.Tensor) -> dict[str, gc.Tensor]:
+        y = gc.exp(x)
+        return {"y": gc.conv2d(y, w, padding=1) + y}
+
+    program = gc.compile(step)
+    assert len(program.step.kernels) == 3  # fill, exp, product
+    x, w = values(2, 3, 12, 12).astype(np.float32), values(3, 3, 3, 3).astype(np.float32)
+    padded = np.pad(np.exp(x), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+    want = np.einsum("bcyxkl,ockl->boyx", seen, w) + np.exp(x)
+    np.testing.assert_allclose(program.step(x=x, w=w)["y"], want, rtol=1e-4, atol=1e-4)
+
+
 # Windows, padding and reversal ---------------------------------------------------------------------------------------
 
 
