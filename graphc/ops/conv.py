@@ -148,8 +148,10 @@ def conv(x: Value, w: Value, g: Geometry) -> Value:
 
 
 def samples_conv() -> Iterator[Sample]:
-    def case(x: Array, w: Array, *lists: Shape, groups: int = 1) -> Sample:
-        return Sample((x, w), attrs(**asdict(Geometry(*lists, groups=groups))))
+    def case(
+        x: Array, w: Array, strides: Shape, low: Shape, high: Shape, interior: Shape, dilations: Shape, groups: int = 1
+    ) -> Sample:
+        return Sample((x, w), attrs(**asdict(Geometry(strides, low, high, interior, dilations, groups))))
 
     yield case(floats(2, 3, 7), floats(4, 3, 3), (1,), (1,), (1,), (0,), (1,))
     yield case(floats(2, 4, 8), floats(6, 2, 3), (2,), (1,), (0,), (0,), (2,), groups=2)
@@ -157,7 +159,9 @@ def samples_conv() -> Iterator[Sample]:
     yield case(floats(2, 3, 5, 6), floats(2, 3, 3, 2), (2, 1), (1, 0), (1, 1), (0, 0), (1, 2))
     yield case(floats(2, 2, 3, 3), floats(4, 1, 2, 2), (1, 1), (1, 1), (1, 0), (1, 0), (1, 1), groups=2)
     yield case(floats(1, 1, 3, 4, 4), floats(2, 1, 2, 2, 2), (1, 1, 2), (0, 0, 1), (0, 0, 1), (0, 0, 0), (1, 1, 1))
-    yield case(floats(2, 3, 4, 4, dt="float32"), floats(2, 3, 1, 1, dt="float32"), *[(1, 1), *[(0, 0)] * 3, (1, 1)])
+    yield case(
+        floats(2, 3, 4, 4, dt="float32"), floats(2, 3, 1, 1, dt="float32"), (1, 1), (0, 0), (0, 0), (0, 0), (1, 1)
+    )
 
 
 conv_op = Op(

@@ -86,8 +86,8 @@ def overlap_add(g: Value, axis: int, stride: int, dilation: int, length: int) ->
     last = len(g.shape) - 1
     size = extent(g.shape[last], dilation)
     blocks = -(-size // stride)
-    filled = [(0, 0, 0)] * last + [(0, blocks * stride - size, dilation - 1)]
-    g = pad(g, *zip(*filled, strict=True))
+    none = (0,) * last
+    g = pad(g, (*none, 0), (*none, blocks * stride - size), (*none, dilation - 1))
     count = g.shape[axis]
     terms = []
     for b in range(blocks):
