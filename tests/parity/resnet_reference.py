@@ -16,7 +16,7 @@ FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "torch_resnet.npz"
 STEPS = 20
 BATCH = 8
 SAMPLES = 16  # gradient entries kept per tensor in the fixture
-LR, MOMENTUM, DECAY = 0.002, 0.9, 1e-3
+LR, MOMENTUM, DECAY = 2e-4, 0.9, 1e-3  # small steps: larger ones multiply rounding errors beyond comparing
 
 # preset, and the side of the images: small, for the tests' sake
 CASES = {"resnet20": 32, "resnet18": 64, "resnet50": 64}
@@ -42,7 +42,8 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def batch(size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(step)
+    """Two batches in turn, so that the loss falls."""
+    rng = np.random.default_rng(step % 2)
     y = rng.integers(0, 10, BATCH).astype(np.int32)
     x = rng.standard_normal((BATCH, 3, size, size), dtype=np.float32) + (y / 5 - 1)[:, None, None, None]
     return x.astype(np.float32), y
