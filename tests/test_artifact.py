@@ -263,6 +263,15 @@ def header(text: str, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text)) + text.encode() + data
 
 
+def test_bfloat16_is_read_as_float32() -> None:
+    data = header(
+        '{"a": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [0, 4]}}', struct.pack("<HH", 0x3F80, 0xC020)
+    )
+    found = artifact_tensors.parse(data)["a"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [[1.0], [-2.5]])
+
+
 @pytest.mark.parametrize(
     "data",
     [

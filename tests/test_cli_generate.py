@@ -13,6 +13,7 @@ import pytest
 import graphc as gc
 from graphc.cli import main
 from graphc.cli_generate import known
+from graphc.driver import rebuild
 from graphc.errors import GraphcError
 from graphc.models import gpt2, llama
 from graphc.tokenizers import Characters, Llama2C, characters, open_tokenizer
@@ -115,6 +116,15 @@ def test_model_files_tell_their_characters(tmp_path: Path) -> None:
     assert gpt2.metadata(gpt2.Config(data=str(text))) == characters("\n abc")
     assert llama.metadata(llama.Config(data=str(text))) == characters("\n abc")
     assert gpt2.metadata(gpt2.Config(data=str(text), vocab_size=50257)) == {}
+
+
+def test_metadata_travels_with_a_model_file_and_a_rebuild(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("abc cba\n" * 200)
+    keys = {key: str(value) for key, value in TINY.items() if key != "vocab_size"} | {"data": str(text)}
+    program = gc.compile_file(gpt2.__file__, entry="infer", set=keys)
+    assert program.code.manifest.metadata == characters("\n abc")
+    assert rebuild(program.code.with_state(program.state)).code.manifest.metadata == characters("\n abc")
 
 
 # Tokenizers ----------------------------------------------------------------------------------------------------------
