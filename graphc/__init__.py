@@ -67,7 +67,8 @@ def compile_file(path: Any, **options: Any) -> Any:
 def load_safetensors(path: Any) -> dict[str, Any]:
     """The arrays of a safetensors file by name, such as published weights: ``model.load_state_dict(...)`` takes them.
 
-    They are read-only views of the file; bfloat16 is given as float32. Raises GC0805 (cannot be read) and GC0804 (no such file).
+    They are read-only views of the file; bfloat16 is given as float32. Raises GC0805 (unreadable)
+    and GC0804 (not such a file).
     """
     return read_file(path)
 
