@@ -28,9 +28,15 @@ from graphc.dtype import uint8 as uint8
 from graphc.dtype import uint32 as uint32
 from graphc.errors import GraphcError as GraphcError
 from graphc.functional import *  # noqa: F403
+from graphc.functional_along import *  # noqa: F403
+from graphc.functional_einsum import *  # noqa: F403
+from graphc.functional_math import *  # noqa: F403
+from graphc.functional_shape import *  # noqa: F403
+from graphc.nn.activation import *  # noqa: F403
 from graphc.nn.attention import scaled_dot_product_attention as scaled_dot_product_attention
 from graphc.nn.conv import *  # noqa: F403
 from graphc.nn.functional import *  # noqa: F403
+from graphc.nn.loss import *  # noqa: F403
 from graphc.nn.metrics import accuracy as accuracy
 from graphc.nn.norm import *  # noqa: F403
 from graphc.nn.rope import rope as rope

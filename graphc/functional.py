@@ -36,7 +36,7 @@ from graphc.tensor import (
 
 __all__ = [
     "abs", "add", "all", "any", "arange", "asarray", "astype", "bitwise_and", "bitwise_or", "bitwise_xor",
-    "broadcast_to", "ceil", "clip", "concat", "cos", "divide", "einsum", "equal", "erf", "exp", "expand_dims",
+    "broadcast_to", "ceil", "clip", "concat", "cos", "divide", "equal", "erf", "exp", "expand_dims",
     "floor", "floor_divide", "full", "full_like", "greater", "greater_equal", "iota", "isfinite", "less", "less_equal",
     "log", "logical_and", "logical_not", "logical_or", "logical_xor", "matmul", "max", "maximum", "mean", "min",
     "minimum", "multiply", "negative", "not_equal", "ones", "ones_like", "permute_dims", "pow", "prod", "remainder",
@@ -401,32 +401,3 @@ def triu(x: TensorLike, *, k: int = 0) -> Tensor:
     """The upper triangles of the last two dimensions: zero where column < row + k."""
     x = as_tensor(x)
     return where(iota(x.shape, -1) >= iota(x.shape, -2) + k, x, 0)
-
-
-# Products ------------------------------------------------------------------------------------------------------------
-
-
-def einsum(equation: str, a: TensorLike, b: TensorLike) -> Tensor:
-    """Einstein's sum of two operands: ``einsum("bhqd,bhkd->bhqk", q, k)``. Each letter stands once in an operand, and
-    the result is written out. Raises GC0107."""
-    to = common_dtype(a, b)
-    a, b = as_tensor(a, to), as_tensor(b, to)
-    left, arrow, result = equation.replace(" ", "").partition("->")
-    x, _, y = left.partition(",")
-    distinct = len(set(x)) == len(x) and len(set(y)) == len(y) and len(set(result)) == len(result)
-    if not arrow or (len(x), len(y)) != (a.ndim, b.ndim) or not distinct or not set(result) <= set(x + y):
-        raise error("GC0107", f"einsum {equation!r} does not fit {a.type} and {b.type}", loc=user_loc())
-    a = reduce("sum", a, tuple(i for i, c in enumerate(x) if c not in y + result), False)
-    b = reduce("sum", b, tuple(i for i, c in enumerate(y) if c not in x + result), False)
-    x, y = "".join(c for c in x if c in y + result), "".join(c for c in y if c in x + result)
-    batch = [c for c in x if c in y and c in result]
-    inner = [c for c in x if c in y and c not in result]
-    out = apply(
-        "dot",
-        a,
-        b,
-        batch=(tuple(map(x.index, batch)), tuple(map(y.index, batch))),
-        contract=(tuple(map(x.index, inner)), tuple(map(y.index, inner))),
-    )
-    order = [*batch, *(c for c in x if c not in y), *(c for c in y if c not in x)]
-    return out.permute_dims([order.index(c) for c in result])

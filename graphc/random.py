@@ -2,18 +2,34 @@
 
 In a program the key (``rng.key``) and a step counter (``rng.step``) are state, and each call site has a number, so a
 mask is a pure function of (key, step, site, position): it is computed again where it is needed and never stored, and a
-resumed run continues the stream.
+resumed run continues the stream. Functions that draw take a ``key`` to draw from another stream: equal keys and shapes
+give equal numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import pi
+from typing import Any
+
 import numpy as np
 
-from graphc.scope import entering
-from graphc.tensor import Tensor, apply, broadcast_to, scope
+from graphc.dtype import float32, int32, uint32
+from graphc.errors import error
+from graphc.functional import abs as size
+from graphc.functional import cos, log, sqrt
+from graphc.functional_along import argmax, argsort
+from graphc.scope import entering, user_loc
+from graphc.tensor import Tensor, TensorLike, apply, as_dtype, as_tensor, astype, broadcast_to, scope
 from graphc.variable import State
 
-__all__ = ["bits", "generator", "next_key", "seed"]
+__all__ = [
+    "bernoulli", "bits", "categorical", "exponential", "fold_in", "generator", "gumbel", "key", "next_key", "normal",
+    "permutation", "randint", "seed", "uniform",
+]  # fmt: skip
+
+Key = tuple[Tensor, Tensor]
+Shape = int | Sequence[int]
 
 GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads the site numbers over the word
 
@@ -64,3 +80,102 @@ def next_key() -> tuple[Tensor, Tensor]:
 def bits(key: tuple[Tensor, Tensor], shape: tuple[int, ...]) -> Tensor:
     """Random words uint32 of ``shape``: Threefry-2x32 of the key and the row-major position (see op random_bits)."""
     return apply("random_bits", broadcast_to(key[0], shape), broadcast_to(key[1], shape))
+
+
+def key(n: int) -> Key:
+    """The key of a stream that is the same in every step, from any whole number."""
+    k0, k1 = _mixed(n)
+    return as_tensor(np.uint32(k0), uint32), as_tensor(np.uint32(k1), uint32)
+
+
+def fold_in(key: Key, number: Tensor | int) -> Key:
+    """The key of stream ``number`` (an int, or an integer scalar such as a step counter) beside ``key``."""
+    k0, k1 = key
+    number = astype(number, uint32) if isinstance(number, Tensor) else number & 0xFFFFFFFF
+    # One word of Threefry: neighbouring numbers give unrelated keys.
+    word = apply("random_bits", k0, k1 ^ number)
+    return word, k1 ^ number
+
+
+# Distributions -------------------------------------------------------------------------------------------------------
+
+
+def _shape(shape: Shape) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+def _words(shape: tuple[int, ...], own: Key | None) -> tuple[Tensor, Tensor]:
+    """Two independent random words uint32 for each element of ``shape``."""
+    both = bits(next_key() if own is None else own, (2, *shape))
+    return both[0], both[1]
+
+
+def _unit(high: Tensor, low: Tensor, dtype: Any) -> Tensor:
+    """Numbers in [0, 1), evenly spaced: 24 random bits for float32, 53 for float64."""
+    to = as_dtype(dtype)
+    if not to.is_float:
+        raise error("GC0103", f"random numbers of type {to}: a float is needed", loc=user_loc(), hint="float32")
+    if to.itemsize == 4:
+        return astype(high >> 8, to) * 2.0**-24
+    return (astype(high >> 5, to) * 2.0**26 + astype(low >> 6, to)) * 2.0**-53
+
+
+def uniform(
+    shape: Shape = (), low: float = 0.0, high: float = 1.0, *, dtype: Any = float32, key: Key | None = None
+) -> Tensor:
+    """Evenly distributed in [low, high)."""
+    unit = _unit(*_words(_shape(shape), key), dtype)
+    return unit if (low, high) == (0.0, 1.0) else low + unit * (high - low)
+
+
+def normal(
+    shape: Shape = (),
+    mean: Tensor | float = 0.0,
+    std: Tensor | float = 1.0,
+    *,
+    dtype: Any = float32,
+    key: Key | None = None,
+) -> Tensor:
+    """Normally distributed, by the transformation of Box and Muller (Ann. Math. Statist. 29, 1958): of two uniform
+    numbers, sqrt(-2 log(1 - u)) cos(2 pi v)."""
+    k = next_key() if key is None else key
+    u, v = (_unit(*_words(_shape(shape), fold_in(k, i)), dtype) for i in (0, 1))
+    z = sqrt(size(-2.0 * log(1.0 - u))) * cos(2.0 * pi * v)
+    return z * std + mean
+
+
+def exponential(shape: Shape = (), *, dtype: Any = float32, key: Key | None = None) -> Tensor:
+    """-log(1 - u) of a uniform u: mean 1."""
+    return -log(1.0 - _unit(*_words(_shape(shape), key), dtype))
+
+
+def gumbel(shape: Shape = (), *, dtype: Any = float32, key: Key | None = None) -> Tensor:
+    """-log(-log(u)), where u is uniform and neither 0 nor 1."""
+    high, _ = _words(_shape(shape), key)
+    u = (astype(high >> 9, as_dtype(dtype)) + 0.5) * 2.0**-23
+    return -log(-log(u))
+
+
+def bernoulli(p: TensorLike = 0.5, shape: Shape | None = None, *, key: Key | None = None) -> Tensor:
+    """True with probability ``p`` (a number, or one for each element), bool."""
+    p = as_tensor(p)
+    return _unit(*_words(p.shape if shape is None else _shape(shape), key), float32) < p
+
+
+def categorical(logits: Tensor, axis: int = -1, *, key: Key | None = None) -> Tensor:
+    """A class number (int32) with the probabilities softmax(logits) along ``axis``: the largest of the logits plus
+    Gumbel noise (Gumbel, 1954)."""
+    return argmax(logits + gumbel(logits.shape, dtype=logits.dtype, key=key), axis)
+
+
+def randint(low: int, high: int, shape: Shape = (), *, dtype: Any = int32, key: Key | None = None) -> Tensor:
+    """Whole numbers in [low, high), as even as 32 random bits allow. Raises GC0217."""
+    if not 0 < high - low <= 2**32:
+        raise error("GC0217", f"no whole number is in [{low}, {high})", loc=user_loc(), hint="low < high")
+    word, _ = _words(_shape(shape), key)
+    return astype(word % (high - low) if high - low < 2**32 else word, dtype) + low
+
+
+def permutation(n: int, *, key: Key | None = None) -> Tensor:
+    """The numbers from 0 to n - 1 in random order, int32: the order of random words."""
+    return argsort(_words((n,), key)[0])

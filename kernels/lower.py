@@ -15,6 +15,7 @@ from graphc.kernels.lower_context import LowerContext
 from graphc.kernels.lower_index import lower_gather, lower_scatter
 from graphc.kernels.lower_map import lower_map
 from graphc.kernels.lower_row import lower_row, row_in_place
+from graphc.kernels.lower_rowwise import lower_rowwise
 from graphc.kernels.plan import EntryPlan, Launch, View
 from graphc.ops.base import Map, apply, get_op
 
@@ -29,6 +30,7 @@ LOWERINGS: dict[str, Lower] = {
     "contract": lower_contract,
     "gather": lower_gather,
     "scatter": lower_scatter,
+    "rowwise": lower_rowwise,
     "attention": lower_attention,
     "attention.vjp": lower_attention_vjp,
 }
@@ -41,8 +43,7 @@ def lower(graph: Graph, target: Target) -> EntryPlan:
     kernel or a few; no buffer has an address yet.
     """
     assigned = assign(graph, in_place)
-    checks = sum(node.attrs.get("hint") in ("gather", "scatter") for node in graph)
-    ctx = LowerContext(target, checks)
+    ctx = LowerContext(target)
     launches = [launch for step in assigned.steps for launch in lower_step(step, ctx)]
     return EntryPlan(graph.name, tuple(launches), assigned.inputs, assigned.outputs, assigned.consts, tuple(ctx.flags))
 

@@ -25,7 +25,6 @@ class LowerContext:
     """The state of lowering one entry. ``target`` holds the facts of the machine that loops are shaped by."""
 
     target: Target
-    checks: int = 0  # the most run-time checks that the entry will have
     loc: Loc | None = None
     flags: list[Flag] = field(default_factory=list)
     _temps: int = 0
@@ -38,8 +37,8 @@ class LowerContext:
     def flag(self, code: str, message: str, loc: Loc | None) -> Arg:
         """The word of a new run-time check, as an argument that the kernel may write."""
         self.flags.append(Flag(code, message, loc))
-        assert len(self.flags) <= self.checks
-        return Arg(Buffer("flags", "flags", 4 * self.checks), 4 * (len(self.flags) - 1), writes=True)
+        words = len(self.flags)  # so far: the kernel uses the last
+        return Arg(Buffer("flags", "flags", 4 * words), 4 * (words - 1), writes=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from graphc.dtype import Shape, bool_, int32, int64
+from graphc.dtype import Shape, bool_, int32
 from graphc.ir import Attrs, Graph, Node
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.lower_space import Loops, merge, nest, segment, unravel
 from graphc.kernels.plan import Arg, Launch, View
-from graphc.loop import Affine, Call, Const, Expr, If, Let, Load, Loop, Param, Role, Stmt, Store, Var, call
+from graphc.loop import Affine, Const, Expr, If, Let, Load, Loop, Param, Role, Stmt, Store, Var, call
+from graphc.ops.row import bounded
 
 __all__ = ["lower_gather", "lower_scatter"]
 
@@ -32,18 +33,7 @@ def _check(node: Node, size: int, ctx: LowerContext) -> Arg:
 def _row(name: str, index: Affine, view: View, size: int) -> tuple[list[Stmt], Var, Var]:
     """Statements that read an index, set the flag if it is out of range, and bind the row (0 then) and whether it is
     in range."""
-    row, inside, safe = Var("row"), Var("inside", bool_), Var("safe")
-    loaded: Expr = Load(name, index, view.dtype)
-    if view.dtype != int64:
-        loaded = Call("cast", (loaded,), int64)
-    zero = Const(0, int64)
-    statements: list[Stmt] = [
-        Let(row, loaded),
-        Let(inside, call("and", call("ge", row, zero), call("lt", row, Const(size, int64)))),
-        Let(safe, call("select", inside, row, zero)),
-        If(call("not", inside), (Store("flag", Affine(), Const(1, int32)),)),
-    ]
-    return statements, safe, inside
+    return bounded(Load(name, index, view.dtype), size)
 
 
 # Gather ------------------------------------------------------------------------------------------------------------

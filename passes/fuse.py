@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import prod
 
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import Contract, Gather, Join, Map, Reduce, Scatter, Source, Split, get_op
+from graphc.ops.base import Contract, Gather, Join, Map, Reduce, RowWise, Scatter, Source, Split, get_op
 from graphc.passes.fuse_extract import Group, extract
 from graphc.passes.fuse_groups import Kind, Partition, Space, Unit
 from graphc.passes.fuse_prepare import plain_reductions
@@ -49,7 +49,7 @@ class _Fuser:
             if node in values.stored and not isinstance(get_op(node.op).lower, Source):
                 self._add(node)
         self.partition = Partition(self.units, self.producer)
-        self.kept = {values.root(v) for v in graph.results}
+        self.kept = {leaf for v in graph.results for leaf in (values.root(v), *values.waits(v))}
         self.updates = {values.root(v) for _, v in graph.updates}
 
     def _add(self, node: Node) -> None:
@@ -57,7 +57,8 @@ class _Fuser:
         if isinstance(get_op(node.op).lower, Map | Reduce):
             reads = tuple(self.values.reads(node))
         else:
-            reads = tuple(dict.fromkeys(Access(self.values.root(v), None) for v in node.inputs))
+            leaves = (leaf for v in node.inputs for leaf in (self.values.root(v), *self.values.waits(v)))
+            reads = tuple(dict.fromkeys(Access(leaf, None) for leaf in leaves))
         made = [self.producer[a.leaf] for a in reads if a.leaf in self.producer]
         unit = Unit(len(self.units), node, space, reads, 1 + max((u.level for u in made), default=0))
         self.units.append(unit)
@@ -121,7 +122,12 @@ def _space(node: Node) -> Space:
 
 
 def _hint(node: Node) -> str:
-    return "scatter" if isinstance(get_op(node.op).lower, Scatter) else str(node.attrs["hint"])
+    match get_op(node.op).lower:
+        case Scatter():
+            return "scatter"
+        case RowWise():
+            return "rowwise"
+    return str(node.attrs["hint"])
 
 
 def _size(unit: Unit) -> int:

@@ -71,9 +71,18 @@ class Values:
             value = value.node.inputs[0]
         return value
 
+    def waits(self, value: Value) -> list[Value]:
+        """The stored values that a chain of moves to ``value`` comes after."""
+        found: list[Value] = []
+        while isinstance(get_op(value.node.op).lower, Move):
+            for v in value.node.inputs[1:]:
+                found += [self.root(v), *self.waits(v)]
+            value = value.node.inputs[0]
+        return found
+
     def reads(self, node: Node) -> list[Access]:
         """The stored values in the cone of ``node`` (a stored elementwise node, or a reduction), and how each is
-        read."""
+        read; those that it only comes after, too."""
         found: dict[Access, None] = {}
         seen: set[tuple[Value, Moves]] = set()
         stack: list[tuple[Value, Moves]] = [(v, ()) for v in node.inputs]
@@ -85,6 +94,7 @@ class Values:
             inner = value.node
             if isinstance(get_op(inner.op).lower, Move):
                 stack.append((inner.inputs[0], (inner, *moves)))
+                found.update(dict.fromkeys(Access(v, None) for v in self.waits(value)))
             elif inner in self.stored:
                 found[Access(value, _strides(value.shape, moves))] = None
             else:

@@ -66,7 +66,8 @@ def run_plan(
 
     def pointer(buffer: Any, offset: int = 0) -> Pointer:
         if buffer.name not in memory:
-            space = np.full(buffer.nbytes, GARBAGE, np.uint8)
+            words = 4 * len(plan.flags)
+            space = np.full(words if buffer.space == "flags" else buffer.nbytes, GARBAGE, np.uint8)
             if buffer.space in ("state", "const"):
                 source = (state if buffer.space == "state" else consts)[buffer.name]
                 space[:] = np.frombuffer(np.ascontiguousarray(source).tobytes(), np.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -18,9 +18,22 @@ LARGEST = 20_000  # elements of a value
 
 
 class RandomGraph:
-    """A graph of up to ``steps`` random ops from ``seed``, with ``inputs`` and ``state`` to run it on."""
+    """A graph of up to ``steps`` random ops from ``seed``, with ``inputs`` and ``state`` to run it on.
 
-    def __init__(self, seed: int, steps: int = 40, dt: str = "float64"):
+    With ``gradients`` the graph also returns those of a bounded loss by the inputs. A graph of fewer steps begins like
+    one of more, so that what fails can be made smaller: ``limit`` steps, and only the outputs named in ``keep``.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        steps: int = 40,
+        dt: str = "float64",
+        *,
+        gradients: bool = False,
+        limit: int | None = None,
+        keep: Sequence[str] | None = None,
+    ):
         self.rng, self.dtype = np.random.default_rng(seed), dtype(dt)
         self.inputs: dict[str, np.ndarray] = {}
         self.state: dict[str, np.ndarray] = {}
@@ -29,13 +42,29 @@ class RandomGraph:
         kept = self.source("state", "s", shape, self.state, trainable=False)
         self.values = [*arguments, kept]
         makers = (self.map, self.map, self.map, self.reduce, self.permute, self.reshape, self.cut, self.concat,
-                  self.split, self.dot, self.widen, self.position, self.scale)  # fmt: skip
-        for _ in range(int(self.rng.integers(4, steps))):
+                  self.split, self.dot, self.widen, self.position, self.scale, self.recurrence, self.sort,
+                  self.pick_along, self.pick_rows, self.wait)  # fmt: skip
+        self.steps = int(self.rng.integers(4, steps))
+        for _ in range(self.steps if limit is None else limit):
             maker: Callable[[Value], list[Value]] = makers[self.rng.integers(len(makers))]
             self.values += [v for v in maker(self.pick()) if v.type.size <= LARGEST]
+        self.rng = np.random.default_rng(seed + 1)  # what follows draws the same numbers whatever the steps drew
         numbers = sorted({int(i) for i in self.rng.integers(0, len(self.values), 3)})
         outputs = [(f"y{i}", self.values[i]) for i in numbers]
+        if gradients:
+            found = apply_node("grad", self.loss(), *arguments, allow_unused=True).outs
+            outputs += [(f"g{i}", g) for i, g in enumerate(found)]
+        outputs = [(name, v) for name, v in outputs if keep is None or name in keep]
         self.graph = Graph.build("random", arguments, outputs, [("s", self.pick(kept.shape))])
+
+    def loss(self) -> Value:
+        """A bounded scalar of the latest values."""
+        total = None
+        for v in self.values[-3:]:
+            one = apply("sum", apply("tanh", v), axes=tuple(range(v.type.ndim)))
+            total = one if total is None else apply("add", total, one)
+        assert total is not None
+        return total
 
     def source(self, op: str, name: str, shape: tuple[int, ...], into: dict[str, np.ndarray], **at: bool) -> Value:
         into[name] = self.rng.standard_normal(shape).astype(self.dtype.numpy)
@@ -101,6 +130,39 @@ class RandomGraph:
             return []
         at = apply("iota", shape=x.shape, axis=self.choose(x.type.ndim), dtype=self.dtype)
         return [apply("where", apply("less", x, at), x, at)]
+
+    def recurrence(self, x: Value) -> list[Value]:
+        """Decaying sums, so that long ones stay bounded."""
+        if not x.shape:
+            return []
+        return [apply("recurrence", apply("tanh", self.pick(x.shape)), x, reverse=bool(self.choose(2)))]
+
+    def sort(self, x: Value) -> list[Value]:
+        if not x.shape:
+            return []
+        order = apply("argsort", x, descending=bool(self.choose(2)))
+        return [apply("take_along", x, order)]
+
+    def indices(self, shape: tuple[int, ...], size: int) -> Value:
+        return apply("const", value=Literal.of(self.rng.integers(0, size, shape).astype(np.int32)))
+
+    def pick_along(self, x: Value) -> list[Value]:
+        """Elements by index along the last dimension, and the sums of elements by index."""
+        if not x.shape or 0 in x.shape:
+            return []
+        at = self.indices(x.shape, x.shape[-1])
+        return [apply("take_along", x, at), apply("scatter_along", at, x, size=x.shape[-1] + self.choose(3))]
+
+    def pick_rows(self, x: Value) -> list[Value]:
+        """Rows by index, and the sums of rows by index."""
+        if not x.shape or 0 in x.shape:
+            return []
+        axis, count = self.choose(x.type.ndim), 1 + self.choose(6)
+        rows = apply("take", x, self.indices((count,), x.shape[axis]), axis=axis)
+        return [rows, apply("scatter_add", self.indices(x.shape[:1], 4), x, size=4)]
+
+    def wait(self, x: Value) -> list[Value]:
+        return [apply("after", x, self.pick(), self.pick())] if x.shape else []
 
     def scale(self, x: Value) -> list[Value]:
         number = apply("const", value=Literal.of(np.asarray(self.choose(5) - 2, self.dtype.numpy)))

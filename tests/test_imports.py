@@ -24,7 +24,7 @@ LAYERS = (
     ("graphc.ops",),
     (
         "graphc.verify", "graphc.text", "graphc.interp", "graphc.scope", "graphc.indexing", "graphc.variable",
-        "graphc.tensor", "graphc.traps", "graphc.random", "graphc.trace", "graphc.functional", "graphc.nn",
+        "graphc.tensor", "graphc.traps", "graphc.random", "graphc.trace", "graphc.functional*", "graphc.nn",
         "graphc.optim", "graphc.modelfile",
     ),
     ("graphc.passes",),

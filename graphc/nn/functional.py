@@ -3,80 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import pi, sqrt
 from typing import Any
 
 from graphc.dtype import float32
 from graphc.errors import error
-from graphc.functional import erf, exp, expand_dims, iota, log, maximum, mean, rsqrt, take, tanh, where, zeros
-from graphc.functional import sum as total
+from graphc.functional import expand_dims, iota, mean, rsqrt, where
+from graphc.nn import activation, loss
+from graphc.nn.activation import *  # noqa: F403
+from graphc.nn.loss import *  # noqa: F403
 from graphc.random import bits, next_key
 from graphc.scope import user_loc
-from graphc.tensor import Axis, Tensor, TensorLike, apply, as_tensor, astype, common_dtype, reduce
-from graphc.trace import stop_gradient
+from graphc.tensor import Tensor, TensorLike, apply, as_tensor, astype, common_dtype
 
-__all__ = [
-    "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear", "log_softmax", "logsumexp", "mse_loss",
-    "one_hot", "relu", "rms_norm", "sigmoid", "silu", "softmax", "softplus",
-]  # fmt: skip
-
-
-# Activations ---------------------------------------------------------------------------------------------------------
-
-
-def relu(x: TensorLike) -> Tensor:
-    """max(x, 0). Its gradient at 0 is 0, as in PyTorch and JAX (`maximum` would share it between the two), and NaN
-    stays NaN."""
-    x = as_tensor(x)
-    return where(x <= 0, 0, x)
-
-
-def sigmoid(x: TensorLike) -> Tensor:
-    return apply("sigmoid", as_tensor(x))
-
-
-def silu(x: TensorLike) -> Tensor:
-    """x * sigmoid(x)."""
-    x = as_tensor(x)
-    return x * sigmoid(x)
-
-
-def gelu(x: TensorLike, *, approximate: str = "none") -> Tensor:
-    """x times the normal distribution function at x; ``approximate="tanh"`` is the form of GPT-2 ("gelu_new").
-
-    Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415.
-    """
-    x = as_tensor(x)
-    if approximate == "none":
-        return 0.5 * x * (1.0 + erf(x * sqrt(0.5)))
-    if approximate == "tanh":
-        return 0.5 * x * (1.0 + tanh(sqrt(2.0 / pi) * (x + 0.044715 * x**3)))
-    raise error("GC0217", f"gelu has no form {approximate!r}", loc=user_loc(), hint='approximate="none" or "tanh"')
-
-
-def softplus(x: TensorLike) -> Tensor:
-    """log(1 + exp(x)), without overflow."""
-    x = as_tensor(x)
-    return maximum(x, 0) + log(1.0 + exp(-abs(x)))
-
-
-def logsumexp(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    """log(sum(exp(x))) along ``axis``, shifted by the maximum so that it does not overflow."""
-    x = as_tensor(x)
-    shift = stop_gradient(reduce("max", x, axis, True))
-    sums = total(exp(x - shift), axis, keepdims=keepdims)
-    return log(sums) + shift.reshape(sums.shape)
-
-
-def softmax(x: TensorLike, axis: int = -1) -> Tensor:
-    x = as_tensor(x)
-    e = exp(x - stop_gradient(reduce("max", x, axis, True)))
-    return e / total(e, axis, keepdims=True)
-
-
-def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
-    x = as_tensor(x)
-    return x - logsumexp(x, axis, keepdims=True)
+__all__ = ["dropout", "embedding", "layer_norm", "linear", "one_hot", "rms_norm"]
+__all__ += activation.__all__
+__all__ += loss.__all__
 
 
 # Layers as functions -------------------------------------------------------------------------------------------------
@@ -170,51 +111,3 @@ def dropout(x: Tensor, p: float = 0.5, *, training: bool = True) -> Tensor:
 def keep_mask(words: Tensor, p: float) -> Tensor:
     """True with probability 1 - p, from random words uint32."""
     return words >= min(int(p * 2**32), 2**32 - 1)
-
-
-# Losses --------------------------------------------------------------------------------------------------------------
-
-
-def cross_entropy(logits: Tensor, target: Tensor, *, reduction: str = "mean", ignore_index: int = -100) -> Tensor:
-    """The negative log-likelihood of ``target`` under softmax(logits).
-
-    logits [..., C] float; target [...] int (class numbers; ``ignore_index`` counts for nothing) or [..., C] float
-    (probabilities). ``reduction``: "mean" (over the targets that count), "sum" or "none". Raises GC0101, and GC0420
-    when it runs with a class number out of range.
-    """
-    if target.dtype.is_float:
-        if target.shape != logits.shape:
-            raise _bad_target(logits, target)
-        return _reduced(-total(target * log_softmax(logits), -1), reduction)
-    if target.shape != logits.shape[:-1]:
-        raise _bad_target(logits, target)
-    chosen = iota(logits.shape, -1, dtype=target.dtype) == expand_dims(target, -1)
-    nll = logsumexp(logits, -1) - total(where(chosen, logits, 0), -1)
-    counts = target != ignore_index
-    # Looking the labels up in zeros checks them: one out of range is an error of the step. No gradient depends on it.
-    checked = take(zeros(logits.shape[-1:], dtype=logits.dtype), where(counts, target, 0))
-    losses = where(counts, nll, 0) + checked
-    if reduction == "mean":
-        return total(losses) / total(astype(counts, logits.dtype))
-    return _reduced(losses, reduction)
-
-
-def _bad_target(logits: Tensor, target: Tensor) -> Exception:
-    return error(
-        "GC0101",
-        f"cross_entropy of logits {logits.type} and target {target.type}",
-        loc=user_loc(),
-        hint="logits [..., classes] and target [...] of ints, or [..., classes] of probabilities: classes come last",
-    )
-
-
-def mse_loss(x: Tensor, target: TensorLike, *, reduction: str = "mean") -> Tensor:
-    """The squared difference; ``reduction``: "mean", "sum" or "none"."""
-    difference = x - target
-    return _reduced(difference * difference, reduction)
-
-
-def _reduced(losses: Tensor, reduction: str) -> Tensor:
-    if reduction not in ("mean", "sum", "none"):
-        raise error("GC0217", f"no reduction {reduction!r}", loc=user_loc(), hint='"mean", "sum" or "none"')
-    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()

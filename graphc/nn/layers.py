@@ -10,7 +10,7 @@ import numpy as np
 
 from graphc.dtype import dtype as as_dtype
 from graphc.errors import error
-from graphc.functional import logical_not, split, tanh, where
+from graphc.functional import logical_not, split, where
 from graphc.nn import functional as F
 from graphc.nn import init
 from graphc.nn.attention import attend, scaled_dot_product_attention
@@ -20,8 +20,8 @@ from graphc.tensor import Tensor
 from graphc.variable import Parameter
 
 __all__ = [
-    "GELU", "Dropout", "Embedding", "Identity", "LayerNorm", "Linear", "ModuleList", "MultiheadAttention", "RMSNorm",
-    "ReLU", "Sequential", "SiLU", "Sigmoid", "Tanh",
+    "Dropout", "Embedding", "Identity", "LayerNorm", "Linear", "ModuleList", "MultiheadAttention", "RMSNorm",
+    "Sequential",
 ]  # fmt: skip
 
 
@@ -213,31 +213,3 @@ class Sequential(ModuleList):
 class Identity(Module):
     def forward(self, x: Tensor) -> Tensor:
         return x
-
-
-class ReLU(Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x)
-
-
-class GELU(Module):
-    def __init__(self, approximate: str = "none"):
-        self.approximate = approximate
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x, approximate=self.approximate)
-
-
-class SiLU(Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(x)
-
-
-class Sigmoid(Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.sigmoid(x)
-
-
-class Tanh(Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return tanh(x)

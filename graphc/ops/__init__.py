@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from graphc.ops.along import ALONG
 from graphc.ops.base import apply, apply_node, at_loc, get_op, install
 from graphc.ops.binary import BINARY
 from graphc.ops.contract import CONTRACT
 from graphc.ops.conv import CONV
 from graphc.ops.index import INDEX
 from graphc.ops.movement import MOVEMENT
+from graphc.ops.order import ORDER
 from graphc.ops.reduce import REDUCE
 from graphc.ops.region import REGION
 from graphc.ops.source import SOURCE
@@ -16,6 +18,8 @@ from graphc.ops.windows import WINDOWS
 
 __all__ = ["OPS", "apply", "apply_node", "at_loc", "get_op"]
 
-OPS = (*SOURCE, *UNARY, *BINARY, *REDUCE, *CONTRACT, *MOVEMENT, *WINDOWS, *CONV, *INDEX, *REGION)
+OPS = (
+    *SOURCE, *UNARY, *BINARY, *REDUCE, *CONTRACT, *MOVEMENT, *WINDOWS, *CONV, *ORDER, *INDEX, *ALONG, *REGION,
+)  # fmt: skip
 
 install(OPS)

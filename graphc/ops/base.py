@@ -23,11 +23,13 @@ from graphc.errors import GraphcError, Loc
 from graphc.ir import Attrs, Node, Value, attrs
 
 if TYPE_CHECKING:
-    from graphc.loop import Expr
+    from graphc.loop import Expr, Scratch, Stmt
+    from graphc.ops.row import Row
 
 __all__ = [
     "Contract", "Gather", "Join", "Lowering", "Map", "MapContext", "Meta", "Move", "NotDifferentiable", "Op", "Reduce",
-    "Region", "Sample", "Scatter", "Source", "Split", "apply", "apply_node", "at_loc", "get_op", "install", "known_op",
+    "Region", "RowWise", "Sample", "Scatter", "Source", "Split", "apply", "apply_node", "at_loc", "get_op",
+    "install", "known_op",
 ]  # fmt: skip
 
 
@@ -109,6 +111,20 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class RowWise:
+    """Rows along the last dimension: a row of the results depends on the same row of the operands alone.
+
+    All operands and results have the same dimensions but the last. ``fn(row)`` returns the statements of one row, which
+    may use the memory that ``scratch(row)`` asks for. ``check(types, attrs)``: the statements hold the indices of
+    elements against this size (`graphc.ops.row.bounded`); one out of range is an error at run time.
+    """
+
+    fn: Callable[[Row], Sequence[Stmt]]
+    scratch: Callable[[Row], tuple[Scratch, ...]] = lambda row: ()
+    check: Callable[[Sequence[TensorType], Attrs], int] | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """No computation: a graph input, a state read or a constant."""
 
@@ -128,7 +144,7 @@ class Meta:
     by: str
 
 
-Lowering = Map | Reduce | Contract | Move | Join | Split | Gather | Scatter | Source | Region | Meta
+Lowering = Map | Reduce | Contract | Move | Join | Split | Gather | Scatter | RowWise | Source | Region | Meta
 
 
 # The op --------------------------------------------------------------------------------------------------------------
