@@ -9,7 +9,8 @@ and the tile of c gets its epilogue while it is still in the first level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 from graphc.dtype import DType
 from graphc.errors import Loc
@@ -20,6 +21,7 @@ from graphc.kernels.contract_problem import Problem, problem
 from graphc.kernels.contract_schedule import choose
 from graphc.kernels.contract_simple import SimpleLoops, is_simple
 from graphc.kernels.contract_split import Sum, k_parts, partial_problem
+from graphc.kernels.contract_turn import Turn, needs_turn
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import moved_inside
 from graphc.kernels.plan import Launch, View
@@ -51,7 +53,11 @@ def lower_contract(
     then = "" if epilogue.identity else ", then what follows per element"
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
     parts = k_parts(p, left.dtype, ctx.target)
-    if is_simple(p, left.dtype) or parts == 1:
+    if is_simple(p, left.dtype):
+        return [work.whole(name, doc + then + ".", came_from)]
+    if needs_turn(p):
+        return work.turned(name, doc + then + ".", came_from)
+    if parts == 1:
         return [work.whole(name, doc + then + ".", came_from)]
     return work.in_parts(parts, name, doc, then, came_from)
 
@@ -81,6 +87,19 @@ class Work:
         flops = self.size * (2 * self.p.k_size + self.epilogue.cost)
         operands = self.factors + self.tiles
         return launch(name, operands, builder.body(), doc=doc, lines=lines, flops=flops, scratch=builder.scratch())
+
+    def turned(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
+        """The right factor, turned, and the product with that."""
+        turn = Turn(self.p, self.dtype)
+        a, b = self.factors
+        buffer = self.ctx.temp("turned", prod(turn.shape) * self.dtype.itemsize)
+        copy = View.whole(buffer, self.dtype, turn.shape)
+        first = launch(
+            f"{name}_turn", [b, Operand("y0", copy, writes=True)], turn.body(),
+            doc="The right factor with its columns together.", lines=lines,
+        )  # fmt: skip
+        rest = replace(self, p=turn.after, factors=[a, replace(b, view=copy)])
+        return [first, rest.whole(name, doc, lines)]
 
     def in_parts(self, parts: int, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """Partial products, then their sum."""

@@ -119,6 +119,8 @@ def packs_b(p: Problem, rows: int, dtype: DType) -> bool:
     spread over the sets of the first; or each panel is read only once."""
     if p.n.strides[1] != 1:
         return True
+    if p.k_outer and p.k_size * p.n.size * dtype.itemsize > 4 * PACKED_BYTES:
+        return False  # what is packed would be out of the cache again before it is read
     row = p.k.strides[1] * dtype.itemsize
     return rows > 1 and (row % (SET_BYTES // 2) == 0 or p.k_size * row > 2 * PACKED_BYTES)
 

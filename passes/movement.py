@@ -20,6 +20,7 @@ from graphc.passes.rewrite import Match, Rule, op, rule, uniform, var
 __all__ = ["MOVEMENT"]
 
 MAPS = tuple(o.name for o in OPS if isinstance(o.lower, Map) and not o.lower.coords)
+SHORT = 4  # elements; a vector of fewer is mostly empty
 REDUCTIONS = ("sum", "max", "min", "prod")
 
 x, y = var("x"), var("y")
@@ -250,7 +251,10 @@ def dot_of_permute(m: Match) -> Value | None:
 
 
 def permute_of_dot(m: Match) -> Value | None:
-    """permute(dot(x, y)) = dot(y, x), where the permutation swaps all of x's free dimensions with all of y's."""
+    """permute(dot(x, y)) = dot(y, x), where the permutation swaps all of x's free dimensions with all of y's. Not where
+    that would put a short dimension last, along which products have their vectors."""
+    if shape_of(m)[-1] < SHORT and m.d.shape[-1] >= 2 * SHORT:
+        return None
     (bx, by), (cx, cy) = m.d.node.attrs["batch"], m.d.node.attrs["contract"]
     ndim, nb = len(m.d.shape), len(bx)
     split = len(m.x.shape) - len(cx)  # batch and free dimensions of x

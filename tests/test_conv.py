@@ -161,3 +161,23 @@ def test_what_does_not_fit_is_refused_at_the_users_line(fn: Callable[..., gc.Ten
     assert says in caught.value.message
     assert caught.value.loc is not None
     assert caught.value.loc.file.endswith("test_conv.py")
+
+
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (2, 1), (1, 2)])
+def test_the_gradient_of_a_weight_with_many_channels(groups: int, stride: int) -> None:
+    """Without groups, its right factor is turned before (see kernels/contract_turn.py)."""
+    x, g = values(3, 6, 12, 20).astype(np.float32), values(3, 24, 12 // stride, 20 // stride).astype(np.float32)
+
+    @gc.entry(x=gc.spec(x.shape), w=gc.spec((24, 6 // groups, 3, 3)), g=gc.spec(g.shape))
+    def step(x: gc.Tensor, w: gc.Tensor, g: gc.Tensor) -> dict[str, gc.Tensor]:
+        y = gc.conv2d(x, w, padding=1, groups=groups, stride=stride)
+        return {"w": gc.grad(gc.sum(y * g), w)}
+
+    program = gc.compile(step)
+    assert any(k.name.endswith("turn") for k in program.step.kernels) == (groups == 1)
+    got = program.step(x=x, w=np.zeros((24, 6 // groups, 3, 3), np.float32), g=g)["w"]
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))[:, :, ::stride, ::stride]
+    parts = zip(np.split(seen, groups, 1), np.split(g, groups, 1), strict=True)
+    want = np.concatenate([np.einsum("bcyxkl,boyx->ockl", s, d) for s, d in parts])
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
