@@ -86,8 +86,7 @@ class Unit:
 class _Group:
     space: Space
     units: list[Unit]
-    low: int  # the least level of its units
-    high: int
+    level: int  # above those of all groups that it reads
     before: set[int] = field(default_factory=set)
     after: set[int] = field(default_factory=set)
 
@@ -97,7 +96,7 @@ class Partition:
 
     def __init__(self, units: Sequence[Unit], producer: dict[Value, Unit]):
         self.producer = producer
-        self.groups = {u.number: _Group(u.space, [u], u.level, u.level) for u in units}
+        self.groups = {u.number: _Group(u.space, [u], u.level) for u in units}
         self.where = {u.number: u.number for u in units}
         for u in units:
             for access in u.reads:
@@ -137,12 +136,12 @@ class Partition:
 
     def _path(self, a: int, b: int) -> bool:
         """Whether a path leads from group a to group b through a third."""
-        limit = self.groups[b].high
+        limit = self.groups[b].level  # levels rise along every path
         seen = {a, b}
         stack = [g for g in self.groups[a].after if g != b]
         while stack:
             g = stack.pop()
-            if g in seen or self.groups[g].low >= limit:
+            if g in seen or self.groups[g].level >= limit:
                 continue
             seen.add(g)
             if b in self.groups[g].after:
@@ -154,7 +153,7 @@ class Partition:
         into, gone = self.groups[a], self.groups.pop(b)
         into.space = space
         into.units = sorted([*into.units, *gone.units], key=lambda u: u.number)
-        into.low, into.high = min(into.low, gone.low), max(into.high, gone.high)
+        into.level = max(into.level, gone.level)
         for u in gone.units:
             self.where[u.number] = a
         for g in gone.before - {a}:
@@ -165,6 +164,17 @@ class Partition:
             self.groups[g].before.add(a)
         into.before = (into.before | gone.before) - {a, b}
         into.after = (into.after | gone.after) - {a, b}
+        self._raise(a)
+
+    def _raise(self, start: int) -> None:
+        """Restore the levels after group ``start``, which has risen or has new readers."""
+        stack = [start]
+        while stack:
+            level = self.groups[g := stack.pop()].level
+            for later in self.groups[g].after:
+                if self.groups[later].level <= level:
+                    self.groups[later].level = level + 1
+                    stack.append(later)
 
     def ordered(self) -> Iterable[tuple[Space, list[Unit]]]:
         """The groups, each after those that it reads, else in the order of their first units."""

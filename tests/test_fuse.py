@@ -252,3 +252,16 @@ def test_results_that_are_inputs_state_or_constants() -> None:
     graph = Graph.build("swap", [x], [("x", x), ("s", s)], [("s", t), ("t", s)])
     assert not kernels(fused(graph))
     check(graph, {"x": floats(3)}, {"s": floats(3, seed=1), "t": floats(3, seed=2)})
+
+
+def test_merging_looks_along_paths_that_leave_and_return() -> None:
+    """The two column sums read one tensor, but the first is part of what the second needs, by way of the rows' kernel:
+    were they one kernel, it would wait for itself."""
+
+    def fn(x: gc.Tensor, w: gc.Tensor, labels: gc.Tensor) -> dict[str, gc.Tensor]:
+        loss = gc.cross_entropy(x, labels, weight=w)
+        return {"loss": loss, "g": gc.grad(loss, x)}
+
+    rng = np.random.default_rng(3)
+    arrays = {"x": rng.standard_normal((5, 6)), "w": rng.random(6), "labels": np.array([3, 0, -100, 5, 2])}
+    check_fn(fn, **arrays)
