@@ -43,7 +43,7 @@ class RandomGraph:
         self.values = [*arguments, kept]
         makers = (self.map, self.map, self.map, self.reduce, self.permute, self.reshape, self.cut, self.concat,
                   self.split, self.dot, self.widen, self.position, self.scale, self.recurrence, self.sort,
-                  self.pick_along, self.pick_rows, self.wait)  # fmt: skip
+                  self.pick_along, self.pick_rows, self.wait, self.flip)  # fmt: skip
         self.steps = int(self.rng.integers(4, steps))
         for _ in range(self.steps if limit is None else limit):
             maker: Callable[[Value], list[Value]] = makers[self.rng.integers(len(makers))]
@@ -160,6 +160,9 @@ class RandomGraph:
         axis, count = self.choose(x.type.ndim), 1 + self.choose(6)
         rows = apply("take", x, self.indices((count,), x.shape[axis]), axis=axis)
         return [rows, apply("scatter_add", self.indices(x.shape[:1], 4), x, size=4)]
+
+    def flip(self, x: Value) -> list[Value]:
+        return [apply("flip", x, axes=(self.choose(x.type.ndim),))] if x.shape else []
 
     def wait(self, x: Value) -> list[Value]:
         return [apply("after", x, self.pick(), self.pick())] if x.shape else []
