@@ -178,8 +178,8 @@ class Model(nn.Module):
 
 
 def entries(config: Config) -> tuple[gc.Entry, ...]:
-    """``train`` and ``evaluate`` (x [batch_size, 3, image_size, image_size], y [batch_size] → loss, correct), ``infer``
-    (one x → logits)."""
+    """``train`` (x [batch_size, 3, image_size, image_size], y [batch_size] → loss), ``evaluate`` (→ loss, accuracy),
+    ``infer`` (one x → logits)."""
     assert config.batch_size is not None
     assert config.max_iters is not None
     assert config.image_size is not None
@@ -199,21 +199,16 @@ def entries(config: Config) -> tuple[gc.Entry, ...]:
     size = (3, config.image_size, config.image_size)
     images, labels = gc.spec((config.batch_size, *size), "float32"), gc.spec((config.batch_size,), "int32")
 
-    def result(logits: gc.Tensor, y: gc.Tensor) -> dict[str, gc.Tensor]:
-        """The loss, and how many images have their label's logit on top (ties count)."""
-        mine = gc.sum(gc.where(gc.iota(logits.shape, 1) == y[:, None], logits, 0), 1)
-        correct = gc.sum(gc.astype(mine >= gc.max(logits, 1), "int32"))
-        return {"loss": gc.cross_entropy(logits, y), "correct": correct}
-
     @gc.entry(x=images, y=labels)
     def train(x: gc.Tensor, y: gc.Tensor) -> dict[str, gc.Tensor]:
-        out = result(model.train()(x), y)
-        opt.update(gc.grad(out["loss"], matrices + vectors))
-        return out
+        loss = gc.cross_entropy(model.train()(x), y)
+        opt.update(gc.grad(loss, matrices + vectors))
+        return {"loss": loss}
 
     @gc.entry(x=images, y=labels)
     def evaluate(x: gc.Tensor, y: gc.Tensor) -> dict[str, gc.Tensor]:
-        return result(model.eval()(x), y)
+        logits = model.eval()(x)
+        return {"loss": gc.cross_entropy(logits, y), "accuracy": gc.accuracy(logits, y)}
 
     @gc.entry(x=gc.spec((1, *size), "float32"))
     def infer(x: gc.Tensor) -> dict[str, gc.Tensor]:
