@@ -42,8 +42,9 @@ types: $(VENV)/dev  ## check types, on an installed copy: mypy does not follow t
 	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
 	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p graphc
 
-peers: $(VENV)/dev  ## install PyTorch, for parity
+peers: $(VENV)/dev  ## install PyTorch and transformers, for parity
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet 'transformers>=4.48'
 
 parity: peers  ## compare with PyTorch, live
 	$(BIN)/python -m pytest tests/parity

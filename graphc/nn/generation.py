@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphc.functional import arange, iota, log, max, maximum, min, minimum, sum, where
+from graphc.functional import arange, iota, max, maximum, min, minimum, sum, where
 from graphc.nn.cache import Context, KVCache
 from graphc.nn.functional import softmax
-from graphc.random import bits
+from graphc.random import gumbel
 from graphc.tensor import Tensor, TensorLike, as_tensor, astype, broadcast_to
 from graphc.trace import Entry, entry, spec
 
@@ -73,10 +73,8 @@ def sample(
     scaled = logits / where(temperature > 0, temperature, 1.0)
     scaled = where(_most_likely(scaled, top_k), scaled, -float("inf"))
     scaled = where(_nucleus(softmax(scaled), top_p), scaled, -float("inf"))
-    words = bits((astype(as_tensor(seed), "uint32"), astype(as_tensor(position), "uint32")), logits.shape)
-    uniform = (astype(words >> 8, "float32") + 0.5) * 2.0**-24
-    noise = -log(-log(uniform))
-    return argmax(where(temperature > 0, scaled + noise, logits))
+    key = (astype(as_tensor(seed), "uint32"), astype(as_tensor(position), "uint32"))
+    return argmax(where(temperature > 0, scaled + gumbel(logits.shape, key=key), logits))
 
 
 def _most_likely(x: Tensor, k: TensorLike) -> Tensor:
