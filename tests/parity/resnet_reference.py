@@ -18,8 +18,9 @@ BATCH = 8
 SAMPLES = 16  # gradient entries kept per tensor in the fixture
 LR, MOMENTUM, DECAY = 2e-4, 0.9, 1e-3  # small steps: larger ones multiply rounding errors beyond comparing
 
-# preset, and the side of the images: small, for the tests' sake
-CASES = {"resnet20": 32, "resnet18": 64, "resnet50": 64}
+# Preset, and the side of the images: small, for the tests' sake. From random weights on so few images ResNet-18 and 50
+# lose 1e-4 in float32 (a gradient of ResNet-50 differs by 1e-2 from float64), so they show nothing here.
+CASES = {"resnet20": 32}
 STORED = ("resnet20",)
 
 

@@ -20,7 +20,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 WEIGHTS = DATA / "weights" / "resnet_cifar10" / "resnet20-12fca82f.safetensors"
 
 
-@pytest.mark.parametrize("preset", reference.CASES)
+@pytest.mark.parametrize("preset", reference.STORED)
 def test_steps(preset: str) -> None:
     want, got = reference.run_torch(preset), reference.run_graphc(preset)
     assert got.keys() == want.keys()
