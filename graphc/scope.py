@@ -35,8 +35,14 @@ class Scope:
     are kept there until it closes. ``undo`` runs when the entry is traced; ``memo`` is for what an entry makes once.
     """
 
-    def __init__(self, name: str, parent: Scope | None = None, registry: dict[str, State] | None = None):
-        self.name, self.parent = name, parent
+    def __init__(
+        self,
+        name: str,
+        parent: Scope | None = None,
+        registry: dict[str, State] | None = None,
+        loc: Loc | None = None,
+    ):
+        self.name, self.parent, self.loc = name, parent, loc
         self.root: Scope = parent.root if parent else self
         self.registry: dict[str, State] = {} if registry is None else registry
         self.inputs: list[Value] = []
@@ -52,6 +58,11 @@ class Scope:
             value = base.apply("input", name=name, dtype=type.dtype, shape=type.shape)
         self.inputs.append(value)
         return value
+
+    def run(self, fn: Callable[..., Any], **args: Any) -> Any:
+        """The result of an entry's function. What it does in no line of the user's (`nn.generation_entries` makes
+        entries inside of graphc) is located at ``loc``, where the entry is declared; `user_loc` looks no further."""
+        return fn(**args)
 
     def within(self, outer: Scope) -> bool:
         scope: Scope | None = self
@@ -132,7 +143,7 @@ def forget_source(file: str) -> None:
 
 
 def user_loc() -> Loc | None:
-    """The line of the nearest frame outside of graphc."""
+    """The line of the nearest frame outside of graphc, or that of the entry which is being traced."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -141,6 +152,9 @@ def user_loc() -> Loc | None:
         shown = _SHOWN[file]
         if shown is not None:
             return Loc(shown, frame.f_lineno)
+        if frame.f_code is Scope.run.__code__:
+            here = current()
+            return here.root.loc if here else None
         frame = frame.f_back
     return None
 

@@ -146,11 +146,11 @@ def trace_entries(*entries: Entry) -> tuple[Traced, ...]:
 
 
 def _trace(e: Entry, registry: dict[str, State]) -> Traced:
-    here = Scope(e.name, registry=registry)
+    here = Scope(e.name, registry=registry, loc=e.loc)
     try:
         with entering(here):
             args = {name: Tensor.of(here.input(name, s.type, e.loc)) for name, s in e.specs.items()}
-            outputs = _outputs(e, e.fn(**args))
+            outputs = _outputs(e, here.run(e.fn, **args))
     finally:
         for restore in reversed(here.undo):
             restore()

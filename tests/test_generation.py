@@ -64,6 +64,13 @@ def test_the_cache_is_extended_in_place() -> None:
     assert largest < program.state["cache.0.key"].nbytes
 
 
+def test_entries_made_by_the_library_have_the_lines_of_the_model() -> None:
+    program = generator(gpt2, GPT2)
+    for entry in (program.prefill, program.decode):
+        files = {loc.file for kernel in entry.kernels for loc in kernel.lines}
+        assert {Path(file).name for file in files} == {"gpt2.py"}
+
+
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="no ../shared/data/weights/stories260K here")
 def test_llama_with_real_weights_writes_the_published_text() -> None:
     config = llama.Config(preset="stories260K")
