@@ -261,13 +261,6 @@ def unit(x: gc.Tensor) -> gc.Tensor:
     return x * gc.rsqrt(gc.sum(x * x, -1, keepdims=True))
 
 
-def contrastive_loss(logits: gc.Tensor) -> gc.Tensor:
-    """Each text (row) has to find its image and each image its text, which stand on the diagonal: the mean of both
-    cross-entropies."""
-    own = gc.iota((logits.shape[0],), 0)
-    return (gc.cross_entropy(logits, own) + gc.cross_entropy(logits.T, own)) / 2
-
-
 def initialise(model: Model, config: Config) -> None:
     """As published: normal distributions whose widths keep the variance through the depth; biases 0 and norms 1."""
     factor = config.initializer_factor
@@ -306,14 +299,14 @@ def entries(config: Config) -> tuple[gc.Entry, ...]:
 
     @gc.entry(input_ids=ids, pixel_values=pixels)
     def train(input_ids: gc.Tensor, pixel_values: gc.Tensor) -> dict[str, gc.Tensor]:
-        loss = contrastive_loss(model.train()(input_ids, pixel_values)["logits_per_text"])
+        loss = gc.contrastive_loss(model.train()(input_ids, pixel_values)["logits_per_text"])
         opt.update(optim.clip_by_global_norm(gc.grad(loss, parameters), config.grad_clip))
         return {"loss": loss}
 
     @gc.entry(input_ids=ids, pixel_values=pixels)
     def evaluate(input_ids: gc.Tensor, pixel_values: gc.Tensor) -> dict[str, gc.Tensor]:
         logits = model.eval()(input_ids, pixel_values)["logits_per_image"]
-        return {"loss": contrastive_loss(logits), "accuracy": gc.accuracy(logits, gc.iota((b,), 0))}
+        return {"loss": gc.contrastive_loss(logits), "accuracy": gc.accuracy(logits, gc.iota((b,), 0))}
 
     @gc.entry(input_ids=ids, pixel_values=pixels)
     def infer(input_ids: gc.Tensor, pixel_values: gc.Tensor) -> dict[str, gc.Tensor]:

@@ -147,7 +147,7 @@ CASES = {
         },
         batch=pairs,
         outputs=lambda model, x: model(x["input_ids"], x["pixel_values"]),
-        loss=lambda out, x: clip.contrastive_loss(out["logits_per_text"]),
+        loss=lambda out, x: gc.contrastive_loss(out["logits_per_text"]),
         ask={"return_loss": True},
     ),
 }
