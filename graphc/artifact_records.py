@@ -31,7 +31,8 @@ VALUE, ARENA, STATE, CONST, FLAGS = range(5)
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Which compiler made the file and from what. ``source`` is the sha256 of the traced graphs' text."""
+    """Which compiler made the file and from what. ``source`` is the sha256 of the traced graphs' text; ``numba`` is the
+    version for which the kernels' sources were written."""
 
     graphc: str
     numba: str

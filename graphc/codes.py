@@ -347,13 +347,13 @@ CODES: dict[str, Code] = {
         "the artifact was built for another machine",
         "Native code in the artifact needs CPU features or a system that this machine does not have.",
         "a file built with AVX-512 on a processor without.",
-        "Where numba is installed, graphc.load rebuilds it from its graph and says so; or compile it here.",
+        "Where the compiler is installed, graphc.load rebuilds it from its graph and says so; or compile it here.",
     ),
     "GC0506": Code(
         "native code of unknown origin",
         "The artifact was not built by this user on this machine, so its native code is not run.",
         "a file from a download.",
-        "Where numba is installed, graphc.load rebuilds it from its graph; if you trust its source, "
+        "Where the compiler is installed, graphc.load rebuilds it from its graph; if you trust its source, "
         "graphc.load(path, trust=True).",
     ),
     "GC0507": Code(

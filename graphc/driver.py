@@ -19,7 +19,6 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
-from numba.core.errors import NumbaError
 
 from graphc import artifact_tensors, modelfile
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
@@ -249,7 +248,7 @@ def _compile_kernels(kernels: Sequence[Kernel], target: CpuTarget, options: Opti
         where = problem.filename or settings().cache
         hint = "GRAPHC_CACHE names another folder; cache=False needs none."
         raise error("GC0610", f"cannot write compiled kernels to {where}: {problem.strerror}", hint=hint) from None
-    except (NumbaError, RuntimeError, ValueError) as problem:  # from Numba, from LLVM, from llvmlite
+    except (RuntimeError, ValueError) as problem:  # from LLVM, from llvmlite
         reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
         raise error("GC0009", f"a kernel did not compile: {reason}", hint=_DEFECT) from problem
 

@@ -51,7 +51,7 @@ def load(
         check_machine(artifact.manifest.target, os.fspath(path))
         if not trusted and not is_trusted(artifact):
             message = f"{os.fspath(path)} was not built by this user on this machine, so its native code is not run"
-            hint = "graphc.load(path, trust=True) runs it; with numba installed it is rebuilt from its graph."
+            hint = "graphc.load(path, trust=True) runs it; with the compiler installed it is rebuilt from its graph."
             raise error("GC0506", message, hint=hint)
     except GraphcError as refused:
         if rebuild is None:

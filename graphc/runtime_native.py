@@ -69,7 +69,7 @@ def check_machine(target: TargetRecord, name: str = "the artifact") -> None:
         raise error("GC0505", f"{name} needs a CPU with {', '.join(missing)}", hint=_REBUILD)
 
 
-_REBUILD = "Install graphc with numba to rebuild it from its graph, or compile the model on this machine."
+_REBUILD = "Install all of graphc to rebuild it from its graph, or compile the model on this machine."
 
 
 class Code:

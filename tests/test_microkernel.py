@@ -125,10 +125,7 @@ def test_tiles_live_in_registers() -> None:
 
 
 def assembly(kernel: Kernel, target: CpuTarget) -> str:
-    namespace: dict[str, object] = {}
-    source, symbol = build.source_of(kernel, target), "gc_" + build.digest_of(kernel, target)
-    exec(compile(source, "kernel.py", "exec"), namespace)
-    text = lower(namespace[symbol], symbol)  # type: ignore[arg-type]
+    text = lower(build.source_of(kernel, target), "gc_" + build.digest_of(kernel, target))
     return str(machine(target).emit_assembly(optimise(text, target)))
 
 

@@ -1,4 +1,4 @@
-"""From kernels to object code: print, compile with Numba and LLVM, keep the result in a cache on disk.
+"""From kernels to object code: print, lower, compile with LLVM, keep the result in a cache on disk.
 
 Objects are position-independent ELF with one function ``void gc_<digest>(int64 args, int64 scratch, int64 tid, int64
 nthreads)`` and no undefined symbol. The digest covers the kernel's structure, the target, the code generator and the
@@ -17,11 +17,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
-import numba
 
 import graphc.loop
 from graphc.kernels.cpu.cache import Cache
@@ -54,7 +52,7 @@ def _generator() -> str:
     """What the code generator is: its own source and the versions of the compilers below it."""
     here = Path(__file__).parent
     files = [Path(graphc.loop.__file__), here.parent / "emit.py", *sorted(here.glob("*.py"))]
-    h = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {llvm.llvm_version_info}".encode())
+    h = hashlib.sha256(f"{llvmlite.__version__} {llvm.llvm_version_info}".encode())
     for f in files:
         h.update(f.read_bytes())
     return h.hexdigest()
@@ -103,11 +101,9 @@ def team_object(target: CpuTarget) -> bytes:
     return bytes(machine(target).emit_object(optimise(team_ir(target), target)))
 
 
-def compile_source(source: str, symbol: str, path: Path, target: CpuTarget) -> bytes:
-    """Object code of the function ``symbol`` in ``source``, which lies in the file ``path``."""
-    namespace: dict[str, Any] = {"__name__": symbol}
-    exec(compile(source, str(path), "exec"), namespace)
-    return bytes(machine(target).emit_object(optimise(lower(namespace[symbol], symbol), target)))
+def compile_source(source: str, symbol: str, target: CpuTarget) -> bytes:
+    """Object code of the function ``symbol`` in ``source``."""
+    return bytes(machine(target).emit_object(optimise(lower(source, symbol), target)))
 
 
 # Many kernels --------------------------------------------------------------------------------------------------------
@@ -148,7 +144,7 @@ def _compile_all(sources: dict[str, str], target: CpuTarget, cache: Cache) -> It
         return
     longest_first = sorted(sources, key=lambda d: (-len(sources[d]), d))
     digest = longest_first.pop(0)
-    yield digest, _compile_into(digest, sources[digest], target, cache)  # sets up Numba's tables before the fork
+    yield digest, _compile_into(digest, sources[digest], target, cache)  # sets LLVM up before the fork
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads: ours hold no lock while they compute
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
@@ -167,6 +163,7 @@ def _processors() -> int:
 def _compile_into(digest: str, source: str, target: CpuTarget, cache: Cache) -> bytes:
     """Compile one kernel and store it."""
     symbol = "gc_" + digest
-    code = compile_source(source, symbol, cache.write_source(symbol, source), target)
+    cache.write_source(symbol, source)
+    code = compile_source(source, symbol, target)
     cache.write_object(symbol, code)
     return code

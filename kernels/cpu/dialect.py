@@ -1,4 +1,4 @@
-"""Numba source: the dialect of the CPU target, over the explicit vectors of `graphc.kernels.cpu.vector`."""
+"""Numba source: the dialect of the CPU target, over the words of `graphc.kernels.cpu.vocabulary`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,13 @@ from typing import ClassVar
 
 from graphc.dtype import DType, bool_, int64
 from graphc.kernels.cpu.target import CpuTarget
-from graphc.kernels.cpu.vector import SHORT
+from graphc.kernels.cpu.vocabulary import SHORT, WORDS
 from graphc.kernels.emit import Access, Dialect, decimal, header
 from graphc.loop import COMBINE, Const, Contract, Kernel, Transpose
 
 __all__ = ["NumbaDialect"]
 
-
-_FUNCTIONS = (
-    "abs_", "below", "ceil", "cos", "div", "erf", "exp", "floor", "fma", "fold_add", "fold_maximum", "fold_minimum",
-    "fold_mul", "load", "log", "maximum", "minimum", "mod", "neg", "not_", "pow_", "ramp", "round_", "rsqrt", "select",
-    "share", "shl", "shr", "sigmoid", "sign", "sin", "splat", "sqrt", "store", "tanh", "threefry", "vload", "vstore",
-    "word",
-)  # fmt: skip
-# All names of graphc.kernels.cpu.vector that generated code may use.
-VOCABULARY = frozenset((*_FUNCTIONS, *SHORT.values(), *(f"{s}_at" for s in SHORT.values())))
+_FACTORIES = ("microkernel", "transpose")  # make words, at the head of a file
 
 
 class NumbaDialect(Dialect):
@@ -41,7 +33,7 @@ class NumbaDialect(Dialect):
         "not": "not_({0})", "shl": "shl({0}, {1})", "shr": "shr({0}, {1})", "select": "select({0}, {1}, {2})",
         "threefry": "threefry({0}, {1}, {2}, {3})",
     }  # fmt: skip
-    reserved = VOCABULARY | {"args", "scratch", "tid", "nthreads", "range", "inf", "nan", "microkernel", "transpose"}
+    reserved = frozenset({*WORDS, *_FACTORIES, "args", "scratch", "tid", "nthreads", "range", "inf", "nan", "float"})
 
     nothing = "pass"
 
@@ -55,12 +47,9 @@ class NumbaDialect(Dialect):
         text = "\n".join([f"def {symbol}(args, scratch, tid, nthreads):", *(body or [f"    {self.nothing}"]), ""])
         definitions = "".join(f"{name} = {what}\n" for what, name in self.microkernels.items())
         used = set(re.findall(r"[A-Za-z_]\w*", definitions + text))
-        imports = [_import("graphc.kernels.cpu.vector", sorted(used & VOCABULARY))]
-        for module in ("microkernel", "transpose"):
-            if module in used:
-                imports.append(_import(f"graphc.kernels.cpu.{module}", [module]))
+        words = _import("graphc.kernels.cpu.vector", sorted(used & {*WORDS, *_FACTORIES}))
         numbers = [f'{n} = float("{n}")' for n in ("inf", "nan") if n in used]
-        head = "\n".join([*imports, *([""] if numbers else []), *numbers])
+        head = "\n".join([words, *([""] if numbers else []), *numbers])
         return f'"""{_docstring(kernel)}"""\n\n{head}\n\n{definitions}\n\n{text}'.replace("\n\n\n\n", "\n\n\n")
 
     def prologue(self, kernel: Kernel, names: Mapping[str, str]) -> list[str]:

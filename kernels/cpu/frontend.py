@@ -1,155 +1,208 @@
-"""Numba as a front end: a generated function in, the text of a self-contained LLVM module out.
+"""The front end: the text of a generated kernel in, the text of a self-contained LLVM module out.
 
-Of Numba we use the bytecode reader, type inference and lowering. Its optimiser, wrappers, run-time library and caches
-stay out: a kernel is straight numeric code. Numba spends most of its time on finding out what a call means; here each
-question is asked once per process, and only the vocabulary of kernels is searched for the answer.
+The text is Numba source (`graphc.kernels.cpu.vector` has its words), of which `NumbaDialect` prints a small part:
+assignments, ``for … in range``, ``if``, calls of the vocabulary, operators. So one walk over Python's syntax tree does
+what takes Numba a bytecode reader, a solver for types and a lowering: each operand is there, with its kind, when an
+operation on it comes. A name has one kind; where a block assigns to a name that is known before it, the values meet in
+a phi, which is all that static single assignment needs in a language without jumps. A name that is first assigned in
+a block ends with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+import ast
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba.core import compiler, cpu, types
-from numba.core import typed_passes as typed
-from numba.core import untyped_passes as untyped
-from numba.core.codegen import CodeLibrary
-from numba.core.compiler_lock import global_compiler_lock
-from numba.core.types.misc import unliteral
-from numba.core.typing.context import Context
-from numba.core.typing.templates import Registry as _Registry
-from numba.core.typing.templates import builtin_registry
-from numba.cpython import builtins, numbers, rangeobj
+
+from graphc.dtype import bool_, float64, int64
+from graphc.errors import GraphcError, error
+from graphc.kernels.cpu.microkernel import microkernel
+from graphc.kernels.cpu.transpose import transpose
+from graphc.kernels.cpu.vocabulary import OPERATORS, WORDS, Kind, Lanes, Rule, operation
 
 __all__ = ["lower"]
 
-_VOCABULARY = (builtins, numbers, rangeobj)  # imported for what they register: arithmetic on int64, range, None
+_WORD = ir.IntType(64)
+_FACTORIES = {"microkernel": microkernel, "transpose": transpose}  # make words, at the head of a file
+
+_SYMBOLS: dict[type[ast.AST], str] = {
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^",
+    ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
+}  # fmt: skip
+_OPERATORS = {node: partial(operation, OPERATORS[symbol]) for node, symbol in _SYMBOLS.items()}
 
 
-class _Typing(Context):  # type: ignore[misc]
-    """Types of calls, remembered. Operators on plain integers do not depend on literal values."""
-
-    def init(self) -> None:
-        self._answers: dict[Any, Any] = {}
-        self._seen = {"functions": 0, "attributes": 0, "globals": 0}
-
-    def load_additional_registries(self) -> None:
-        """None: no arrays, lists, strings, NumPy functions."""
-
-    def _load_builtins(self) -> None:
-        """Of Numba's own functions only the language's core; the others import SciPy, among much else."""
-        known = _Registry()
-        for kind in ("functions", "attributes", "globals"):
-            entries = getattr(builtin_registry, kind)
-            getattr(known, kind).extend(e for e in entries[self._seen[kind] :] if _of_kernels(e))
-            self._seen[kind] = len(entries)
-        self.install_registry(known)
-
-    def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
-        if isinstance(func, types.Function) and getattr(func.key[0], "__module__", None) == "_operator":
-            args = tuple(map(unliteral, args))
-        key = func, args
-        if key not in self._answers:
-            self._answers[key] = super().resolve_function_type(func, args, kws)
-        return self._answers[key]
+class _Operand(NamedTuple):
+    kind: Kind
+    value: Any  # llvmlite.ir.Value; None for Python's None
 
 
-class _Target(cpu.CPUContext):  # type: ignore[misc]
-    """Lowering without Numba's run-time library and array support."""
-
-    def load_additional_registries(self) -> None:
-        """None, as above."""
-
-    def post_lowering(self, module: ir.Module, library: Any) -> None:
-        """Nothing: Numba would link its run-time library."""
+_Names = dict[str, _Operand]
 
 
-def _of_kernels(entry: Any) -> bool:
-    """Whether a template, or the template of a (value, type) pair, is a plain one: no overload written in Python."""
-    template = entry[1].templates[0] if isinstance(entry, tuple) and isinstance(entry[1], types.Function) else entry
-    return not hasattr(template, "_impl_cache")
+def lower(source: str, symbol: str) -> str:
+    """LLVM IR with one exported function, ``void symbol(int64, int64, int64, int64)``.
 
-
-@cache
-def _contexts() -> tuple[_Typing, _Target]:
-    typing = _Typing()
-    target = _Target(typing)
-    target.refresh()
-    return typing, target
-
-
-class _Library(CodeLibrary):  # type: ignore[misc]
-    """Takes the module that Numba lowers to, instead of optimising and linking it."""
-
-    module: ir.Module
-
-    def add_ir_module(self, ir_module: ir.Module) -> None:
-        self.module = ir_module
-
-    def add_linking_library(self, library: Any) -> None:
-        raise AssertionError("kernels call no library")
-
-    def finalize(self) -> None:
-        self._finalized = True
-
-    def get_function(self, name: str) -> Any:
-        raise AssertionError("kernels are not linked in this process")
-
-    def get_llvm_str(self) -> str:
-        return str(self.module)
-
-    def get_asm_str(self) -> str:
-        return ""
-
-
-class _Pipeline(compiler.CompilerBase):  # type: ignore[misc]
-    """The passes that straight numeric code needs; Numba's default list takes a fifth longer."""
-
-    def define_pipelines(self) -> list[compiler.PassManager]:
-        manager = compiler.PassManager("kernel")
-        for step in (
-            untyped.TranslateByteCode, untyped.FixupArgs, untyped.IRProcessing, untyped.ReconstructSSA,
-            typed.NopythonTypeInference, typed.PreLowerStripPhis, typed.IRLegalization, typed.NativeLowering,
-            typed.NoPythonBackend,
-        ):  # fmt: skip
-            manager.add_pass(step, step.__name__)
-        manager.finalize()
-        return [manager]
-
-
-@global_compiler_lock
-def lower(function: Callable[..., None], symbol: str) -> str:
-    """LLVM IR with one exported function, ``void symbol(int64, int64, int64, int64)``, and no name of this process."""
-    flags = compiler.Flags()
-    flags.no_compile = True
-    flags.no_cpython_wrapper = True
-    flags.no_cfunc_wrapper = True
-    flags.error_model = "numpy"  # a division by zero does not raise
-    typing, target = _contexts()
-    target.refresh()  # new functions of the kernel's module, its block products
-    library = _Library(target.codegen(), symbol)
-    result = compiler.compile_extra(
-        typing, target, function, (types.int64,) * 4, types.void, flags, {},
-        library=library, pipeline_class=_Pipeline,
-    )  # fmt: skip
-    return _exported(library.module, result.fndesc.llvm_func_name, symbol)
-
-
-def _exported(module: ir.Module, inner: str, symbol: str) -> str:
-    """The module's text after hiding all it defines and adding ``symbol`` around the function ``inner``."""
-    word = ir.IntType(64)
-    function = module.get_global(inner)
-    function.linkage = "internal"
-    function.attributes.add("alwaysinline")
-    for value in module.global_values:
-        if isinstance(value, ir.GlobalVariable) and value.linkage in ("common", "", "external"):
-            value.linkage = "internal"
-    export = ir.Function(module, ir.FunctionType(ir.VoidType(), [word] * 4), symbol)
-    builder = ir.IRBuilder(export.append_basic_block("entry"))
-    unused = [builder.alloca(t.pointee) for t in function.function_type.args[:2]]  # returned None, exception
-    builder.call(function, [*unused, *export.args])
-    builder.ret_void()
-    module.name = symbol
+    Raises GraphcError GC0001 for text that is outside of the language.
+    """
+    module = ir.Module(name=symbol)
+    words, numbers = dict(WORDS), _Names()
+    for node in ast.parse(source).body:
+        match node:
+            case ast.Expr(value=ast.Constant()) | ast.ImportFrom():  # the header, and the names of words
+                pass
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="float"), args=[value])):
+                numbers[name] = _number(float(ast.literal_eval(value)))
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id=factory)) as call):
+                options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+                words[name] = _FACTORIES[factory](*map(ast.literal_eval, call.args), **options)
+            case ast.FunctionDef(name=name) if name == symbol:
+                _define(module, node, words, numbers)
+            case _:
+                raise _unknown(node)
     return str(module)
+
+
+def _define(module: ir.Module, node: ast.FunctionDef, words: dict[str, Rule], numbers: _Names) -> None:
+    """Add the kernel's function to the module."""
+    arguments = [a.arg for a in node.args.args]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [_WORD] * len(arguments)), node.name)
+    body = _Body(ir.IRBuilder(function.append_basic_block("entry")), words, dict(numbers))
+    for name, value in zip(arguments, function.args, strict=True):
+        value.name = name
+        body.names[name] = _Operand(Lanes(int64), value)
+    body.statements(node.body)
+    body.builder.ret_void()
+
+
+def _number(number: float) -> _Operand:
+    """A number that stands in the text."""
+    if isinstance(number, bool):
+        return _Operand(Lanes(bool_), ir.Constant(ir.IntType(1), number))
+    if isinstance(number, int):
+        return _Operand(Lanes(int64, literal=number), ir.Constant(_WORD, number))
+    return _Operand(Lanes(float64), ir.Constant(ir.DoubleType(), number))
+
+
+def _unknown(node: ast.AST) -> GraphcError:
+    line = getattr(node, "lineno", 0)
+    return error("GC0001", f"line {line} of a generated kernel is outside of its language: {ast.unparse(node)[:200]}")
+
+
+class _Body:
+    """The walk over the statements of a function; ``names`` are those known at this place."""
+
+    def __init__(self, builder: ir.IRBuilder, words: dict[str, Rule], names: _Names):
+        self.builder, self.words, self.names = builder, words, names
+
+    # Statements
+
+    def statements(self, body: Sequence[ast.stmt]) -> None:
+        for stmt in body:
+            self.statement(stmt)
+
+    def statement(self, stmt: ast.stmt) -> None:
+        match stmt:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                self.names[name] = self.expr(value)
+            case ast.Expr(value=ast.Call() as call):
+                self.expr(call)
+            case ast.For(target=ast.Name(id=name), iter=ast.Call(func=ast.Name(id="range"), args=bounds)):
+                self.loop(name, [self.expr(b) for b in bounds], stmt.body)
+            case ast.If(test=test, orelse=[]):
+                self.branch(self.expr(test), stmt.body)
+            case ast.Pass():
+                pass
+            case _:
+                raise _unknown(stmt)
+
+    def loop(self, name: str, bounds: list[_Operand], body: Sequence[ast.stmt]) -> None:
+        """A guard, then the body with the test at its end: the form that LLVM wants loops in."""
+        builder, outer = self.builder, self.names
+        start, stop = (b.value for b in bounds[:2])
+        step = bounds[2].value if len(bounds) == 3 else _WORD(1)
+        carried = {n: outer[n] for n in dict.fromkeys(_assigned(body)) if n in outer}
+        before, inside, after = builder.block, builder.append_basic_block(name), builder.append_basic_block("done")
+        builder.cbranch(builder.icmp_signed("<", start, stop), inside, after)
+
+        builder.position_at_end(inside)
+        index = builder.phi(_WORD, name)
+        index.add_incoming(start, before)
+        phis = {n: builder.phi(old.value.type, n) for n, old in carried.items()}
+        self.names = outer | {n: _Operand(_plain(carried[n].kind), phi) for n, phi in phis.items()}
+        self.names[name] = _Operand(Lanes(int64), index)
+        self.statements(body)
+        following = builder.add(index, step, flags=["nsw"])
+        index.add_incoming(following, builder.block)
+        for n, phi in phis.items():
+            phi.add_incoming(carried[n].value, before)
+            phi.add_incoming(self.names[n].value, builder.block)
+        end, inner = builder.block, self.names
+        builder.cbranch(builder.icmp_signed("<", following, stop), inside, after)
+
+        builder.position_at_end(after)
+        self.names = outer | {n: self.meet(n, old, before, inner[n], end) for n, old in carried.items()}
+
+    def branch(self, test: _Operand, body: Sequence[ast.stmt]) -> None:
+        builder, outer = self.builder, self.names
+        before, inside, after = builder.block, builder.append_basic_block("then"), builder.append_basic_block("endif")
+        builder.cbranch(test.value, inside, after)
+        builder.position_at_end(inside)
+        self.names = dict(outer)
+        self.statements(body)
+        end, inner = builder.block, self.names
+        builder.branch(after)
+        builder.position_at_end(after)
+        changed = {n: old for n, old in outer.items() if inner[n] is not old}
+        self.names = outer | {n: self.meet(n, old, before, inner[n], end) for n, old in changed.items()}
+
+    def meet(self, name: str, old: _Operand, before: ir.Block, new: _Operand, end: ir.Block) -> _Operand:
+        """The value of ``name`` where control comes from block ``before``, with ``old``, or ``end``, with ``new``."""
+        if _plain(old.kind) != _plain(new.kind):
+            raise error("GC0001", f"{name} of a generated kernel is {old.kind} and becomes {new.kind}")
+        phi = self.builder.phi(old.value.type, name)
+        phi.add_incoming(old.value, before)
+        phi.add_incoming(new.value, end)
+        return _Operand(_plain(old.kind), phi)
+
+    # Expressions
+
+    def expr(self, node: ast.expr) -> _Operand:
+        match node:
+            case ast.Name(id=name) if name in self.names:
+                return self.names[name]
+            case ast.Constant(value=None):
+                return _Operand(None, None)
+            case ast.Constant(value=bool() | int() | float() as number):
+                return _number(number)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+                return self.apply(_OPERATORS[type(op)], self.expr(left), self.expr(right))
+            case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _OPERATORS:
+                return self.apply(_OPERATORS[type(op)], self.expr(left), self.expr(right))
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in self.words:
+                return self.apply(self.words[name], *map(self.expr, args))
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return _number(-self.expr(operand).value.constant)
+            case _:
+                raise _unknown(node)
+
+    def apply(self, rule: Rule, *operands: _Operand) -> _Operand:
+        kind, build = rule(*(o.kind for o in operands))
+        return _Operand(kind, build(self.builder, *(o.value for o in operands)))
+
+
+def _assigned(body: Sequence[ast.stmt]) -> Iterator[str]:
+    """The names to which ``body`` assigns, in order."""
+    for stmt in body:
+        if isinstance(stmt, ast.Assign):
+            yield from (target.id for target in stmt.targets if isinstance(target, ast.Name))
+        elif isinstance(stmt, ast.For | ast.If):
+            yield from _assigned(stmt.body)
+
+
+def _plain(kind: Kind) -> Kind:
+    """The kind of a value that is not the same number each time."""
+    return Lanes(kind.dtype, kind.count) if isinstance(kind, Lanes) else kind

@@ -45,15 +45,24 @@ def like(value: Value, element: ir.Type) -> ir.Type:
     return ir.VectorType(element, value.type.count) if isinstance(value.type, ir.VectorType) else element
 
 
+class _Splat(ir.Constant):  # type: ignore[misc]
+    """One number in every lane, in LLVM's short notation."""
+
+    def _get_reference(self) -> str:
+        return f"splat ({self.constant[0]})"
+
+
 def constant(type_: ir.Type, number: float) -> ir.Constant:
     """``number`` in every lane."""
     if isinstance(type_, ir.VectorType):
-        return ir.Constant(type_, [ir.Constant(type_.element, number)] * type_.count)
+        return _Splat(type_, ir.Constant(type_.element, number))
     return ir.Constant(type_, number)
 
 
 def broadcast(builder: ir.IRBuilder, scalar: Value, lanes: int) -> Value:
     """A vector with ``scalar`` in every lane."""
+    if isinstance(scalar, ir.Constant):
+        return constant(ir.VectorType(scalar.type, lanes), scalar.constant)
     vector = ir.VectorType(scalar.type, lanes)
     undefined = ir.Constant(vector, ir.Undefined)
     one = builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0))
@@ -249,6 +258,10 @@ def cast(builder: ir.IRBuilder, a: Value, source: DType, target: DType) -> Value
     to = like(a, element_type(target))
     if source == target:
         return a
+    if isinstance(a, ir.Constant) and target.is_float and source.is_float:
+        return ir.Constant(to, a.constant)
+    if isinstance(a, ir.Constant) and target.is_integer and source.is_integer:
+        return ir.Constant(to, _wrapped(a.constant, target))
     if target.kind == "b":
         return _compare("!=")(builder, source, a, constant(a.type, 0))
     if source.is_float:
@@ -260,6 +273,13 @@ def cast(builder: ir.IRBuilder, a: Value, source: DType, target: DType) -> Value
     if source.kind != "b" and target.itemsize <= source.itemsize:
         return a if target.itemsize == source.itemsize else builder.trunc(a, to)
     return (builder.sext if source.kind == "i" else builder.zext)(a, to)
+
+
+def _wrapped(number: int, dtype: DType) -> int:
+    """``number`` modulo 2^bits, in the range of ``dtype``."""
+    bits = 8 * dtype.itemsize
+    low = -(1 << (bits - 1)) if dtype.kind == "i" else 0
+    return (number - low) % (1 << bits) + low
 
 
 def horizontal(builder: ir.IRBuilder, op: str, dtype: DType, vector: Value) -> Value:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
 
 from graphc.dtype import dtype as dtype_of
 from graphc.kernels.cpu.lanes import broadcast, constant, element_type, llvm_call, vector_load, vector_store
-from graphc.kernels.cpu.vector import kernel_function
+from graphc.kernels.cpu.vocabulary import Build, Kind, Rule
 
 __all__ = ["microkernel"]
 
@@ -189,8 +188,8 @@ def microkernel(
     accumulate: bool,
     tile: tuple[int, int],
     lanes: int,
-) -> Any:
-    """A Numba function ``product(c, c_index, a, a_index, b, b_index, k)`` over typed pointers and element indices.
+) -> Rule:
+    """The word ``product(c, c_index, a, a_index, b, b_index, k)`` over typed pointers and element indices.
 
     ``dtype`` is float32 or float64; ``a`` has strides (row, column), ``b`` and ``c`` a row stride and unit columns.
     ``tile`` is (MR, NR) and ``lanes`` the elements of a vector register. A panel of NR columns of B is used by all rows
@@ -211,7 +210,7 @@ def microkernel(
         if m % tile[0]:
             rows_at(_WORD(m // tile[0]), m % tile[0])
 
-    def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
+    def build(builder: ir.IRBuilder, *values: Value) -> None:
         c0, a0, b0 = (builder.gep(values[i], [values[i + 1]]) for i in (0, 2, 4))
 
         def columns_at(j: Value, columns: int) -> None:
@@ -221,10 +220,8 @@ def microkernel(
         _each(builder, n // tile[1], lambda j: columns_at(j, tile[1]))
         if n % tile[1]:
             columns_at(_WORD(n // tile[1]), n % tile[1])
-        return context.get_dummy_value()
 
-    @kernel_function()
-    def product(c: Any, ci: Any, a: Any, ai: Any, b: Any, bi: Any, k: Any) -> Any:
-        return types.void(c, types.int64, a, types.int64, b, types.int64, types.int64), build
+    def product(*operands: Kind) -> tuple[Kind, Build]:
+        return None, build
 
     return product

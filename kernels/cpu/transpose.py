@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
 
 from graphc.dtype import DType
 from graphc.dtype import dtype as dtype_of
 from graphc.kernels.cpu.lanes import constant, ramp, vector_load, vector_store
-from graphc.kernels.cpu.vector import kernel_function
+from graphc.kernels.cpu.vocabulary import Build, Kind, Rule
 
 __all__ = ["transpose"]
 
@@ -27,14 +26,14 @@ _WORD = ir.IntType(64)
 _LANE = ir.IntType(32)
 
 
-def transpose(dtype: str, *, m: int, a: int, c: int, lanes: int) -> Any:
-    """A Numba function ``turn(c, c_index, a, a_index, n)``: c[j, i] = a[i, j] for i < m, j < n, over typed pointers.
+def transpose(dtype: str, *, m: int, a: int, c: int, lanes: int) -> Rule:
+    """The word ``turn(c, c_index, a, a_index, n)``: c[j, i] = a[i, j] for i < m, j < n, over typed pointers.
 
     ``a`` and ``c`` are the row strides in elements; columns are contiguous. Nothing past row or column m, n is touched.
     """
     kind = dtype_of(dtype)
 
-    def build(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> Any:
+    def build(builder: ir.IRBuilder, *values: Value) -> None:
         c0, a0 = (builder.gep(values[i], [values[i + 1]]) for i in (0, 2))
         n = values[4]
         whole = builder.and_(n, _WORD(-lanes))
@@ -49,11 +48,9 @@ def transpose(dtype: str, *, m: int, a: int, c: int, lanes: int) -> Any:
         _loop(builder, whole, lanes, lambda j: squares(j, None))
         with builder.if_then(builder.icmp_signed(">", rest, _WORD(0))):
             squares(whole, rest)
-        return context.get_dummy_value()
 
-    @kernel_function()
-    def turn(c: Any, ci: Any, a: Any, ai: Any, n: Any) -> Any:
-        return types.void(c, types.int64, a, types.int64, types.int64), build
+    def turn(*operands: Kind) -> tuple[Kind, Build]:
+        return None, build
 
     return turn
 
