@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -73,12 +73,11 @@ class Node:
 
     @property
     def outs(self) -> tuple[Value, ...]:
-        return tuple(Value(self, i) for i in range(len(self.types)))
+        return (Value(self),) if len(self.types) == 1 else tuple(Value(self, i) for i in range(len(self.types)))
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """Result ``index`` of ``node``."""
+class Value(NamedTuple):
+    """Result ``index`` of ``node``. A tuple, because passes make, hash and compare values more than anything else."""
 
     node: Node
     index: int = 0
@@ -155,13 +154,12 @@ class Graph:
         """
         new: dict[Value, Value] = {}
         for node in self.nodes:
-            ins = tuple(new[v] for v in node.inputs)
+            ins = tuple([new[v] for v in node.inputs])
             made = fn(node, ins)
             if made is None:
-                same = all(a == b for a, b in zip(ins, node.inputs, strict=True))
+                same = ins == node.inputs
                 made = (node if same else Node(node.op, ins, node.attrs, node.types, node.loc)).outs
-            for old, val in zip(node.outs, made, strict=True):
-                new[old] = val
+            new.update(zip(node.outs, made, strict=True))
         return Graph.build(
             name or self.name,
             [new[v] for v in self.inputs],

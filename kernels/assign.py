@@ -13,7 +13,7 @@ in place, a copy is added.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -259,7 +259,7 @@ class _Assigner:
             self._fill(view, node)
         self.steps.append(Step(node, operands, tuple(self.views[r] for r in node.outs), node.loc))
 
-    def _take_over(self, node: Node, operands: Iterable[View], result: Value, taken: set[str]) -> View | None:
+    def _take_over(self, node: Node, operands: Sequence[View], result: Value, taken: set[str]) -> View | None:
         """The memory of an operand that dies at ``node``, if the kernel may overwrite it with ``result``."""
         want = self._fresh_strides(result)
         for v, view in zip(node.inputs, operands, strict=True):
@@ -267,18 +267,21 @@ class _Assigner:
             if owner is None or owner in self.keep or view.buffer.name in taken:
                 continue
             fits = view.dtype == result.dtype and view.shape == result.shape and view.strides == want
-            alone = all(
-                w == view and self.in_place(node, j, result.index)
-                for j, w in enumerate(operands)
-                if w.buffer == view.buffer
-            )
             dies = self.last.get(self.layouts.root(v), -1) <= self.position[node]
             whole = view.offset == 0 and view.nbytes == view.buffer.nbytes
-            if fits and dies and whole and alone:
+            if fits and dies and whole and self._alone(node, operands, view, result):
                 taken.add(view.buffer.name)
                 self.owner[view.buffer.name] = result
                 return view
         return None
+
+    def _alone(self, node: Node, operands: Sequence[View], view: View, result: Value) -> bool:
+        """Whether ``node`` reads the buffer of ``view`` only where it is about to write the same element."""
+        return all(
+            w == view and self.in_place(node, j, result.index)
+            for j, w in enumerate(operands)
+            if w.buffer == view.buffer
+        )
 
     # Ends ---------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from graphc.errors import error
 from graphc.ir import Graph, Node, Value
@@ -114,19 +115,19 @@ def uniform(value: Value) -> Number | None:
 
 
 def _operands(pattern: Pattern, node: Node, bound: dict[str, Value]) -> bool:
-    """Whether the operands of ``node`` (one of ``pattern.ops``) match; fills ``bound``."""
+    """Whether the operands of ``node`` (one of ``pattern.ops``) match; fills ``bound``, also where they do not."""
     if pattern.args is None:
         return True
     if len(pattern.args) != len(node.inputs):
         return False
+    if node.op not in COMMUTATIVE:
+        return all(map(_value, pattern.args, node.inputs, repeat(bound)))
     before = dict(bound)
-    if all(_value(p, v, bound) for p, v in zip(pattern.args, node.inputs, strict=True)):
+    if all(map(_value, pattern.args, node.inputs, repeat(bound))):
         return True
     bound.clear()
     bound.update(before)
-    if node.op not in COMMUTATIVE:
-        return False
-    return all(_value(p, v, bound) for p, v in zip(pattern.args, reversed(node.inputs), strict=True))
+    return all(map(_value, pattern.args, reversed(node.inputs), repeat(bound)))
 
 
 def _value(pattern: Pattern, value: Value, bound: dict[str, Value]) -> bool:
