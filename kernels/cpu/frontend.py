@@ -21,7 +21,7 @@ from graphc.dtype import bool_, float64, int64
 from graphc.errors import GraphcError, error
 from graphc.kernels.cpu.microkernel import microkernel
 from graphc.kernels.cpu.transpose import transpose
-from graphc.kernels.cpu.vocabulary import OPERATORS, WORDS, Kind, Lanes, Rule, operation
+from graphc.kernels.cpu.vocabulary import INT, INTRINSICS, OPERATORS, PURE, WORDS, Kind, Lanes, Rule, operation
 
 __all__ = ["lower"]
 
@@ -36,8 +36,14 @@ _OPERATORS = {node: partial(operation, OPERATORS[symbol]) for node, symbol in _S
 
 
 class _Operand(NamedTuple):
-    kind: Kind
+    kind: Any  # Kind
     value: Any  # llvmlite.ir.Value; None for Python's None
+    level: int  # of the block that computes it
+
+    @property
+    def key(self) -> Any:
+        """Equal for operands that are equal."""
+        return (self.kind, self.value.get_reference()) if isinstance(self.value, ir.Constant) else self.value
 
 
 _Names = dict[str, _Operand]
@@ -73,7 +79,7 @@ def _define(module: ir.Module, node: ast.FunctionDef, words: dict[str, Rule], nu
     body = _Body(ir.IRBuilder(function.append_basic_block("entry")), words, dict(numbers))
     for name, value in zip(arguments, function.args, strict=True):
         value.name = name
-        body.names[name] = _Operand(Lanes(int64), value)
+        body.names[name] = _Operand(INT, value, 0)
     body.statements(node.body)
     body.builder.ret_void()
 
@@ -81,10 +87,10 @@ def _define(module: ir.Module, node: ast.FunctionDef, words: dict[str, Rule], nu
 def _number(number: float) -> _Operand:
     """A number that stands in the text."""
     if isinstance(number, bool):
-        return _Operand(Lanes(bool_), ir.Constant(ir.IntType(1), number))
+        return _Operand(Lanes(bool_), ir.Constant(ir.IntType(1), number), 0)
     if isinstance(number, int):
-        return _Operand(Lanes(int64, literal=number), ir.Constant(_WORD, number))
-    return _Operand(Lanes(float64), ir.Constant(ir.DoubleType(), number))
+        return _Operand(Lanes(int64, literal=number), ir.Constant(_WORD, number), 0)
+    return _Operand(Lanes(float64), ir.Constant(ir.DoubleType(), number), 0)
 
 
 def _unknown(node: ast.AST) -> GraphcError:
@@ -93,10 +99,17 @@ def _unknown(node: ast.AST) -> GraphcError:
 
 
 class _Body:
-    """The walk over the statements of a function; ``names`` are those known at this place."""
+    """The walk over the statements of a function.
+
+    ``names`` are those known at this place. ``levels`` has an entry per open block: the basic block from which a loop is
+    entered, None for the function and for branches. What touches no memory is computed at the outermost level that
+    knows its operands, in front of the loop inside, and once.
+    """
 
     def __init__(self, builder: ir.IRBuilder, words: dict[str, Rule], names: _Names):
         self.builder, self.words, self.names = builder, words, names
+        self.levels: list[ir.Block | None] = [None]
+        self.computed: list[dict[Any, _Operand]] = [{}]  # by level
 
     # Statements
 
@@ -119,45 +132,68 @@ class _Body:
             case _:
                 raise _unknown(stmt)
 
+    def block(self, names: _Names, body: Sequence[ast.stmt], before: ir.Block | None) -> tuple[_Names, ir.Block]:
+        """The statements of a loop that is entered from ``before``, or (None) of a branch, from the builder's place on:
+        the names at their end, and the basic block there."""
+        outer = self.names
+        self.names = dict(names)
+        self.levels.append(before)
+        self.computed.append({})
+        self.statements(body)
+        self.levels.pop()
+        self.computed.pop()
+        inner, self.names = self.names, outer
+        return inner, self.builder.block
+
     def loop(self, name: str, bounds: list[_Operand], body: Sequence[ast.stmt]) -> None:
-        """A guard, then the body with the test at its end: the form that LLVM wants loops in."""
-        builder, outer = self.builder, self.names
-        start, stop = (b.value for b in bounds[:2])
-        step = bounds[2].value if len(bounds) == 3 else _WORD(1)
-        carried = {n: outer[n] for n in dict.fromkeys(_assigned(body)) if n in outer}
+        """A guard (where it is not known that the body runs), then the body with the test at its end: the form that
+        LLVM wants loops in."""
+        builder, level = self.builder, len(self.levels)
+        start, stop, step = (b.value for b in (*bounds, _number(1))[:3])
+        trips = _trips(bounds)
+        if trips == 0:
+            return
+        if trips == 1:
+            known = set(self.names)
+            self.names[name] = bounds[0]
+            self.statements(body)
+            self.names = {n: o for n, o in self.names.items() if n in known}
+            return
+        carried = {n: self.names[n] for n in dict.fromkeys(_assigned(body)) if n in self.names}
         before, inside, after = builder.block, builder.append_basic_block(name), builder.append_basic_block("done")
-        builder.cbranch(builder.icmp_signed("<", start, stop), inside, after)
+        if trips is None:
+            builder.cbranch(builder.icmp_signed("<", start, stop), inside, after)
+        else:
+            builder.branch(inside)
 
         builder.position_at_end(inside)
         index = builder.phi(_WORD, name)
-        index.add_incoming(start, before)
         phis = {n: builder.phi(old.value.type, n) for n, old in carried.items()}
-        self.names = outer | {n: _Operand(_plain(carried[n].kind), phi) for n, phi in phis.items()}
-        self.names[name] = _Operand(Lanes(int64), index)
-        self.statements(body)
+        known = {n: _Operand(_plain(carried[n].kind), phi, level) for n, phi in phis.items()}
+        inner, end = self.block({**self.names, **known, name: _Operand(INT, index, level)}, body, before)
         following = builder.add(index, step, flags=["nsw"])
-        index.add_incoming(following, builder.block)
+        index.add_incoming(start, before)
+        index.add_incoming(following, end)
         for n, phi in phis.items():
             phi.add_incoming(carried[n].value, before)
-            phi.add_incoming(self.names[n].value, builder.block)
-        end, inner = builder.block, self.names
+            phi.add_incoming(inner[n].value, end)
         builder.cbranch(builder.icmp_signed("<", following, stop), inside, after)
 
         builder.position_at_end(after)
-        self.names = outer | {n: self.meet(n, old, before, inner[n], end) for n, old in carried.items()}
+        for n, old in carried.items():
+            new = inner[n]
+            self.names[n] = self.meet(n, old, before, new, end) if trips is None else new._replace(level=level - 1)
 
     def branch(self, test: _Operand, body: Sequence[ast.stmt]) -> None:
-        builder, outer = self.builder, self.names
+        builder = self.builder
         before, inside, after = builder.block, builder.append_basic_block("then"), builder.append_basic_block("endif")
         builder.cbranch(test.value, inside, after)
         builder.position_at_end(inside)
-        self.names = dict(outer)
-        self.statements(body)
-        end, inner = builder.block, self.names
+        inner, end = self.block(self.names, body, None)
         builder.branch(after)
         builder.position_at_end(after)
-        changed = {n: old for n, old in outer.items() if inner[n] is not old}
-        self.names = outer | {n: self.meet(n, old, before, inner[n], end) for n, old in changed.items()}
+        changed = {n: old for n, old in self.names.items() if inner[n] is not old}
+        self.names |= {n: self.meet(n, old, before, inner[n], end) for n, old in changed.items()}
 
     def meet(self, name: str, old: _Operand, before: ir.Block, new: _Operand, end: ir.Block) -> _Operand:
         """The value of ``name`` where control comes from block ``before``, with ``old``, or ``end``, with ``new``."""
@@ -166,7 +202,7 @@ class _Body:
         phi = self.builder.phi(old.value.type, name)
         phi.add_incoming(old.value, before)
         phi.add_incoming(new.value, end)
-        return _Operand(_plain(old.kind), phi)
+        return _Operand(_plain(old.kind), phi, len(self.levels) - 1)
 
     # Expressions
 
@@ -175,23 +211,57 @@ class _Body:
             case ast.Name(id=name) if name in self.names:
                 return self.names[name]
             case ast.Constant(value=None):
-                return _Operand(None, None)
+                return _Operand(None, None, 0)
             case ast.Constant(value=bool() | int() | float() as number):
                 return _number(number)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return self.apply(_OPERATORS[type(op)], self.expr(left), self.expr(right))
+                return self.pure(_OPERATORS[type(op)], self.spread(self.expr(left), self.expr(right)))
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _OPERATORS:
-                return self.apply(_OPERATORS[type(op)], self.expr(left), self.expr(right))
+                return self.pure(_OPERATORS[type(op)], self.spread(self.expr(left), self.expr(right)))
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in self.words:
-                return self.apply(self.words[name], *map(self.expr, args))
+                return self.call(name, [self.expr(a) for a in args])
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return _number(-self.expr(operand).value.constant)
             case _:
                 raise _unknown(node)
 
-    def apply(self, rule: Rule, *operands: _Operand) -> _Operand:
+    def call(self, name: str, operands: list[_Operand]) -> _Operand:
+        rule = self.words[name]
+        if name in INTRINSICS:
+            return self.pure(rule, self.spread(*operands))
+        if name in PURE:
+            return self.pure(rule, operands)
+        return self.apply(rule, operands, len(self.levels) - 1)
+
+    def spread(self, *operands: _Operand) -> list[_Operand]:
+        """The operands of an operation, all of one width: so scalars are broadcast where they are known."""
+        lanes = _number(max(o.kind.count for o in operands if isinstance(o.kind, Lanes)))
+        wide = lanes.value.constant
+        return [self.call("splat", [o, lanes]) if o.kind.count < wide else o for o in operands]
+
+    def pure(self, rule: Rule, operands: list[_Operand]) -> _Operand:
+        """``rule`` where its operands are known."""
+        level, here = max(o.level for o in operands), len(self.levels) - 1
+        while level < here and self.levels[level + 1] is None:
+            level += 1
+        key = (rule, *(o.key for o in operands))
+        if key not in self.computed[level]:
+            if level < here:
+                with self.builder.goto_block(self.levels[level + 1]):
+                    self.computed[level][key] = self.apply(rule, operands, level)
+            else:
+                self.computed[level][key] = self.apply(rule, operands, level)
+        return self.computed[level][key]
+
+    def apply(self, rule: Rule, operands: list[_Operand], level: int) -> _Operand:
         kind, build = rule(*(o.kind for o in operands))
-        return _Operand(kind, build(self.builder, *(o.value for o in operands)))
+        return _Operand(kind, build(self.builder, *(o.value for o in operands)), level)
+
+
+def _trips(bounds: list[_Operand]) -> int | None:
+    """How often the body of a loop runs, where the bounds say it."""
+    numbers = [b.kind.literal for b in bounds]
+    return None if None in numbers else len(range(*numbers))
 
 
 def _assigned(body: Sequence[ast.stmt]) -> Iterator[str]:

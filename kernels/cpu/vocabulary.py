@@ -257,11 +257,13 @@ def _vstore(pointer: Pointer, index: Lanes, stride: Lanes, value: Lanes, mask: K
 
 # All words -----------------------------------------------------------------------------------------------------------
 
+INTRINSICS: dict[str, Rule] = {f"{n}_" if n in _TAKEN else n: partial(operation, n) for n in _INTRINSICS}
 WORDS: dict[str, Rule] = {
-    **{f"{n}_" if n in _TAKEN else n: partial(operation, n) for n in _INTRINSICS},
+    **INTRINSICS,
     **{SHORT[d]: partial(_cast, d) for d in DTYPES.values()},
     **{f"{SHORT[d]}_at": partial(_pointer, d) for d in DTYPES.values()},
     **{f"fold_{combine}": partial(_fold, combine) for combine in ("add", "mul", "maximum", "minimum")},
     "splat": _splat, "ramp": _ramp, "below": _below, "word": _word, "share": _share,
     "load": _load, "vload": _vload, "store": _store, "vstore": _vstore,
 }  # fmt: skip
+PURE = frozenset(WORDS) - {"word", "load", "vload", "store", "vstore"}  # depend on nothing but their operands
