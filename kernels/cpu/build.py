@@ -120,16 +120,19 @@ def compile_kernels(
     """
     cache = Cache(cache_dir)
     digests = [digest_of(k, target) for k in kernels]
-    distinct = dict(zip(digests, kernels, strict=True))
+    sources = [emit(k, NumbaDialect(target), "gc_" + d) for k, d in zip(kernels, digests, strict=True)]
+    distinct = dict(zip(digests, sources, strict=True))
     objects = {d: code for d in distinct if (code := cache.read("gc_" + d)) is not None}
     if progress:
         progress(len(objects), len(distinct))
-    missing = {d: source_of(k, target) for d, k in distinct.items() if d not in objects}
+    missing = {d: source for d, source in distinct.items() if d not in objects}
     for digest, code in _compile_all(missing, target, cache):
         objects[digest] = code
         if progress:
             progress(len(objects), len(distinct))
-    return [Compiled(k, "gc_" + d, d, source_of(k, target), objects[d]) for k, d in zip(kernels, digests, strict=True)]
+    return [
+        Compiled(k, "gc_" + d, d, source, objects[d]) for k, d, source in zip(kernels, digests, sources, strict=True)
+    ]
 
 
 def _compile_all(sources: dict[str, str], target: CpuTarget, cache: Cache) -> Iterator[tuple[str, bytes]]:

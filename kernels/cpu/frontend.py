@@ -21,7 +21,19 @@ from graphc.dtype import bool_, float64, int64
 from graphc.errors import GraphcError, error
 from graphc.kernels.cpu.microkernel import microkernel
 from graphc.kernels.cpu.transpose import transpose
-from graphc.kernels.cpu.vocabulary import INT, INTRINSICS, OPERATORS, PURE, WORDS, Kind, Lanes, Rule, operation
+from graphc.kernels.cpu.vocabulary import (
+    INT,
+    INTRINSICS,
+    OPERATORS,
+    PURE,
+    WORDS,
+    Kind,
+    Lanes,
+    Pointer,
+    Rule,
+    advance,
+    operation,
+)
 
 __all__ = ["lower"]
 
@@ -101,8 +113,8 @@ def _unknown(node: ast.AST) -> GraphcError:
 class _Body:
     """The walk over the statements of a function.
 
-    ``names`` are those known at this place. ``levels`` has an entry per open block: the basic block from which a loop is
-    entered, None for the function and for branches. What touches no memory is computed at the outermost level that
+    ``names`` are those known at this place. ``levels`` has an entry per open block: the basic block from which a loop
+    is entered, None for the function and for branches. What touches no memory is computed at the outermost level that
     knows its operands, in front of the loop inside, and once.
     """
 
@@ -143,28 +155,32 @@ class _Body:
         self.levels.pop()
         self.computed.pop()
         inner, self.names = self.names, outer
+        for n, old in outer.items():
+            if _plain(old.kind) != _plain(inner[n].kind):
+                raise error("GC0001", f"{n} of a generated kernel is {old.kind} and becomes {inner[n].kind}")
         return inner, self.builder.block
 
     def loop(self, name: str, bounds: list[_Operand], body: Sequence[ast.stmt]) -> None:
-        """A guard (where it is not known that the body runs), then the body with the test at its end: the form that
+        trips = _trips(bounds)
+        if trips == 1:
+            outer = self.names
+            self.names = {**outer, name: bounds[0]}
+            self.statements(body)
+            self.names = {n: self.names[n] for n in outer}
+        elif trips != 0:
+            self.rounds(name, bounds, body, certain=trips is not None)
+
+    def rounds(self, name: str, bounds: list[_Operand], body: Sequence[ast.stmt], certain: bool) -> None:
+        """A guard, unless it is ``certain`` that the body runs, then the body with the test at its end: the form that
         LLVM wants loops in."""
         builder, level = self.builder, len(self.levels)
         start, stop, step = (b.value for b in (*bounds, _number(1))[:3])
-        trips = _trips(bounds)
-        if trips == 0:
-            return
-        if trips == 1:
-            known = set(self.names)
-            self.names[name] = bounds[0]
-            self.statements(body)
-            self.names = {n: o for n, o in self.names.items() if n in known}
-            return
         carried = {n: self.names[n] for n in dict.fromkeys(_assigned(body)) if n in self.names}
         before, inside, after = builder.block, builder.append_basic_block(name), builder.append_basic_block("done")
-        if trips is None:
-            builder.cbranch(builder.icmp_signed("<", start, stop), inside, after)
-        else:
+        if certain:
             builder.branch(inside)
+        else:
+            builder.cbranch(builder.icmp_signed("<", start, stop), inside, after)
 
         builder.position_at_end(inside)
         index = builder.phi(_WORD, name)
@@ -181,8 +197,8 @@ class _Body:
 
         builder.position_at_end(after)
         for n, old in carried.items():
-            new = inner[n]
-            self.names[n] = self.meet(n, old, before, new, end) if trips is None else new._replace(level=level - 1)
+            new = inner[n]._replace(level=level - 1)
+            self.names[n] = new if certain else self.meet(n, old, before, new, end)
 
     def branch(self, test: _Operand, body: Sequence[ast.stmt]) -> None:
         builder = self.builder
@@ -196,9 +212,7 @@ class _Body:
         self.names |= {n: self.meet(n, old, before, inner[n], end) for n, old in changed.items()}
 
     def meet(self, name: str, old: _Operand, before: ir.Block, new: _Operand, end: ir.Block) -> _Operand:
-        """The value of ``name`` where control comes from block ``before``, with ``old``, or ``end``, with ``new``."""
-        if _plain(old.kind) != _plain(new.kind):
-            raise error("GC0001", f"{name} of a generated kernel is {old.kind} and becomes {new.kind}")
+        """The value of ``name`` where control comes from ``before``, with ``old``, or from ``end``, with ``new``."""
         phi = self.builder.phi(old.value.type, name)
         phi.add_incoming(old.value, before)
         phi.add_incoming(new.value, end)
@@ -219,11 +233,35 @@ class _Body:
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _OPERATORS:
                 return self.pure(_OPERATORS[type(op)], self.spread(self.expr(left), self.expr(right)))
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in self.words:
-                return self.call(name, [self.expr(a) for a in args])
+                return self.call(name, self.operands(args))
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return _number(-self.expr(operand).value.constant)
             case _:
                 raise _unknown(node)
+
+    def operands(self, nodes: Sequence[ast.expr]) -> list[_Operand]:
+        """The operands of a call. A pointer and the index behind it are added up here: term by term, from the outermost
+        level to this one, so that a step of a loop adds to what its outer loops have added."""
+        found: list[_Operand] = []
+        for node in nodes:
+            if found and isinstance(found[-1].kind, Pointer):
+                for term in sorted(self.terms(node), key=lambda t: (t.kind.literal is not None, t.level)):
+                    found[-1] = self.pure(advance, [found[-1], term])
+                found.append(_number(0))
+            else:
+                found.append(self.expr(node))
+        return found
+
+    def terms(self, node: ast.expr) -> list[_Operand]:
+        """The terms of a sum."""
+        match node:
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return self.terms(left) + self.terms(right)
+            case ast.BinOp(left=left, op=ast.Sub(), right=right):
+                minus = _OPERATORS[ast.Sub]
+                return self.terms(left) + [self.pure(minus, [_number(0), t]) for t in self.terms(right)]
+            case _:
+                return [self.expr(node)]
 
     def call(self, name: str, operands: list[_Operand]) -> _Operand:
         rule = self.words[name]

@@ -52,6 +52,13 @@ class _Splat(ir.Constant):  # type: ignore[misc]
         return f"splat ({self.constant[0]})"
 
 
+class _Poison(ir.Constant):  # type: ignore[misc]
+    """A vector of which no lane is ever looked at, in LLVM's short notation."""
+
+    def _get_reference(self) -> str:
+        return "poison"
+
+
 def constant(type_: ir.Type, number: float) -> ir.Constant:
     """``number`` in every lane."""
     if isinstance(type_, ir.VectorType):
@@ -63,10 +70,9 @@ def broadcast(builder: ir.IRBuilder, scalar: Value, lanes: int) -> Value:
     """A vector with ``scalar`` in every lane."""
     if isinstance(scalar, ir.Constant):
         return constant(ir.VectorType(scalar.type, lanes), scalar.constant)
-    vector = ir.VectorType(scalar.type, lanes)
-    undefined = ir.Constant(vector, ir.Undefined)
-    one = builder.insert_element(undefined, scalar, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_INT32, lanes), [0] * lanes))
+    nothing = _Poison(ir.VectorType(scalar.type, lanes), None)
+    one = builder.insert_element(nothing, scalar, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(_INT32, lanes), None))
 
 
 def ramp(element: ir.Type, lanes: int) -> ir.Constant:
@@ -117,6 +123,13 @@ def _fma(builder: ir.IRBuilder, dtype: DType, a: Value, b: Value, c: Value) -> V
     return llvm_call(builder, "fma", a, b, c) if dtype.is_float else builder.add(builder.mul(a, b), c)
 
 
+def _number(value: Value) -> int | None:
+    """The integer that a constant holds, in every lane."""
+    if isinstance(value, _Splat):
+        value = value.constant[0]
+    return value.constant if isinstance(value, ir.Constant) else None
+
+
 def _safe_divisor(builder: ir.IRBuilder, dtype: DType, a: Value, b: Value) -> tuple[Value, Value]:
     """(bad, divisor): where the machine's division would trap, ``bad`` holds and the divisor is 1."""
     bad = builder.icmp_signed("==", b, constant(b.type, 0))
@@ -132,7 +145,13 @@ def _div(builder: ir.IRBuilder, dtype: DType, a: Value, b: Value) -> Value:
     """Floats: IEEE. Integers: floor; x / 0 is 0 and the lowest value / -1 is itself."""
     if dtype.is_float:
         return builder.fdiv(a, b)
-    zero = constant(a.type, 0)
+    number, zero = _number(b) or 0, constant(a.type, 0)
+    if dtype.kind == "i" and number > 0 and number & (number - 1) == 0:
+        return builder.ashr(a, constant(a.type, number.bit_length() - 1))
+    if dtype.kind == "i" and number > 0:
+        quotient = builder.sdiv(a, b)
+        rest = builder.sub(a, builder.mul(quotient, b))
+        return builder.sub(quotient, builder.zext(builder.icmp_signed("<", rest, zero), a.type))
     _, divisor = _safe_divisor(builder, dtype, a, b)
     if dtype.kind != "i":
         quotient = builder.udiv(a, divisor)
@@ -147,8 +166,13 @@ def _div(builder: ir.IRBuilder, dtype: DType, a: Value, b: Value) -> Value:
 
 def _mod(builder: ir.IRBuilder, dtype: DType, a: Value, b: Value) -> Value:
     """Integers: the rest of the floor division; x mod 0 is 0."""
+    number, zero = _number(b) or 0, constant(a.type, 0)
+    if dtype.kind == "i" and number > 0 and number & (number - 1) == 0:
+        return builder.and_(a, constant(a.type, number - 1))
+    if dtype.kind == "i" and number > 0:
+        rest = builder.srem(a, b)
+        return builder.select(builder.icmp_signed("<", rest, zero), builder.add(rest, b), rest)
     bad, divisor = _safe_divisor(builder, dtype, a, b)
-    zero = constant(a.type, 0)
     if dtype.kind != "i":
         return builder.select(bad, zero, builder.urem(a, divisor))
     rest = builder.srem(a, divisor)
@@ -286,9 +310,9 @@ def horizontal(builder: ir.IRBuilder, op: str, dtype: DType, vector: Value) -> V
     """All lanes combined by ``op``: halves are folded onto each other, the same order on every run and machine."""
     while vector.type.count > 1:
         half = vector.type.count // 2
-        undefined = ir.Constant(vector.type, ir.Undefined)
+        nothing = _Poison(vector.type, None)
         low, high = (
-            builder.shuffle_vector(vector, undefined, ir.Constant(ir.VectorType(_INT32, half), list(lanes)))
+            builder.shuffle_vector(vector, nothing, ir.Constant(ir.VectorType(_INT32, half), list(lanes)))
             for lanes in (range(half), range(half, 2 * half))
         )
         vector = LANE_OPS[op](builder, dtype, low, high)

@@ -35,7 +35,21 @@ from graphc.kernels.cpu.math import MATH
 from graphc.kernels.emit import short
 from graphc.loop import COMPARISONS, Call, Const, Expr, Var
 
-__all__ = ["INT", "OPERATORS", "SHORT", "WORDS", "Build", "Kind", "Lanes", "Pointer", "Rule", "operation"]
+__all__ = [
+    "INT",
+    "INTRINSICS",
+    "OPERATORS",
+    "PURE",
+    "SHORT",
+    "WORDS",
+    "Build",
+    "Kind",
+    "Lanes",
+    "Pointer",
+    "Rule",
+    "advance",
+    "operation",
+]
 
 Value = Any  # llvmlite.ir.Value
 
@@ -201,6 +215,11 @@ def _pointer(dtype: DType, address: Lanes) -> tuple[Kind, Build]:
     """``f32_at(address)``: the address (int64) as a typed pointer."""
     pointer = Pointer(dtype)
     return pointer, lambda builder, address: builder.inttoptr(address, pointer.llvm)
+
+
+def advance(pointer: Pointer, index: Lanes) -> tuple[Kind, Build]:
+    """The pointer to element ``index``: no word, but what the front end makes of a pointer and an index."""
+    return pointer, lambda builder, pointer, index: builder.gep(pointer, [index])
 
 
 def _from_memory(builder: ir.IRBuilder, dtype: DType, raw: Value) -> Value:
