@@ -80,7 +80,7 @@ class Value(NamedTuple):
     """Result ``index`` of ``node``. A tuple, because passes make, hash and compare values more than anything else."""
 
     node: Node
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # instead of tuple.index
 
     @property
     def type(self) -> TensorType:

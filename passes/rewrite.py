@@ -13,7 +13,7 @@ uniform constant equal to it; ``op(names, ...)`` a single-result node of one of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 
 from graphc.errors import error
@@ -58,7 +58,7 @@ class Match:
     """What a pattern found: ``m.x`` is the value bound to the name x, ``m.root`` the matched node."""
 
     root: Node
-    bound: dict[str, Value] = field(default_factory=dict)
+    bound: dict[str, Value]
 
     def __getattr__(self, name: str) -> Value:
         try:
@@ -79,11 +79,11 @@ class Rule:
     build: Builder
 
     def apply(self, node: Node) -> tuple[Value, ...] | None:
-        match = Match(node)
-        if not _operands(self.pattern, node, match.bound):
+        bound: dict[str, Value] = {}
+        if not _operands(self.pattern, node, bound):
             return None
         with at_loc(node.loc):
-            made = self.build(match)
+            made = self.build(Match(node, bound))
         if made is None:
             return None
         values = (made,) if isinstance(made, Value) else tuple(made)
@@ -150,19 +150,23 @@ SWEEPS = 32  # far above what rules need; a table whose rules undo each other st
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     """``graph`` with ``rules`` applied, bottom up, until none matches; region bodies included.
 
-    Each sweep is linear in the graph and sees through all rewrites below a node, so that few sweeps are needed.
+    Each sweep is linear in the graph and sees through all rewrites below a node, so that few sweeps are needed. What a
+    rule finds depends on a node and what is below it: a node that no rule has matched is not looked at again.
     """
     table: dict[str, list[Rule]] = {}
     for r in rules:
         for name in r.pattern.ops:
             table.setdefault(name, []).append(r)
     changed = False
+    settled: set[Node] = set()
 
     def visit(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
         nonlocal changed
         rules_here = table.get(node.op)
         if not rules_here:
             return None
+        if node in settled and inputs == node.inputs:
+            return node.outs
         if inputs != node.inputs:
             node = Node(node.op, inputs, node.attrs, node.types, node.loc)
         for r in rules_here:
@@ -170,6 +174,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
             if made is not None:
                 changed = True
                 return made
+        settled.add(node)
         return node.outs
 
     for _ in range(SWEEPS):

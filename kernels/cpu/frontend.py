@@ -11,7 +11,7 @@ a block ends with it.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,7 +38,10 @@ from graphc.kernels.cpu.vocabulary import (
 __all__ = ["lower"]
 
 _WORD = ir.IntType(64)
-_FACTORIES = {"microkernel": microkernel, "transpose": transpose}  # make words, at the head of a file
+_FACTORIES: dict[str, Callable[..., Rule]] = {
+    "microkernel": microkernel,
+    "transpose": transpose,
+}  # make words, at the head of a file
 
 _SYMBOLS: dict[type[ast.AST], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^",
@@ -75,7 +78,7 @@ def lower(source: str, symbol: str) -> str:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id="float"), args=[value])):
                 numbers[name] = _number(float(ast.literal_eval(value)))
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id=factory)) as call):
-                options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+                options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
                 words[name] = _FACTORIES[factory](*map(ast.literal_eval, call.args), **options)
             case ast.FunctionDef(name=name) if name == symbol:
                 _define(module, node, words, numbers)

@@ -47,7 +47,9 @@ class _Model(models.PrimitiveModel):  # type: ignore[misc]
 def _type(kind: Kind) -> types.Type:
     if kind is None:
         return types.void
-    return {INT: types.int64, Lanes(bool_): types.boolean}.get(kind) or Value(kind)
+    if kind == INT:
+        return types.int64
+    return types.boolean if kind == Lanes(bool_) else Value(kind)
 
 
 def _kind(type_: types.Type) -> Kind:
