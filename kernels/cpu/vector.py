@@ -44,7 +44,7 @@ class _Model(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, value, value.kind.llvm)
 
 
-def _type(kind: Kind) -> types.Type:
+def _type(kind: Kind) -> Any:
     if kind is None:
         return types.void
     if kind == INT:
