@@ -85,8 +85,8 @@ def test_presets() -> None:
     nano, baby, small = sizes["nano"], sizes["baby"], sizes["small"]
     assert (nano.n_layer, nano.n_head, nano.n_embd, nano.n_positions, nano.batch_size) == (4, 4, 128, 64, 12)
     assert (nano.attn_pdrop, nano.learning_rate, nano.max_iters, nano.beta2) == (0.0, 1e-3, 2000, 0.99)
-    assert (baby.n_layer, baby.n_head, baby.n_embd, baby.n_positions, baby.batch_size) == (6, 6, 384, 256, 64)
-    assert (baby.attn_pdrop, baby.resid_pdrop, baby.embd_pdrop) == (0.2, 0.2, 0.2)
+    assert (baby.n_layer, baby.n_head, baby.n_embd, baby.n_positions, baby.batch_size) == (6, 6, 384, 256, 12)
+    assert (baby.attn_pdrop, baby.resid_pdrop, baby.embd_pdrop) == (0.0, 0.0, 0.0)
     assert (small.n_layer, small.n_head, small.n_embd, small.n_positions) == (12, 12, 768, 1024)
     assert (small.n_inner, small.lr_decay_iters) == (3072, small.max_iters)
     assert gpt2.Config(preset="baby", n_layer=2, resid_pdrop=0.0, vocab_size=9).n_layer == 2
