@@ -17,9 +17,13 @@ import graphc.ops  # noqa: F401  (first: it fills the table from which tracing b
 from graphc import nn as nn
 from graphc import optim as optim
 from graphc.artifact_tensors import read_file
+from graphc.dtype import bfloat16 as bfloat16
 from graphc.dtype import bool_ as bool_
+from graphc.dtype import finfo as finfo
+from graphc.dtype import float16 as float16
 from graphc.dtype import float32 as float32
 from graphc.dtype import float64 as float64
+from graphc.dtype import iinfo as iinfo
 from graphc.dtype import int8 as int8
 from graphc.dtype import int16 as int16
 from graphc.dtype import int32 as int32
@@ -73,8 +77,7 @@ def compile_file(path: Any, **options: Any) -> Any:
 def load_safetensors(path: Any) -> dict[str, Any]:
     """The arrays of a safetensors file by name, such as published weights: ``model.load_state_dict(...)`` takes them.
 
-    They are read-only views of the file; bfloat16 is given as float32. Raises GC0805 (unreadable)
-    and GC0804 (not such a file).
+    They are read-only views of the file. Raises GC0805 (unreadable) and GC0804 (not such a file).
     """
     return read_file(path)
 

@@ -16,15 +16,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from graphc.dtype import DTYPES
 from graphc.errors import GraphcError, error
 
 __all__ = ["dump", "parse", "read_file", "write_file"]
 
 _NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
-    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "BF16": "bfloat16",
 }  # fmt: skip
-BFLOAT16 = "BF16"  # which NumPy has not: read as its bits, given as float32
 _TAGS = {name: tag for tag, name in _NAMES.items()}
 _MAX_HEADER = 100_000_000  # bytes: the limit of the reference implementation
 
@@ -49,7 +49,7 @@ def write_file(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) 
 
 
 def read_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, as read-only views (of bfloat16, copies in float32). Raises GC0805, GC0804."""
+    """The tensors of a safetensors file, as read-only views. Raises GC0805, GC0804."""
     try:
         with open(path, "rb") as file:
             data = _read(file)
@@ -87,8 +87,8 @@ def _parts(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
 
 
 def parse(data: bytes | memoryview) -> dict[str, np.ndarray]:
-    """The tensors of the file's bytes, in file order, as read-only views; bfloat16 becomes float32. Raises ValueError
-    for a file that breaks the format: lengths, names, types, shapes, gaps or overlaps."""
+    """The tensors of the file's bytes, in file order, as read-only views. Raises ValueError for a file that breaks the
+    format: lengths, names, types, shapes, gaps or overlaps."""
     header, body = _header(memoryview(data))
     out: dict[str, np.ndarray] = {}
     at = 0
@@ -97,18 +97,12 @@ def parse(data: bytes | memoryview) -> dict[str, np.ndarray]:
         start, stop = entry["data_offsets"]
         if start != at or stop - start != prod(shape) * dtype.itemsize or stop > len(body):
             raise ValueError(f"tensor {name!r} has wrong data_offsets")
-        array = np.frombuffer(body[start:stop], dtype)
-        out[name] = (_widened(array) if entry["dtype"] == BFLOAT16 else array).reshape(shape)
+        out[name] = np.frombuffer(body[start:stop], dtype).reshape(shape)
         out[name].flags.writeable = False
         at = stop
     if at != len(body):
         raise ValueError(f"{len(body) - at} bytes at the end belong to no tensor")
     return out
-
-
-def _widened(halves: np.ndarray) -> np.ndarray:
-    """bfloat16, given as its bits, in float32, exactly: it is the upper half of one."""
-    return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def _header(data: memoryview) -> tuple[dict[str, Any], memoryview]:
@@ -139,10 +133,12 @@ def _offsets(item: tuple[str, Any]) -> tuple[int, int]:
 
 def _type(name: str, entry: dict[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
     tag, shape = entry["dtype"], entry["shape"]
-    if tag == BFLOAT16:
-        tag = "U16"
     if type(tag) is not str or tag not in _NAMES:
         raise ValueError(f"tensor {name!r} has dtype {tag!r}, which graphc does not read")
     if type(shape) is not list or any(type(d) is not int or d < 0 for d in shape):
         raise ValueError(f"tensor {name!r} has no valid shape")
-    return np.dtype(_NAMES[tag]).newbyteorder("<"), tuple(shape)
+    return _numpy(_NAMES[tag]).newbyteorder("<"), tuple(shape)
+
+
+def _numpy(name: str) -> np.dtype[Any]:
+    return DTYPES[name].numpy if name in DTYPES else np.dtype(name)

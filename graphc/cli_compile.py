@@ -68,6 +68,7 @@ def compile_module(
     return compile_entries(
         *chosen,
         target=args.target,
+        precision=args.precision,
         memory_budget=args.memory_budget,
         metadata=file_metadata(module, config),
         report=report,

@@ -12,6 +12,7 @@ import numpy as np
 import graphc as gc
 from graphc.cli_output import Output
 from graphc.cli_run import find_entry, open_program
+from graphc.dtype import holds_floats
 from graphc.errors import error
 from graphc.runtime import Program
 from graphc.tokenizers import from_metadata, open_tokenizer
@@ -61,7 +62,7 @@ def known(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, np.n
     for name, array in tensors.items():
         place = next((n for n in (name, *(f"{root}.{name}" for root in roots)) if n in trainable), None)
         if place is not None:
-            out[place] = array.astype(program.state[place].dtype) if array.dtype.kind == "f" else array
+            out[place] = array.astype(program.state[place].dtype) if holds_floats(array) else array
     return out
 
 

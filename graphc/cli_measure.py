@@ -10,7 +10,7 @@ import numpy as np
 
 from graphc.cli_output import Output
 from graphc.cli_run import find_entry, open_program
-from graphc.dtype import TensorType
+from graphc.dtype import TensorType, finfo, holds_floats
 from graphc.errors import error
 from graphc.interp import interpret
 from graphc.ir import Graph
@@ -71,7 +71,8 @@ def _verify_entry(program: Program, entry: Entry, seed: int) -> dict[str, tuple[
     want = _results(expanded, inputs, state)
     disturbed = _results(expanded, _disturb(inputs, seed), _disturb(state, seed + 1))
     allowed = {
-        name: RELATIVE * np.abs(a, dtype=np.float64).max(initial=0) + FACTOR * _gap(a, disturbed[name])
+        name: max(RELATIVE, _rounding(a)) * np.abs(a.astype(np.float64)).max(initial=0)
+        + FACTOR * _gap(a, disturbed[name])
         for name, a in want.items()
     }
     stages: dict[str, tuple[float, str]] = {}
@@ -101,9 +102,18 @@ def _disturb(arrays: Arrays, seed: int) -> dict[str, np.ndarray]:
     """The arrays with floats off by some rounding errors."""
     rng = np.random.default_rng(seed)
     return {
-        name: (a * (1 + ROUNDING * rng.standard_normal(a.shape))).astype(a.dtype) if a.dtype.kind == "f" else a
+        name: (a * (1 + _rounding(a) * rng.standard_normal(a.shape))).astype(a.dtype) if holds_floats(a) else a
         for name, a in arrays.items()
     }
+
+
+def _rounding(a: np.ndarray) -> float:
+    """Two units in the last place, of float32 at least."""
+    return max(ROUNDING, 2 * finfo(a.dtype).eps) if holds_floats(a) else 0.0
+
+
+def _largest(a: np.ndarray) -> float:
+    return float(np.abs(a.astype(np.float64)).max(initial=0))
 
 
 def _gap(a: np.ndarray, b: np.ndarray) -> float:

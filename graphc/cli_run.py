@@ -12,6 +12,7 @@ import numpy as np
 
 import graphc as gc
 from graphc.cli_output import Output
+from graphc.dtype import TensorType, bfloat16, holds_floats
 from graphc.errors import error
 from graphc.modelfile import close_matches
 from graphc.runtime import Entry, Program
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     entry = find_entry(program, args.artifact, args.entry)
     if args.state:
         program.load_state(args.state)
-    outputs = entry(**{name: read_array(path) for name, path in args.input})
+    outputs = entry(**{name: as_declared(read_array(path), entry.specs.get(name)) for name, path in args.input})
     if args.output:
         write_arrays(args.output, outputs)
     if args.save_state:
@@ -72,6 +73,11 @@ def read_array(path: str) -> np.ndarray:
     return array
 
 
+def as_declared(array: np.ndarray, spec: TensorType | None) -> np.ndarray:
+    """A file has bfloat16 as two bytes without a type."""
+    return array.view(bfloat16.numpy) if spec and spec.dtype == bfloat16 and array.dtype.str == "|V2" else array
+
+
 def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
     """Write a ``.npz`` file. Raises GC0610."""
     try:
@@ -83,5 +89,5 @@ def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
 
 def _values(array: np.ndarray) -> str:
     if array.size <= 4:
-        return ", ".join(f"{v:.6g}" if array.dtype.kind == "f" else str(v) for v in array.ravel())
-    return f"{array.min():.4g} … {array.max():.4g}"
+        return ", ".join(f"{float(v):.6g}" if holds_floats(array) else str(v) for v in array.ravel())
+    return f"{float(array.min()):.4g} … {float(array.max()):.4g}"

@@ -187,8 +187,8 @@ CODES: dict[str, Code] = {
     ),
     "GC0208": Code(
         "not a tensor, or no such element type",
-        "Functions take tensors, arrays and numbers of float64, float32, int64, int32, int16, int8, uint32, uint8 "
-        "and bool.",
+        "Functions take tensors, arrays and numbers of float64, float32, float16, bfloat16, int64, int32, int16, "
+        "int8, uint32, uint8 and bool.",
         'gc.exp("x"), or an array of complex64.',
         "Convert it while it is an array: np.float32(x).",
     ),
@@ -409,8 +409,8 @@ CODES: dict[str, Code] = {
         "Give the settings that the message shows, or leave out --resume for a new run.",
     ),
     "GC0607": Code(
-        "no such pass, kernel, entry or target",
-        "The name after --dump-after, --kernel, --entry or target= does not occur.",
+        "no such pass, kernel, entry, target or precision",
+        "The name after --dump-after, --kernel, --entry, target= or precision= does not occur.",
         "--dump-after differentate",
         "The message lists names that come close; this version has the target cpu.",
     ),

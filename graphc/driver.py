@@ -25,15 +25,17 @@ from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
 from graphc.artifact_records import FORMAT, EntryRecord, KernelRecord, Manifest, Provenance, TargetRecord
 from graphc.config import settings
 from graphc.driver_link import KernelTable, entry_record, lay_out_consts, lay_out_state, plan_arena
+from graphc.dtype import bfloat16, float16, float32
 from graphc.errors import Loc, error
 from graphc.ir import Graph, StateSpec
+from graphc.kernels.contract_factors import multiplies_pairs
 from graphc.kernels.cpu.build import Compiled, compile_kernels, machine, optimise
-from graphc.kernels.cpu.target import CpuTarget, host
+from graphc.kernels.cpu.target import CpuTarget, host, with_pairs
 from graphc.kernels.cpu.team import team_ir
 from graphc.kernels.lower import lower
-from graphc.kernels.plan import EntryPlan
 from graphc.loop import Kernel
 from graphc.passes import pipeline
+from graphc.passes.precision import round_factors
 from graphc.runtime import Program
 from graphc.runtime_memory import MemoryReport, format_bytes
 from graphc.text import parse, print_graph
@@ -72,11 +74,16 @@ class CompileReport:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+# What ``precision`` may be: the type to which the factors of products are rounded.
+PRECISIONS = {"float32": float32, "bfloat16": bfloat16, "bf16": bfloat16, "float16": float16, "f16": float16}
+
+
 @dataclass(frozen=True)
 class Options:
     """What the caller of a compile asks for, beside the entries."""
 
     target: str = "cpu"
+    precision: str = "float32"
     threads: int | None = None
     memory_budget: int | None = None
     cache: bool = True
@@ -86,6 +93,14 @@ class Options:
     def __post_init__(self) -> None:
         if self.target != "cpu":
             raise error("GC0607", f"there is no target {self.target!r}", hint="this graphc compiles for cpu")
+        if self.precision not in PRECISIONS:
+            message = f"there is no precision {self.precision!r}"
+            raise error("GC0607", message, hint=f"one of {', '.join(PRECISIONS)}")
+
+    def applied(self, graph: Graph) -> Graph:
+        """A traced graph under the policy for products."""
+        factors = PRECISIONS[self.precision]
+        return graph if factors == float32 else round_factors(graph, factors)
 
     @property
     def checked(self) -> bool:
@@ -108,7 +123,8 @@ class Source:
 def compile(*entries: Entry, report: CompileReport | None = None, **options: Any) -> Program:
     """Compile entries over one state into a program.
 
-    Options: ``target`` ("cpu"), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process),
+    Options: ``target`` ("cpu"), ``precision`` ("float32", or "bfloat16" or "float16": the factors of every product are
+    rounded to it, all else stays float32), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process),
     ``memory_budget`` (bytes that no entry's peak may exceed: GC0701), ``cache`` (reuse kernels compiled before),
     ``check`` (verify the graph after each pass; default: as GRAPHC_DEBUG says), ``metadata`` (text by name that the
     artifact carries for those who use it). Raises GraphcError.
@@ -117,7 +133,7 @@ def compile(*entries: Entry, report: CompileReport | None = None, **options: Any
     opts = Options(**options)
     with report.phase("trace"):
         traced = trace_entries(*entries)
-        sources = [Source(t.graph.name, t.entry.loc, t.graph) for t in traced]
+        sources = [Source(t.graph.name, t.entry.loc, opts.applied(t.graph)) for t in traced]
     specs = list(dict.fromkeys(s for t in traced for s in t.states))
     initial = {name: array for t in traced for name, array in t.initial.items()}
     artifact = build(sources, specs, initial, opts, report)
@@ -184,14 +200,13 @@ def build(
     report: CompileReport,
 ) -> Artifact:
     """The artifact of traced entries: ``specs`` is the state of the program, ``initial`` its values by name."""
-    target = host()
-    finals: list[Graph] = []
-    plans: list[EntryPlan] = []
-    for source in sources:
-        with report.phase("passes"):
-            finals.append(pipeline.run(source.graph, observe=_observer(source, report), check=options.checked))
-        with report.phase("lower"):
-            plans.append(lower(finals[-1], target))
+    with report.phase("passes"):
+        finals = [
+            pipeline.run(source.graph, observe=_observer(source, report), check=options.checked) for source in sources
+        ]
+    target = with_pairs(host()) if any(map(multiplies_pairs, finals)) else host()
+    with report.phase("lower"):
+        plans = [lower(final, target) for final in finals]
 
     table = KernelTable()
     state, state_records = lay_out_state(specs)

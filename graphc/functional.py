@@ -10,6 +10,7 @@ import numpy as np
 
 from graphc.dtype import Shape, bool_, float32, int32
 from graphc.errors import error
+from graphc.half import rounded_once
 from graphc.scope import emit, user_loc
 from graphc.tensor import (
     Axis,
@@ -248,6 +249,7 @@ def mean(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     return as_tensor(x).mean(axis, keepdims=keepdims)
 
 
+@rounded_once
 def var(x: TensorLike, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The mean squared distance from the mean, divided by (n - correction)."""
     x = _float(x)
@@ -256,6 +258,7 @@ def var(x: TensorLike, axis: Axis = None, *, correction: float = 0.0, keepdims: 
     return total / (x.size / (total.size or 1) - correction)
 
 
+@rounded_once
 def std(x: TensorLike, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     return sqrt(var(x, axis, correction=correction, keepdims=keepdims))
 

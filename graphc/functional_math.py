@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from math import log as scalar_log
 
-from graphc.dtype import float32
+from graphc.dtype import finfo, float32
 from graphc.functional import abs, cos, exp, floor, isfinite, log, sign, sin, sqrt, tanh, where
 from graphc.functional import sum as total
+from graphc.half import rounded_once
 from graphc.tensor import Axis, Tensor, TensorLike, as_tensor, astype, binary, common_dtype, promote_all
 from graphc.trace import stop_gradient
 
@@ -30,6 +31,7 @@ def _floats(x: TensorLike, y: TensorLike) -> list[Tensor]:
 # Exponentials and logarithms -----------------------------------------------------------------------------------------
 
 
+@rounded_once
 def expm1(x: TensorLike) -> Tensor:
     """exp(x) - 1 without cancellation near 0: there it is 2 t / (1 - t) where t = tanh(x / 2)."""
     x = _float(x)
@@ -38,6 +40,7 @@ def expm1(x: TensorLike) -> Tensor:
     return where(near, 2 * t / (1 - t), exp(x) - 1)
 
 
+@rounded_once
 def log1p(x: TensorLike) -> Tensor:
     """log(1 + x) without losing a small x: with u = 1 + x rounded, log(u) + (x - (u - 1)) / u."""
     x = _float(x)
@@ -47,18 +50,22 @@ def log1p(x: TensorLike) -> Tensor:
     return log(u) + stop_gradient(lost)
 
 
+@rounded_once
 def log2(x: TensorLike) -> Tensor:
     return log(x) * (1 / scalar_log(2))
 
 
+@rounded_once
 def log10(x: TensorLike) -> Tensor:
     return log(x) * (1 / scalar_log(10))
 
 
+@rounded_once
 def exp2(x: TensorLike) -> Tensor:
     return 2.0 ** _float(x)
 
 
+@rounded_once
 def logaddexp(x: TensorLike, y: TensorLike) -> Tensor:
     """log(exp(x) + exp(y)) without overflow."""
     x, y = _floats(x, y)
@@ -67,6 +74,7 @@ def logaddexp(x: TensorLike, y: TensorLike) -> Tensor:
     return log(exp(x - shift) + exp(y - shift)) + shift
 
 
+@rounded_once
 def sinh(x: TensorLike) -> Tensor:
     """(exp(x) - exp(-x)) / 2, without cancellation near 0 and without overflow before the result does."""
     x = _float(x)
@@ -76,12 +84,14 @@ def sinh(x: TensorLike) -> Tensor:
     return where(near, 0.5 * (e + e / (e + 1)), sign(x) * (0.5 * half * half - 0.5 / half / half))
 
 
+@rounded_once
 def cosh(x: TensorLike) -> Tensor:
     """(exp(x) + exp(-x)) / 2, without overflow before the result does."""
     half = exp(0.5 * abs(_float(x)))
     return 0.5 * half * half + 0.5 / half / half
 
 
+@rounded_once
 def tan(x: TensorLike) -> Tensor:
     return sin(x) / cos(x)
 
@@ -103,7 +113,7 @@ def nan_to_num(x: TensorLike, nan: float = 0.0) -> Tensor:
     x = as_tensor(x)
     if not x.dtype.is_float:
         return x
-    largest = {4: 3.4028234663852886e38, 8: 1.7976931348623157e308}[x.dtype.itemsize]
+    largest = finfo(x.dtype).max
     bounded = where(x == float("inf"), largest, where(x == float("-inf"), -largest, x))
     return where(isnan(x), nan, bounded)
 
@@ -123,6 +133,7 @@ def trunc(x: TensorLike) -> Tensor:
     return sign(x) * floor(abs(x)) if x.dtype.is_float else x
 
 
+@rounded_once
 def hypot(x: TensorLike, y: TensorLike) -> Tensor:
     """sqrt(x² + y²) without overflow on the way."""
     a, b = map(abs, _floats(x, y))
@@ -131,6 +142,7 @@ def hypot(x: TensorLike, y: TensorLike) -> Tensor:
     return sqrt((a / safe) ** 2 + (b / safe) ** 2) * safe
 
 
+@rounded_once
 def norm(x: TensorLike, *, axis: Axis = None, keepdims: bool = False, ord: float = 2) -> Tensor:
     """The vector norm over ``axis``: 2 (Euclid's), 1 (sum of sizes) or any other positive number; inf is the largest
     size."""

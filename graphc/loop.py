@@ -31,13 +31,13 @@ from enum import Enum
 
 import numpy as np
 
-from graphc.dtype import DType, bool_, int64
+from graphc.dtype import DType, bool_, holds, int64
 from graphc.errors import Loc
 
 __all__ = [
     "COMBINE", "COMPARISONS", "Acc", "Affine", "Call", "Const", "Contract", "Expr", "If", "Kernel", "Let", "Load",
-    "Loop", "Operand", "Param", "Role", "Scratch", "Stmt", "Store", "Transpose", "Update", "Var", "call", "identity",
-    "walk",
+    "Loop", "Operand", "Param", "Role", "Scratch", "Stmt", "Store", "Transpose", "Update", "Var", "call", "converted",
+    "identity", "walk",
 ]  # fmt: skip
 
 
@@ -109,6 +109,8 @@ class Call:
     and or xor not shl shr                                 bool and integer
     select(cond, a, b)   cast(x)   bitcast(x)              to ``dtype``: the value, or the bits
     threefry(k0, k1, c0, c1)                               Threefry-2x32-20, first word, uint32
+
+    Values of a 16-bit float type are loaded, stored, selected and cast; everything else is done in float32.
     """
 
     name: str
@@ -126,6 +128,27 @@ COMBINE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
 def call(name: str, *args: Expr, dtype: DType | None = None) -> Call:
     """A Call whose result has the dtype of its last argument, bool for comparisons, or ``dtype``."""
     return Call(name, args, dtype or (bool_ if name in COMPARISONS else args[-1].dtype))
+
+
+def converted(expr: Expr, to: DType) -> Expr:
+    """``expr`` as a float of type ``to`` (or as it is), without a cast where one there is undone."""
+    if expr.dtype == to:
+        return expr
+    if isinstance(expr, Const):
+        return Const(expr.value, to)
+    if isinstance(expr, Call):
+        if expr.name == "cast" and expr.args[0].dtype == to and holds(expr.dtype, to):
+            return expr.args[0]
+        if expr.name == "select" and all(_was(to, a) for a in expr.args[1:]):
+            return Call("select", (expr.args[0], *(converted(a, to) for a in expr.args[1:])), to)
+    return Call("cast", (expr,), to)
+
+
+def _was(narrow: DType, expr: Expr) -> bool:
+    """Whether ``expr`` is a widened value of type ``narrow``, or a number of that type."""
+    if isinstance(expr, Const):
+        return bool(narrow.numpy.type(expr.value) == expr.value)
+    return isinstance(expr, Call) and expr.name == "cast" and expr.args[0].dtype == narrow
 
 
 def identity(combine: str, dtype: DType) -> Const:
@@ -206,7 +229,8 @@ class Contract:
     """``c[m, n] = (c[m, n] if accumulate else 0) + sum_k a[m, k] * b[k, n]`` on the target's register tiles.
 
     ``a`` may have any strides; ``b`` and ``c`` have col == 1. ``m`` and ``n`` are ints; ``k`` may be a Var. All
-    operands have ``dtype``. Memory past column n of b and c is not touched.
+    operands have ``dtype``. With ``pairs`` that is float32, and a and b have words (int32) of two bfloat16 each, whose
+    products are both added. Memory past column n of b and c is not touched.
     """
 
     c: Operand
@@ -217,17 +241,21 @@ class Contract:
     k: int | Var
     dtype: DType
     accumulate: bool = False
+    pairs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Transpose:
-    """``c[j, i] = a[i, j]`` for i < m and j < n. Both have col == 1; ``m`` is an int, ``n`` may be a Var."""
+    """``c[j, i] = a[i, j]`` for i < m and j < n. Both have col == 1; ``m`` is an int, ``n`` may be a Var.
+
+    ``c`` has elements of ``dtype``, ``a`` of ``source``: the same, or a 16-bit float that is widened to float32."""
 
     c: Operand
     a: Operand
     m: int
     n: int | Var
     dtype: DType
+    source: DType
 
 
 Stmt = Let | Store | Acc | Update | Loop | If | Contract | Transpose

@@ -111,8 +111,8 @@ def _words(shape: tuple[int, ...], own: Key | None) -> tuple[Tensor, Tensor]:
 
 
 def _unit(high: Tensor, low: Tensor, dtype: Any) -> Tensor:
-    """Numbers in [0, 1), evenly spaced: 24 random bits for float32, 53 for float64."""
-    to = as_dtype(dtype)
+    """Numbers in [0, 1), evenly spaced: 24 random bits for float32, 53 for float64. For 16-bit floats, float32."""
+    to = as_dtype(dtype).computed
     if not to.is_float:
         raise error("GC0103", f"random numbers of type {to}: a float is needed", loc=user_loc(), hint="float32")
     if to.itemsize == 4:
@@ -120,12 +120,17 @@ def _unit(high: Tensor, low: Tensor, dtype: Any) -> Tensor:
     return (astype(high >> 5, to) * 2.0**26 + astype(low >> 6, to)) * 2.0**-53
 
 
+def _rounded(x: Tensor, dtype: Any) -> Tensor:
+    """Numbers that were computed in float32, in the 16-bit type that is asked for."""
+    return astype(x, dtype) if as_dtype(dtype).is_half else x
+
+
 def uniform(
     shape: Shape = (), low: float = 0.0, high: float = 1.0, *, dtype: Any = float32, key: Key | None = None
 ) -> Tensor:
-    """Evenly distributed in [low, high)."""
+    """Evenly distributed in [low, high); rounded to 16 bits, ``high`` itself may occur."""
     unit = _unit(*_words(_shape(shape), key), dtype)
-    return unit if (low, high) == (0.0, 1.0) else low + unit * (high - low)
+    return _rounded(unit if (low, high) == (0.0, 1.0) else low + unit * (high - low), dtype)
 
 
 def normal(
@@ -141,19 +146,19 @@ def normal(
     k = next_key() if key is None else key
     u, v = (_unit(*_words(_shape(shape), fold_in(k, i)), dtype) for i in (0, 1))
     z = sqrt(size(-2.0 * log(1.0 - u))) * cos(2.0 * pi * v)
-    return z * std + mean
+    return _rounded(z * std + mean, dtype)
 
 
 def exponential(shape: Shape = (), *, dtype: Any = float32, key: Key | None = None) -> Tensor:
     """-log(1 - u) of a uniform u: mean 1."""
-    return -log(1.0 - _unit(*_words(_shape(shape), key), dtype))
+    return _rounded(-log(1.0 - _unit(*_words(_shape(shape), key), dtype)), dtype)
 
 
 def gumbel(shape: Shape = (), *, dtype: Any = float32, key: Key | None = None) -> Tensor:
     """-log(-log(u)), where u is uniform and neither 0 nor 1."""
     high, _ = _words(_shape(shape), key)
-    u = (astype(high >> 9, as_dtype(dtype)) + 0.5) * 2.0**-23
-    return -log(-log(u))
+    u = (astype(high >> 9, as_dtype(dtype).computed) + 0.5) * 2.0**-23
+    return _rounded(-log(-log(u)), dtype)
 
 
 def bernoulli(p: TensorLike = 0.5, shape: Shape | None = None, *, key: Key | None = None) -> Tensor:
@@ -165,7 +170,7 @@ def bernoulli(p: TensorLike = 0.5, shape: Shape | None = None, *, key: Key | Non
 def categorical(logits: Tensor, axis: int = -1, *, key: Key | None = None) -> Tensor:
     """A class number (int32) with the probabilities softmax(logits) along ``axis``: the largest of the logits plus
     Gumbel noise (Gumbel, 1954)."""
-    return argmax(logits + gumbel(logits.shape, dtype=logits.dtype, key=key), axis)
+    return argmax(logits + gumbel(logits.shape, dtype=logits.dtype.computed, key=key), axis)
 
 
 def randint(low: int, high: int, shape: Shape = (), *, dtype: Any = int32, key: Key | None = None) -> Tensor:

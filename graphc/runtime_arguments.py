@@ -57,9 +57,9 @@ def _as_array(value: Any, dtype: DType) -> np.ndarray | None:
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value)
     try:
-        if hasattr(value, "__dlpack__"):
+        if hasattr(value, "__dlpack__") and "bfloat16" not in str(getattr(value, "dtype", "")):
             return np.from_dlpack(value)
-        array = np.asarray(value)
+        array = np.asarray(value)  # arrays of bfloat16, too, which NumPy does not take by DLPack
     except (TypeError, ValueError, RuntimeError, BufferError):  # ragged lists; tensors of a GPU or with a gradient
         return None
     return array if hasattr(value, "__array__") else _convert(array, dtype)

@@ -162,9 +162,10 @@ class Tensor(Traps):
         return reduce("prod", self, axis, keepdims)
 
     def mean(self, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-        x = self if self.dtype.is_float else astype(self, float32)
+        x = astype(self, self.dtype.computed if self.dtype.is_float else float32)
         total = reduce("sum", x, axis, keepdims)
-        return true_divide(total, x.size / max(total.size, 1))
+        out = true_divide(total, x.size / max(total.size, 1))
+        return astype(out, self.dtype) if self.dtype.is_float else out
 
     # Operators --------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ __all__ = ["CDialect"]
 
 
 def _ctype(dtype: DType) -> str:
+    if dtype.is_half:
+        return "uint16_t"  # its bits: C99 has no such type
     if dtype.is_float:
         return "float" if dtype == float32 else "double"
     return "uint8_t" if dtype == bool_ else f"{'u' if dtype.kind == 'u' else ''}int{8 * dtype.itemsize}_t"
@@ -90,6 +92,8 @@ class CDialect(Dialect):
 
     def const(self, const: Const) -> str:
         dtype, value = const.dtype, const.value
+        if dtype.is_half:
+            return self.cast(self.const(Const(value, float32)), float32, dtype)
         if not dtype.is_float:
             unsigned = "u" if dtype.kind == "u" else ""
             return f"({int(value) + 1} - 1)" if int(value) == -(1 << 63) else f"{int(value)}{unsigned}"
@@ -99,6 +103,10 @@ class CDialect(Dialect):
         return f"({text})" if text.startswith("-") else text
 
     def cast(self, text: str, source: DType, target: DType) -> str:
+        if source.is_half or target.is_half:
+            wide = f"f32_from_{short(source)}({unwrap(text)})" if source.is_half else self.cast(text, source, float32)
+            narrow = f"{short(target)}_from_f32({unwrap(wide)})"
+            return narrow if target.is_half else self.cast(wide, float32, target)
         if target == bool_:
             return f"({text} != 0)"
         if source.is_float and not target.is_float:
@@ -132,17 +140,19 @@ class CDialect(Dialect):
         into = f"{c[0]}[{c[1]} + i_ * {stmt.c.row} + j_]"
         first = f"{a[0]}[{a[1]} + i_ * {stmt.a.row} + k_ * {stmt.a.col}]"
         second = f"{b[0]}[{b[1]} + k_ * {stmt.b.row} + j_]"
+        product = f"fma_{short(stmt.dtype)}" if not stmt.pairs else "pairs_"
         return [
             f"for (int64_t i_ = 0; i_ < {stmt.m}; i_++)",
             f"    for (int64_t j_ = 0; j_ < {stmt.n}; j_++) {{",
             f"        {kind} sum_ = 0;",
-            f"        for (int64_t k_ = 0; k_ < {k}; k_++) sum_ = fma_{short(stmt.dtype)}({first}, {second}, sum_);",
+            f"        for (int64_t k_ = 0; k_ < {k}; k_++) sum_ = {product}({first}, {second}, sum_);",
             f"        {into} = {f'{into} + ' if stmt.accumulate else ''}sum_;",
             "    }",
         ]
 
     def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
         into, value = f"{c[0]}[{c[1]} + j_ * {stmt.c.row} + i_]", f"{a[0]}[{a[1]} + i_ * {stmt.a.row} + j_]"
+        value = value if stmt.source == stmt.dtype else self.cast(value, stmt.source, stmt.dtype)
         return [
             f"for (int64_t j_ = 0; j_ < {n}; j_++)",
             f"    for (int64_t i_ = 0; i_ < {stmt.m}; i_++) {into} = {value};",
@@ -240,6 +250,35 @@ COMMON(uint8_t, b1)
     SATURATE(F, f, uint32_t, u32, 0, UINT32_MAX)
 SATURATE_ALL(float, f32)
 SATURATE_ALL(double, f64)
+
+/* 16-bit floats by their bits, rounded to nearest, ties to even. A product by 2^112 moves the exponent of a half from
+   its bias to that of a float, exactly, also where it is subnormal; a sum with 1/2 puts the last bit of a subnormal
+   half at the end of the float. */
+static inline float float_(uint32_t a) { float b; memcpy(&b, &a, sizeof b); return b; }
+static inline uint32_t bits_(float a) { uint32_t b; memcpy(&b, &a, sizeof b); return b; }
+static inline float f32_from_bf16(uint16_t a) { return float_((uint32_t)a << 16); }
+static inline uint16_t bf16_from_f32(float a) {
+    uint32_t b = bits_(a);
+    return a != a ? b >> 16 | 0x40 : (b + 0x7fff + (b >> 16 & 1)) >> 16;
+}
+static inline float f32_from_f16(uint16_t a) {
+    uint32_t size = (uint32_t)(a & 0x7fff) << 13;
+    uint32_t wide = (a & 0x7c00) == 0x7c00 ? size | 0x7f800000 : bits_(float_(size) * 0x1p112f);
+    return float_(wide | (uint32_t)(a & 0x8000) << 16);
+}
+static inline uint16_t f16_from_f32(float a) {
+    uint32_t size = bits_(a) & 0x7fffffff, sign = bits_(a) >> 16 & 0x8000;
+    if (a != a) return sign | 0x7e00;
+    if (size >= 0x47800000) return sign | 0x7c00;
+    if (size < 0x38800000) return sign | (bits_(float_(size) + 0.5f) - 0x3f000000);
+    return sign | (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13;
+}
+
+/* Two products of bfloat16, the lower halves and the upper ones, added to c. */
+static inline float pairs_(uint32_t a, uint32_t b, float c) {
+    c = fmaf(float_(a << 16), float_(b << 16), c);
+    return fmaf(float_(a & 0xffff0000), float_(b & 0xffff0000), c);
+}
 
 #define BITS(F, f, T, t) \\
     static inline T bits_##f##_##t(F a) { T b; memcpy(&b, &a, sizeof b); return b; }

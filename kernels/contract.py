@@ -16,6 +16,7 @@ from graphc.dtype import DType
 from graphc.errors import Loc
 from graphc.ir import Attrs, Graph, Value
 from graphc.kernels.contract_epilogue import Epilogue
+from graphc.kernels.contract_factors import Stored, has_pairs, words
 from graphc.kernels.contract_loops import Loops
 from graphc.kernels.contract_problem import Problem, problem
 from graphc.kernels.contract_schedule import choose
@@ -46,14 +47,19 @@ def lower_contract(
     tiles = [*(r.strides for r in results), *(a.strides for a in epilogue.arrays)]
     p = problem((left.shape, left.strides), (right.shape, right.strides), dot.attrs, tiles)
     written = [Operand(f"y{i}", view, writes=True) for i, view in enumerate(results)]
-    factors = [Operand(n, v, reads=True) for n, v in zip("ba" if p.swapped else "ab", (left, right), strict=True)]
-    work = Work(p, left.dtype, epilogue, [*sorted(factors, key=lambda o: o.name)], [*epilogue.reads, *written], ctx)
-    name = title("contract", body, (*dot.types[0].shape, p.k_size))
+    factors = dict(zip("ab", (right, left) if p.swapped else (left, right), strict=True))
+    dtype, depth = left.dtype.computed, p.k_size
+    stored = {name: Stored(v.dtype, dtype) for name, v in factors.items() if v.dtype != dtype}
+    if ctx.target.pairs and has_pairs(p, [left, right]) and not is_simple(p, dtype):
+        p, factors, stored = words(p, factors)
+    read = [Operand(name, view, reads=True) for name, view in factors.items()]
+    work = Work(p, dtype, depth, epilogue, read, [*epilogue.reads, *written], stored, ctx)
+    name = title("contract", body, (*dot.types[0].shape, depth))
     came_from = lines(body, ctx)
     then = "" if epilogue.identity else ", then what follows per element"
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
-    parts = k_parts(p, left.dtype, ctx.target)
-    if is_simple(p, left.dtype):
+    parts = k_parts(p, dtype, ctx.target)
+    if is_simple(p, dtype):
         return [work.whole(name, doc + then + ".", came_from)]
     if needs_turn(p):
         return work.turned(name, doc + then + ".", came_from)
@@ -64,41 +70,54 @@ def lower_contract(
 
 @dataclass
 class Work:
-    """One contraction and what its launches are bound to: ``factors`` a and b, ``tiles`` what the epilogue touches."""
+    """One contraction and what its launches are bound to: ``factors`` a and b, ``tiles`` what the epilogue touches.
+
+    ``dtype`` is that of the sums, ``depth`` the number of products in each, ``stored`` how the factors lie in memory
+    where they are of another type."""
 
     p: Problem
     dtype: DType
+    depth: int
     epilogue: Epilogue
     factors: list[Operand]
     tiles: list[Operand]
+    stored: dict[str, Stored]
     ctx: LowerContext
 
     @property
     def size(self) -> int:
         return self.p.outer_size * self.p.m.size * self.p.n.size
 
+    def loops(self, p: Problem, epilogue: Epilogue) -> Loops:
+        """Blocked loops under the best schedule."""
+        copied = [name for name, lies in self.stored.items() if not lies.in_place]
+        schedule = choose(p, self.dtype, self.ctx.target, copied)
+        return Loops(p, schedule, self.dtype, epilogue, self.stored)
+
     def whole(self, name: str, doc: str, lines: tuple[Loc, ...]) -> Launch:
         """One launch for everything."""
         builder: Loops | SimpleLoops
         if is_simple(self.p, self.dtype):
-            builder = SimpleLoops(self.p, self.dtype, self.epilogue)
+            builder = SimpleLoops(self.p, self.dtype, self.epilogue, self.stored)
         else:
-            builder = Loops(self.p, choose(self.p, self.dtype, self.ctx.target), self.dtype, self.epilogue)
-        flops = self.size * (2 * self.p.k_size + self.epilogue.cost)
+            builder = self.loops(self.p, self.epilogue)
+        flops = self.size * (2 * self.depth + self.epilogue.cost)
         operands = self.factors + self.tiles
         return launch(name, operands, builder.body(), doc=doc, lines=lines, flops=flops, scratch=builder.scratch())
 
     def turned(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """The right factor, turned, and the product with that."""
-        turn = Turn(self.p, self.dtype)
         a, b = self.factors
-        buffer = self.ctx.temp("turned", prod(turn.shape) * self.dtype.itemsize)
-        copy = View.whole(buffer, self.dtype, turn.shape)
+        lies = self.stored.get("b") or Stored(self.dtype, self.dtype)
+        turn = Turn(self.p, lies)
+        buffer = self.ctx.temp("turned", prod(turn.shape) * lies.value.itemsize)
+        copy = View.whole(buffer, lies.value, turn.shape)
         first = launch(
             f"{name}_turn", [b, Operand("y0", copy, writes=True)], turn.body(),
             doc="The right factor with its columns together.", lines=lines,
         )  # fmt: skip
-        rest = replace(self, p=turn.after, factors=[a, replace(b, view=copy)])
+        stored = {**self.stored, "b": Stored(lies.value, lies.value)}
+        rest = replace(self, p=turn.after, factors=[a, replace(b, view=copy)], stored=stored)
         return [first, rest.whole(name, doc, lines)]
 
     def in_parts(self, parts: int, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
@@ -106,14 +125,12 @@ class Work:
         shape = (parts, self.size)
         buffer = self.ctx.temp("partial", parts * self.size * self.dtype.itemsize)
         sums = View.whole(buffer, self.dtype, shape)
-        partial = partial_problem(self.p, parts)
-        plain = Epilogue.plain(self.dtype, (parts, self.size))
-        first = Loops(partial, choose(partial, self.dtype, self.ctx.target), self.dtype, plain)
+        first = self.loops(partial_problem(self.p, parts), Epilogue.plain(self.dtype, (parts, self.size)))
         second = Sum(self.p, parts, self.dtype, self.epilogue)
         return [
             launch(
                 f"{name}_parts", [*self.factors, Operand("y0", sums, writes=True)], first.body(),
-                doc=f"{doc}, in {parts} parts of the sum.", lines=lines, flops=2 * self.size * self.p.k_size,
+                doc=f"{doc}, in {parts} parts of the sum.", lines=lines, flops=2 * self.size * self.depth,
                 scratch=first.scratch(),
             ),
             launch(

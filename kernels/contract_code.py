@@ -6,12 +6,13 @@ single block leaves no trace of blocking in the code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from math import prod
 
 from graphc.dtype import DType, int64
+from graphc.kernels.contract_factors import Stored
 from graphc.loop import (
     Acc,
     Affine,
@@ -21,7 +22,6 @@ from graphc.loop import (
     Expr,
     If,
     Let,
-    Load,
     Loop,
     Operand,
     Role,
@@ -72,10 +72,12 @@ NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1}
 
 
 class Code:
-    """Statements in the order of the calls. The context managers open a loop or a condition around what follows."""
+    """Statements in the order of the calls. The context managers open a loop or a condition around what follows.
 
-    def __init__(self, dtype: DType, buffers: Iterable[str] = ()):
-        self.dtype = dtype
+    Values and buffers are of ``dtype``, but for the buffers in ``stored``."""
+
+    def __init__(self, dtype: DType, buffers: Iterable[str] = (), stored: Mapping[str, Stored] | None = None):
+        self.dtype, self.stored = dtype, stored or {}
         self.names = Names(buffers)
         self.out: list[Stmt] = []
 
@@ -99,8 +101,12 @@ class Code:
         self.out.append(Acc(var, combine))
         return var
 
-    def load(self, buffer: str, index: Affine) -> Load:
-        return Load(buffer, index, self.dtype)
+    def load(self, buffer: str, index: Affine) -> Expr:
+        return self.lies(buffer).load(buffer, index)
+
+    def lies(self, buffer: str) -> Stored:
+        """How ``buffer`` holds its elements."""
+        return self.stored.get(buffer) or Stored(self.dtype, self.dtype)
 
     def const(self, value: float) -> Const:
         return Const(value if self.dtype.is_float else int(value), self.dtype)
@@ -120,10 +126,16 @@ class Code:
     def contract(
         self, c: Operand, a: Operand, b: Operand, m: int, n: int, k: Bound, *, accumulate: bool = False
     ) -> None:
-        self.out.append(Contract(c, a, b, m, n, k, self.dtype, accumulate))
+        self.out.append(Contract(c, a, b, m, n, k, self.dtype, accumulate, self.factor != self.dtype))
+
+    @property
+    def factor(self) -> DType:
+        """The type of what is multiplied."""
+        return next((s.value for s in self.stored.values()), self.dtype)
 
     def transpose(self, c: Operand, a: Operand, m: int, n: Bound) -> None:
-        self.out.append(Transpose(c, a, m, n, self.dtype))
+        lies = self.lies(a.buffer)
+        self.out.append(Transpose(c, a, m, n, lies.value, lies.memory))
 
     # Blocks
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import prod
 
 from graphc.dtype import DType
 from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
+from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
 from graphc.kernels.contract_schedule import Schedule
 from graphc.loop import Affine, Operand, Role, Scratch, Stmt, Var
@@ -30,9 +31,9 @@ class Loops:
     (of all tiles of the task, where k has several slabs), where the result cannot hold them.
     """
 
-    def __init__(self, p: Problem, s: Schedule, dtype: DType, epilogue: Epilogue):
+    def __init__(self, p: Problem, s: Schedule, dtype: DType, epilogue: Epilogue, stored: Mapping[str, Stored]):
         self.p, self.s, self.dtype, self.epilogue = p, s, dtype, epilogue
-        self.code = Code(dtype, ("a", "b", "panels", "tiles_a", "tile_c"))
+        self.code = Code(dtype, ("a", "b", "panels", "tiles_a", "tile_c"), stored)
         self.direct = epilogue.identity and p.n.strides[C] == 1
         self.slabbed = s.k_slab < p.k.size  # then the outer axes of k are slabs, too
         self.depth = s.k_slab if self.slabbed else p.k_size  # of the packed panels
@@ -48,7 +49,8 @@ class Loops:
             sizes["tiles_a"] = s.a_tiles * self.a_tile_size
         if not self.direct:
             sizes["tile_c"] = (s.rows if self.slabbed else 1) * s.mr * s.chunk * s.nr
-        return tuple(Scratch(name, self.dtype, size) for name, size in sizes.items())
+        of = {"tile_c": self.dtype}  # the others hold factors
+        return tuple(Scratch(name, of.get(name, self.code.factor), size) for name, size in sizes.items())
 
     def body(self) -> tuple[Stmt, ...]:
         c, p, s = self.code, self.p, self.s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,7 +32,10 @@ TASK = 1000  # start of a task
 
 
 class Target(Protocol):
-    """What the lowering must know of the machine."""
+    """What the lowering must know of the machine. ``pairs``: it multiplies pairs of bfloat16, with sums in float32."""
+
+    @property
+    def pairs(self) -> bool: ...
 
     def tile(self, dtype: DType) -> tuple[int, int]:
         """Rows and columns of the register tile."""
@@ -71,12 +74,14 @@ def even(total: int, most: int) -> int:
     return -(-total // -(-total // most))
 
 
-def choose(p: Problem, dtype: DType, target: Target) -> Schedule:
-    """The cheapest schedule by the cost model. Depends on shapes and strides only, never on the number of threads."""
-    return min(candidates(p, dtype, target), key=lambda s: cost(p, s))
+def choose(p: Problem, dtype: DType, target: Target, copied: Collection[str] = ()) -> Schedule:
+    """The cheapest schedule by the cost model. Depends on shapes and strides only, never on the number of threads.
+
+    ``copied`` names the factors (a, b) that cannot be read in place."""
+    return min(candidates(p, dtype, target, copied), key=lambda s: cost(p, s))
 
 
-def candidates(p: Problem, dtype: DType, target: Target) -> Iterator[Schedule]:
+def candidates(p: Problem, dtype: DType, target: Target, copied: Collection[str]) -> Iterator[Schedule]:
     """Schedules for every reasonable split into tasks."""
     mr, nr = target.tile(dtype)
     mr = even(p.m.size, mr)
@@ -85,12 +90,12 @@ def candidates(p: Problem, dtype: DType, target: Target) -> Iterator[Schedule]:
         for panels in sorted({-(-n_panels // parts) for parts in PARTS}):
             chunk = even(panels, CHUNK_COLUMNS // nr)
             slab = even(p.k.size, max(64, PACKED_BYTES // (chunk * nr * dtype.itemsize)))
-            packed_b = packs_b(p, rows, dtype)
+            packed_b = "b" in copied or packs_b(p, rows, dtype)
             if not packed_b or p.k_size * chunk * nr * dtype.itemsize <= PACKED_BYTES:
                 slab = p.k.size
             block = even(slab, K_BLOCK)
             a_tiles = 0
-            if copies_a(p, chunk, block, dtype):
+            if "a" in copied or copies_a(p, chunk, block, dtype):
                 depth = slab if slab < p.k.size else p.k_size
                 a_tiles = even(rows, max(1, COPIED_BYTES // (mr * depth * dtype.itemsize)))
             yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, block, a_tiles, packed_b)

@@ -6,13 +6,15 @@ and added. Then the epilogue, as in `graphc.kernels.contract_loops`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from graphc.dtype import DType
 from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
+from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
-from graphc.loop import Affine, Expr, Load, Role, Scratch, Stmt, Var, call
+from graphc.loop import Affine, Expr, Role, Scratch, Stmt, Var, call
 
 __all__ = ["SimpleLoops", "is_simple"]
 
@@ -34,9 +36,9 @@ def along_k(p: Problem) -> bool:
 class SimpleLoops:
     """The statements of one contraction: tasks are rows, and ranges of columns. Scratch: ``row`` of sums."""
 
-    def __init__(self, p: Problem, dtype: DType, epilogue: Epilogue):
+    def __init__(self, p: Problem, dtype: DType, epilogue: Epilogue, stored: Mapping[str, Stored]):
         self.p, self.dtype, self.epilogue = p, dtype, epilogue
-        self.code = Code(dtype, ("a", "b", "row"))
+        self.code = Code(dtype, ("a", "b", "row"), stored)
         self.width = min(p.n.size, COLUMNS)
 
     def scratch(self) -> tuple[Scratch, ...]:
@@ -57,7 +59,7 @@ class SimpleLoops:
             finish_row(c, self.epilogue, axes, p.n, columns, ("row", start))
         return tuple(c.out)
 
-    def element(self, array: str, axes: Indexed, k: Var, n: Var) -> Load:
+    def element(self, array: str, axes: Indexed, k: Var, n: Var) -> Expr:
         which, p = (A if array == "a" else B), self.p
         at = place((i, axis.strides[which]) for axis, i in axes)
         return self.code.load(array, at + place([(k, p.k.strides[which]), (n, p.n.strides[which])]))

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
-from graphc.dtype import DType
 from graphc.kernels.contract_code import Bound, Code, place
+from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_problem import Axis, Problem
 from graphc.loop import Affine, Operand, Role, Stmt
 
@@ -29,8 +29,8 @@ def needs_turn(p: Problem) -> bool:
 class Turn:
     """One launch that copies ``b`` to ``y0`` as [outer, k_outer, k, n], and the problem that is left then."""
 
-    def __init__(self, p: Problem, dtype: DType):
-        self.p, self.dtype = p, dtype
+    def __init__(self, p: Problem, stored: Stored):
+        self.p, self.stored = p, stored
         self.around = [*(axis for axis in p.outer if axis.strides[B]), *p.k_outer]
         self.shape = (*(axis.size for axis in self.around), p.k.size, p.n.size)
 
@@ -55,7 +55,7 @@ class Turn:
         )
 
     def body(self) -> tuple[Stmt, ...]:
-        p, c = self.p, Code(self.dtype, ("b", "y0"))
+        p, c = self.p, Code(self.stored.value, ("b", "y0"), {"b": self.stored})
         sizes = [("row", axis.size) for axis in self.around]
         with c.loop("task", 0, prod(size for _, size in sizes), role=Role.PARALLEL) as task:
             at = list(zip(c.unflatten(task, sizes), self.around, strict=True))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import ClassVar
 
-from graphc.dtype import DType, bool_, int64
+from graphc.dtype import DType, bfloat16, bool_, int64
 from graphc.errors import error
 from graphc.loop import (
     COMBINE,
@@ -55,8 +55,10 @@ __all__ = [
 
 
 def short(dtype: DType) -> str:
-    """The short name of an element type in generated code: f32, i64, b1, …"""
-    return "b1" if dtype.kind == "b" else f"{dtype.kind}{8 * dtype.itemsize}"
+    """The short name of an element type in generated code: f32, bf16, i64, b1, …"""
+    if dtype.kind == "b":
+        return "b1"
+    return ("b" if dtype == bfloat16 else "") + f"{dtype.kind}{8 * dtype.itemsize}"
 
 
 def decimal(value: float, dtype: DType) -> str:

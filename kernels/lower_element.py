@@ -227,7 +227,7 @@ class Elements:
         args = [env[a] for a in item.args]
         operands = len(item.args) - len(item.positions)
         known = dict(zip(item.positions, args[operands:], strict=True))
-        return lowering.fn(args[:operands], map_context(item.value, known))
+        return lowering.element(args[:operands], map_context(item.value, known))
 
     def closure(self, wanted: Iterable[int], stop: Callable[[int], bool] = lambda i: False) -> set[int]:
         """``wanted`` and all that they need, without going below items for which ``stop`` holds."""

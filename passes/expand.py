@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from functools import reduce
 from math import prod
 
+from graphc.dtype import DType
 from graphc.ir import Attrs, Graph, Node, Value
 from graphc.ops import get_op
 from graphc.ops.base import Meta, Reduce, apply, at_loc
-from graphc.ops.build import permute, reshape
+from graphc.ops.build import convert, permute, reshape
+from graphc.ops.contract import rounding
 from graphc.ops.conv import Geometry, elements
 from graphc.ops.windows import pad
 from graphc.passes.rewrite import with_bodies
@@ -54,10 +56,11 @@ def convolution(inputs: Sequence[Value], at: Attrs) -> Value:
         strides=g.strides,
         dilations=g.dilations,
     )
-    return narrow_product(windows, w, g.groups) if windows.shape[n + 1] < NARROW else wide_product(windows, w, g.groups)
+    product = narrow_product if windows.shape[n + 1] < NARROW else wide_product
+    return product(windows, w, g.groups, rounding(x.dtype, at))
 
 
-def wide_product(windows: Value, w: Value, groups: int) -> Value:
+def wide_product(windows: Value, w: Value, groups: int, kept: dict[str, DType]) -> Value:
     """Vectors run along the positions: for each image and group, weight [O, C, window] times windows [C, window, P].
 
     The weight is the same for all images: a batch dimension that it is repeated along, for nothing, so that the
@@ -70,7 +73,7 @@ def wide_product(windows: Value, w: Value, groups: int) -> Value:
     if groups == 1:
         repeated = apply("broadcast_to", w, shape=(batch, *w.shape))
         contract = ((2, *range(3, n + 3)), (1, *range(n + 2, 2 * n + 2)))
-        return apply("dot", repeated, windows, batch=((0,), (0,)), contract=contract)
+        return apply("dot", repeated, windows, batch=((0,), (0,)), contract=contract, **kept)
     repeated = apply(
         "broadcast_to",
         reshape(w, (groups, out // groups, inner, *kernel)),
@@ -78,10 +81,10 @@ def wide_product(windows: Value, w: Value, groups: int) -> Value:
     )
     split = reshape(windows, (batch, groups, inner, *rest))
     contract = ((3, *range(4, n + 4)), (2, *range(n + 3, 2 * n + 3)))
-    return reshape(apply("dot", repeated, split, batch=((0, 1), (0, 1)), contract=contract), wanted)
+    return reshape(apply("dot", repeated, split, batch=((0, 1), (0, 1)), contract=contract, **kept), wanted)
 
 
-def narrow_product(windows: Value, w: Value, groups: int) -> Value:
+def narrow_product(windows: Value, w: Value, groups: int, kept: dict[str, DType]) -> Value:
     """Vectors run along the output channels: for each group, windows [B, P, C, window] times weight [C, window, O]."""
     batch, _, *rest = windows.shape
     n = len(rest) // 2
@@ -89,12 +92,12 @@ def narrow_product(windows: Value, w: Value, groups: int) -> Value:
     window = range(n + 2, 2 * n + 2)
     if groups == 1:
         contract = ((1, *window), (1, *range(2, n + 2)))
-        product = apply("dot", windows, w, batch=((), ()), contract=contract)  # [B, *P, O]
+        product = apply("dot", windows, w, batch=((), ()), contract=contract, **kept)  # [B, *P, O]
         return permute(product, [0, n + 1, *range(1, n + 1)])
     split = reshape(windows, (batch, groups, inner, *rest))
     weight = reshape(w, (groups, out // groups, inner, *kernel))
     contract = ((2, *(d + 1 for d in window)), (2, *range(3, n + 3)))
-    product = apply("dot", split, weight, batch=((1,), (0,)), contract=contract)  # [groups, B, *P, O / groups]
+    product = apply("dot", split, weight, batch=((1,), (0,)), contract=contract, **kept)  # [groups, B, *P, O / groups]
     return reshape(permute(product, [1, 0, n + 2, *range(2, n + 2)]), (batch, out, *rest[:n]))
 
 
@@ -117,7 +120,8 @@ def reduced_windows(node: Node, x: Value) -> Sequence[Value] | None:
     ndim, sizes = len(x.node.inputs[0].shape), x.node.attrs["sizes"]
     if node.attrs["axes"] != tuple(range(ndim, len(x.shape))) or not 0 < prod(sizes) <= SMALL_WINDOW or not sizes:
         return None
-    return [tree(COMBINE[node.op], elements(x, ndim))]
+    total = tree(COMBINE[node.op], elements(convert(x, x.dtype.computed), ndim))
+    return [convert(total, x.dtype)]  # rounded once, as the reduction is
 
 
 def tree(op: str, values: Sequence[Value]) -> Value:

@@ -14,7 +14,7 @@ LIMIT = 4096  # elements; larger constants cost more in the artifact than comput
 
 
 def fold(graph: Graph) -> Graph:
-    """Evaluate nodes whose operands are all constants, by the op's own ``eval``.
+    """Evaluate nodes whose operands are all constants, by the op itself.
 
     Before: any graph. After: no node has only constant operands, except where its results have more than `LIMIT`
     elements or more than all of its operands together (a broadcast, which costs nothing where it is).
@@ -31,7 +31,7 @@ def _fold(node: Node, inputs: tuple[Value, ...]) -> list[Value] | None:
     size = sum(t.size for t in node.types)
     if size > LIMIT or size > sum(v.type.size for v in inputs):
         return None
-    results = op.eval([v.node.attrs["value"].array for v in inputs], node.attrs)
+    results = op.evaluate([v.node.attrs["value"].array for v in inputs], node.attrs)
     return [_const(r, node.loc) for r in (Literal.of(a) for a in results)]
 
 

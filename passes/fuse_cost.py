@@ -32,7 +32,7 @@ def probe(value: Value) -> Expr:
     """The expression of one element over placeholders."""
     lowering = get_op(value.node.op).lower
     assert isinstance(lowering, Map)
-    return lowering.fn([Var(f"arg{i}", v.dtype) for i, v in enumerate(value.node.inputs)], map_context(value))
+    return lowering.element([Var(f"arg{i}", v.dtype) for i, v in enumerate(value.node.inputs)], map_context(value))
 
 
 def map_context(value: Value, known: Mapping[str, Expr] | None = None) -> MapContext:

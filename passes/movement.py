@@ -14,7 +14,7 @@ from graphc.dtype import Shape, broadcast_shapes
 from graphc.ir import Attrs, Node, Value
 from graphc.ops import OPS
 from graphc.ops.base import Map, apply
-from graphc.ops.build import mul, neg, permute, reshape
+from graphc.ops.build import convert, mul, neg, permute, reshape
 from graphc.passes.rewrite import Match, Rule, op, rule, uniform, var
 
 __all__ = ["MOVEMENT"]
@@ -187,7 +187,10 @@ def reduce_of_broadcast(m: Match) -> Value | None:
         return None
     once = tuple(1 if i in repeated else d for i, d in enumerate(shape))
     value = apply(m.root.op, broadcast(source, once), axes=axes)
-    return mul(value, prod(shape[a] for a in repeated)) if m.root.op == "sum" else value
+    if m.root.op != "sum":
+        return value
+    wide = convert(value, value.dtype.computed)  # a count may be more than 16 bits hold
+    return convert(mul(wide, prod(shape[a] for a in repeated)), value.dtype)
 
 
 def reduce_of_reduce(m: Match) -> Value:
@@ -247,7 +250,7 @@ def dot_of_permute(m: Match) -> Value | None:
             operands[side] = value.node.inputs[0]
     if operands == list(node.inputs):
         return None
-    return apply("dot", *operands, batch=tuple(batch), contract=tuple(contract))
+    return apply("dot", *operands, **{**node.attrs, "batch": tuple(batch), "contract": tuple(contract)})
 
 
 def permute_of_dot(m: Match) -> Value | None:
@@ -262,7 +265,7 @@ def permute_of_dot(m: Match) -> Value | None:
     if axes != (*axes[:nb], *range(split, ndim), *range(nb, split)) or sorted(axes[:nb]) != list(range(nb)):
         return None
     batch = (tuple(by[a] for a in axes[:nb]), tuple(bx[a] for a in axes[:nb]))
-    return apply("dot", m.y, m.x, batch=batch, contract=(cy, cx))
+    return apply("dot", m.y, m.x, **{**m.d.node.attrs, "batch": batch, "contract": (cy, cx)})
 
 
 DOT_RULES = (

@@ -12,7 +12,7 @@ from graphc.ir import Graph, Node, Value, toposort
 from graphc.ops import get_op
 from graphc.ops.attention import attention
 from graphc.ops.base import Meta, Region, apply_node, at_loc
-from graphc.ops.build import Array, permute, reshape
+from graphc.ops.build import Array, convert, permute, reshape
 from graphc.ops.region import walk_graph
 from graphc.passes.rewrite import uniform, with_bodies
 
@@ -30,7 +30,7 @@ def outline(graph: Graph) -> Graph:
     Before: gradients are not yet written out (the region brings its own). After: there is one region where the pattern
     was, if scale, mask and dropout are each there or not, the mask is causal (by `where` or by adding -1e9 or less) and
     nothing else uses the weights, which are then never stored, forward or backward. Sums and products round in another
-    order.
+    order, and attention of 16-bit floats rounds once.
 
     Example: ``softmax(where(tril, q @ kᵀ * s, -inf)) @ v`` becomes
     ``call{hint="attention", is_causal=true, scale=s, dropout_p=0.0}(q, k, v)``.
@@ -81,13 +81,14 @@ def _region(a: Attention, new: dict[Value, Value], node: Node) -> Value:
     with at_loc(node.loc):
         operands = []
         for m in (a.q, a.k, a.v):
-            x = permute(new[m.value], m.axes)
+            x = permute(convert(new[m.value], m.value.dtype.computed), m.axes)
             lead = x.shape[:-2]
             operands.append(reshape(x, (prod(lead[:-1]), lead[-1] if lead else 1, *x.shape[-2:])))
         operands.extend(new[key] for key in a.dropout.keys)
         types = [x.type for x in operands]
         rule = attention(types, is_causal=a.is_causal, scale=a.scale, dropout_p=a.dropout.p)
-        return reshape(apply_node("call", *operands, **rule).out(), node.types[0].shape)
+        out = reshape(apply_node("call", *operands, **rule).out(), node.types[0].shape)
+        return convert(out, node.types[0].dtype)
 
 
 # The pattern, from the last product to the first ---------------------------------------------------------------------

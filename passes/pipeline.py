@@ -15,8 +15,10 @@ from graphc.passes.fold import fold
 from graphc.passes.fuse import fuse
 from graphc.passes.inline import inline
 from graphc.passes.outline import outline
+from graphc.passes.precision import precision
 from graphc.passes.schedule import schedule
 from graphc.passes.simplify import simplify
+from graphc.passes.widen import widen
 from graphc.verify import verify
 
 __all__ = ["ORDER", "PIPELINE", "Constraint", "Observer", "Pass", "check_order", "run"]
@@ -44,6 +46,7 @@ PIPELINE = (
     Pass("outline", outline, "Finds attention that was written out by hand."),
     Pass("differentiate", differentiate, "Writes out every gradient."),
     Pass("expand", expand, "Writes convolutions as products over windows."),
+    Pass("precision", precision, "Rounds the factors of products to 16 bits, where that was asked for."),
     Pass("simplify", simplify, "Applies local algebra until nothing changes."),
     Pass("fold", fold, "Computes what depends on constants alone."),
     # Again, for what folding has brought to light: pow(x, 1 + 1) is x * x only once the exponent is one constant.
@@ -51,6 +54,7 @@ PIPELINE = (
     Pass("cse", cse, "Merges equal computations."),
     Pass("dce", dce, "Drops what nobody needs, also inside regions."),
     Pass("inline", inline, "Replaces regions without a kernel of their own by their bodies."),
+    Pass("widen", widen, "Accumulates 16-bit floats in float32."),
     Pass("fuse", fuse, "Groups nodes into kernels."),
     Pass("schedule", schedule, "Orders the kernels for a low peak of memory."),
 )
@@ -59,6 +63,9 @@ ORDER = (
     Constraint("outline", "differentiate", "attention brings its own gradient, which stores no weights"),
     Constraint("outline", "simplify", "the pattern is matched in the form that tracing gives it"),
     Constraint("differentiate", "expand", "convolutions have a better gradient than the products that they become"),
+    Constraint("differentiate", "precision", "gradients take the setting over from the products that they are of"),
+    Constraint("expand", "precision", "a convolution's setting becomes that of its product"),
+    Constraint("precision", "cse", "what several products take is rounded once"),
     Constraint("expand", "simplify", "what a convolution becomes is written without regard to what is around it"),
     Constraint("differentiate", "simplify", "simplify removes stop_gradient, which only differentiate understands"),
     Constraint("differentiate", "dce", "dce drops the gradient rules of regions and trims what they refer to"),
@@ -69,6 +76,8 @@ ORDER = (
     Constraint("cse", "inline", "what a checkpoint computes again must not be merged with the forward pass"),
     Constraint("dce", "inline", "a region is trimmed to what is used before its body is copied"),
     Constraint("inline", "fuse", "fuse lowers every region that is left to a kernel of its name"),
+    Constraint("inline", "widen", "what regions accumulate is in the open then"),
+    Constraint("widen", "fuse", "the casts join the kernels around them, and kernels accumulate in one type"),
     Constraint("fuse", "schedule", "memory is alive between kernels, not between nodes"),
     Constraint("dce", "fuse", "a kernel must not compute what nobody reads"),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from graphc.dtype import DType
+from graphc.dtype import DType, finfo, holds
 from graphc.ir import Graph, Value
 from graphc.ops.base import apply
 from graphc.ops.build import full, mul, neg
@@ -42,8 +42,11 @@ def like(m: Match, number: float) -> Value:
 
 
 def power_of_two(number: float, dtype: DType) -> bool:
-    """Whether 1/number is exact: a power of two whose reciprocal is a normal number of either float type."""
-    return dtype.is_float and 2**-100 < abs(number) < 2**100 and math.frexp(abs(number))[0] == 0.5
+    """Whether 1/number is exact: a power of two whose reciprocal is a normal number of the float type."""
+    if not dtype.is_float or math.frexp(abs(number))[0] != 0.5:
+        return False
+    limits = finfo(dtype)
+    return limits.smallest_normal <= 1 / abs(number) <= limits.max
 
 
 def integers(m: Match, value: Value) -> Value | None:
@@ -53,8 +56,7 @@ def integers(m: Match, value: Value) -> Value | None:
 def widened(m: Match) -> Value | None:
     """The operand of the inner of two casts, where the inner one keeps every value."""
     inner, outer = m.w.dtype, m.root.types[0].dtype
-    keeps = m.x.dtype.kind == inner.kind and m.x.dtype.itemsize <= inner.itemsize
-    return apply("astype", m.x, dtype=outer) if keeps else None
+    return apply("astype", m.x, dtype=outer) if holds(inner, m.x.dtype) else None
 
 
 ARITHMETIC = (

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.dtype import DType
+from graphc.dtype import DType, bfloat16
 from graphc.kernels.plan import EntryPlan, Launch, View
 from graphc.loop import (
     Acc,
@@ -207,6 +207,9 @@ class _Thread:
         a, b = self.matrix(s.a, s.m, k), self.matrix(s.b, k, s.n)
         c = self.matrix(s.c, s.m, s.n)
         assert s.b.col == 1 and s.c.col == 1  # noqa: PT018
+        if s.pairs:
+            a, b = halves(a), halves(b.T).T
+            k *= 2
         c[...] = (c if s.accumulate else 0) + (a @ b if k else np.zeros_like(c))
 
     def matrix(self, o: Operand, rows: int, cols: int) -> np.ndarray:
@@ -244,8 +247,14 @@ class _Thread:
                 assert self.buffers[buffer].dtype == dtype.numpy, f"load of {dtype} from {buffer}"
                 return self.buffers[buffer][self.at(buffer, index)]
             case Call(name, args, dtype):
-                return np.asarray(intrinsic(name, [self.expr(a) for a in args], dtype)).astype(dtype.numpy)[()]
+                value = np.asarray(intrinsic(name, [self.expr(a) for a in args], dtype))
+                return value.astype(dtype.computed.numpy).astype(dtype.numpy)[()]
         raise AssertionError(e)
+
+
+def halves(words: np.ndarray) -> np.ndarray:
+    """The bfloat16 in each row of words, lower halves first, in float32."""
+    return np.ascontiguousarray(words).view(bfloat16.numpy).astype(np.float32)
 
 
 def identity(combine: str, dtype: DType) -> Any:

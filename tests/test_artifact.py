@@ -21,6 +21,7 @@ from safetensors.numpy import save as official_save
 from graphc import artifact_tensors
 from graphc.artifact import MANIFEST, STATE_FILE, Artifact, is_trusted, trust
 from graphc.artifact_records import FORMAT, Manifest, decode, encode
+from graphc.dtype import bfloat16
 from graphc.errors import GraphcError
 from graphc.runtime import load
 
@@ -263,13 +264,15 @@ def header(text: str, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text)) + text.encode() + data
 
 
-def test_bfloat16_is_read_as_float32() -> None:
+def test_bfloat16_is_read_and_written() -> None:
     data = header(
         '{"a": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [0, 4]}}', struct.pack("<HH", 0x3F80, 0xC020)
     )
     found = artifact_tensors.parse(data)["a"]
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, [[1.0], [-2.5]])
+    assert found.dtype == bfloat16.numpy
+    np.testing.assert_array_equal(found.astype(np.float32), [[1.0], [-2.5]])
+    again = artifact_tensors.parse(artifact_tensors.dump({"a": found}))["a"]
+    np.testing.assert_array_equal(again.view(np.uint16), found.view(np.uint16))
 
 
 @pytest.mark.parametrize(

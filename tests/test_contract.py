@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def array_input(name: str, shape: tuple[int, ...], kind: str = "float32") -> Val
 
 def numbers(shape: tuple[int, ...], kind: str, seed: int) -> np.ndarray:
     rng = np.random.default_rng([seed, *shape])
-    return rng.integers(-9, 9, shape).astype(kind) if kind[0] in "iu" else rng.standard_normal(shape).astype(kind)
+    values = rng.integers(-9, 9, shape) if dtype(kind).is_integer else rng.standard_normal(shape)
+    return values.astype(dtype(kind).numpy)
 
 
 def check_dot(
@@ -44,14 +46,15 @@ def check_dot(
     **run: Any,
 ) -> None:
     a, b = array_input("a", left, kind), array_input("b", right, kind)
-    dot = apply("dot", a, b, batch=batch, contract=contract)
+    sums = dtype(kind).computed
+    dot = apply("dot", a, b, batch=batch, contract=contract, dtype=sums)
     arrays = [like(numbers(left, kind, 1), orders[0], pad), like(numbers(right, kind, 2), orders[1], pad)]
-    out = blank(dot.shape, kind, orders[2], pad)
+    out = blank(dot.shape, sums.name, orders[2], pad)
     run_lowered(lower_contract, Graph.build("contract", [a, b], [("y0", dot)]), arrays, [out], **run)
-    wide = [x.astype("float64" if kind[0] == "f" else kind) for x in arrays]
+    wide = [x.astype("float64" if sums.is_float else kind) for x in arrays]
     (want,) = get_op("dot").eval(wide, dot.node.attrs)
     depth = max(1, np.prod([left[d] for d in contract[0]], dtype=int))
-    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6 * depth if kind[0] == "f" else 0)
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6 * depth if sums.is_float else 0)
 
 
 SIZES = [(13, 33, 7), (5, 1, 9), (1, 5, 9), (1, 1, 3), (64, 65, 20), (30, 70, 600), (12, 32, 4), (3, 40, 0), (0, 4, 2)]
@@ -73,6 +76,38 @@ def test_matrices(size: tuple[int, int, int], layout: str) -> None:
 def test_other_dtypes(kind: str) -> None:
     check_dot((13, 21), (21, 35), ((1,), (0,)), kind=kind)
     check_dot((2, 13, 5), (2, 9, 5), ((2,), (2,)), ((0,), (0,)), kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+@pytest.mark.parametrize("layout", ["mk,kn", "km,kn", "mk,nk", "km,nk"])
+def test_factors_of_16_bits_have_sums_of_32(layout: str, kind: str) -> None:
+    left, right = layout.split(",")
+    for size in ((13, 33, 7), (1, 5, 9), (30, 70, 600), (3, 40, 0), (10, 20, 2048)):
+        dims = dict(zip("mnk", size, strict=True))
+        shapes = tuple(dims[d] for d in left), tuple(dims[d] for d in right)
+        check_dot(*shapes, ((left.index("k"),), (right.index("k"),)), kind=kind, pad=3)
+    check_dot((2, 5, 6, 40), (5, 3, 17, 6, 40), ((2, 3), (3, 4)), ((1,), (0,)), kind=kind)
+    turned = ((1, 0, 2, 3), None, None)
+    check_dot((4, 9, 40, 6), (17, 6, 40), ((3, 2), (1, 2)), kind=kind, orders=turned)
+
+
+PAIRS = replace(BASELINES["x86-64-v4"], features=(*BASELINES["x86-64-v4"].features, "avx512bf16"))
+
+
+@pytest.mark.parametrize("layout", ["mk,kn", "km,kn", "mk,nk", "km,nk"])
+def test_pairs_of_bfloat16(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As words where rows run along k and are of even length; else interleaved; widened where k is odd."""
+    monkeypatch.setitem(BASELINES, "pairs", PAIRS)
+    left, right = layout.split(",")
+    run: dict[str, Any] = {"kind": "bfloat16", "target": "pairs"}
+    for size, pad in (((13, 33, 8), 2), ((30, 70, 600), 3), ((12, 32, 7), 0), ((10, 20, 4096), 0), ((1, 70, 64), 1)):
+        dims = dict(zip("mnk", size, strict=True))
+        shapes = tuple(dims[d] for d in left), tuple(dims[d] for d in right)
+        for out in (None, (1, 0)):
+            check_dot(*shapes, ((left.index("k"),), (right.index("k"),)), pad=pad, orders=(None, None, out), **run)
+    check_dot((2, 5, 6, 40), (5, 3, 17, 6, 40), ((2, 3), (3, 4)), ((1,), (0,)), **run)
+    turned = ((1, 0, 2, 3), None, None)
+    check_dot((4, 9, 40, 6), (17, 6, 40), ((3, 2), (1, 2)), orders=turned, **run)
 
 
 BATCHES = [

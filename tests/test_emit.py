@@ -10,7 +10,21 @@ import numpy as np
 import pytest
 from backends import Args, Runner, in_c, interpret, on_cpu, runnable
 
-from graphc.dtype import DTYPES, DType, bool_, float32, float64, int8, int16, int32, int64, uint8, uint32
+from graphc.dtype import (
+    DTYPES,
+    DType,
+    bfloat16,
+    bool_,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+    uint32,
+)
 from graphc.errors import GraphcError, Loc
 from graphc.kernels.c import CDialect
 from graphc.kernels.cpu.dialect import NumbaDialect
@@ -110,7 +124,7 @@ def every_intrinsic(dtype: DType, role: Role) -> Kernel:
 
 
 @pytest.mark.parametrize("role", [Role.VECTOR, Role.SERIAL], ids=["vector", "scalar"])
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", [d for d in DTYPES.values() if not d.is_half], ids=str)
 def test_every_intrinsic(run: Runner, dtype: DType, role: Role) -> None:
     kernel = every_intrinsic(dtype, role)
     inputs = [values(dtype, N, seed) for seed in range(3)]
@@ -142,6 +156,36 @@ def test_casts(run: Runner, source: DType) -> None:
     check(run, kernel, [data, *(np.zeros(N, d.numpy) for d in DTYPES.values())])
 
 
+@pytest.mark.parametrize("narrow", [float16, bfloat16], ids=str)
+def test_16_bit_floats_round_to_nearest_even(run: Runner, narrow: DType) -> None:
+    """All values are exact in float32; what is half way between two of them, or beside that, rounds as it should."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(narrow.numpy)
+    wide = every.astype(np.float32)
+    bits = wide.view(np.uint32)
+    step = np.uint32(1 << (13 if narrow == float16 else 16))
+    near = [bits + step // 2 + np.uint32(d) for d in (0, 1)] + [bits + step // 2 - np.uint32(1)]
+    inputs = np.concatenate([wide, *(b.view(np.float32) for b in near), np.float32([65519.9, 65520, 1e38, 2.9e-8])])
+    count = len(inputs)
+    params = (
+        Param("x", float32),
+        Param("h", narrow),
+        Param("y", narrow, written=True),
+        Param("w", float32, written=True),
+    )
+    body = (Store("y", Affine.of(i), Call("cast", (Load("x", Affine.of(i), float32),), narrow)),)
+    widen = (Store("w", Affine.of(j), Call("cast", (Load("h", Affine.of(j), narrow),), float32)),)
+    for role in (Role.VECTOR, Role.SERIAL):
+        rounded, widened = np.zeros(count, narrow.numpy), np.zeros(1 << 16, np.float32)
+        kernel = Kernel(f"halves_{role.value}", params, (Loop(i, count, body, role), Loop(j, 1 << 16, widen, role)))
+        run(kernel, [inputs, every, rounded, widened], 1)
+        with np.errstate(all="ignore"):
+            want = inputs.astype(narrow.numpy)
+        nan = np.isnan(inputs)
+        np.testing.assert_array_equal(rounded.view(np.uint16)[~nan], want.view(np.uint16)[~nan])
+        assert np.isnan(rounded[nan].astype(np.float32)).all()
+        np.testing.assert_array_equal(widened, wide)
+
+
 def test_float_to_integer_saturates(run: Runner) -> None:
     x = np.array([np.nan, np.inf, -np.inf, 1e20, -1e20, -1.9, 2.9, 0.0], np.float32)
     targets = (int8, int16, int32, int64, uint8, uint32)
@@ -169,7 +213,7 @@ def test_threefry_vectors(run: Runner) -> None:
 
 
 @pytest.mark.parametrize(("stride", "offset"), [(1, 3), (3, 0), (-1, N), (-2, 3 * N), (0, 5)])
-@pytest.mark.parametrize("dtype", [float32, int64, bool_, int8], ids=str)
+@pytest.mark.parametrize("dtype", [float32, float16, bfloat16, int64, bool_, int8], ids=str)
 def test_strided_access(run: Runner, dtype: DType, stride: int, offset: int) -> None:
     x = Load("x", Affine.of(i, stride, offset), dtype)
     body: tuple[Stmt, ...] = (Store("y", Affine.of(i), x), Store("z", Affine.of(i, -2, 2 * N), x))
@@ -313,11 +357,11 @@ def test_contract(run: Runner, m: int, columns: int, k: int, accumulate: bool) -
 @pytest.mark.parametrize(("m", "columns"), [(1, 1), (32, 48), (16, 5), (19, 37), (40, 0)])
 def test_transpose(run: Runner, m: int, columns: int) -> None:
     """Both matrices sit inside wider ones; the number of columns is known only at run time."""
-    for dtype in (float32, float64):
-        stmt = Transpose(Operand("c", Affine(2), m + 5), Operand("a", Affine(1), columns + 3), m, n, dtype)
-        params = (Param("a", dtype), Param("c", dtype, written=True), Param("n", int64, scalar=True))
-        arrays = [values(dtype, m * (columns + 3) + 6, 1), values(dtype, (columns + 1) * (m + 5) + 6, 2)]
-        check(run, Kernel(f"transpose_{dtype}_{m}_{columns}", params, (stmt,)), [*arrays, columns])
+    for source, dtype in ((float32, float32), (float64, float64), (bfloat16, float32)):
+        stmt = Transpose(Operand("c", Affine(2), m + 5), Operand("a", Affine(1), columns + 3), m, n, dtype, source)
+        params = (Param("a", source), Param("c", dtype, written=True), Param("n", int64, scalar=True))
+        arrays = [values(source, m * (columns + 3) + 6, 1), values(dtype, (columns + 1) * (m + 5) + 6, 2)]
+        check(run, Kernel(f"transpose_{source}_{m}_{columns}", params, (stmt,)), [*arrays, columns])
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
@@ -357,7 +401,7 @@ def test_names_of_block_products_are_free(run: Runner) -> None:
         Let(product, Const(2, float32)),
         Contract(c, a, b, 4, 16, 16, float32),
         Contract(c, a, b, 4, 16, 16, float32, accumulate=True),
-        Transpose(Operand("t", Affine(), 4), Operand("transpose_block", Affine(), 16), 4, 16, float32),
+        Transpose(Operand("t", Affine(), 4), Operand("transpose_block", Affine(), 16), 4, 16, float32, float32),
         Store("transpose_block", Affine(), product),
     )
     names = ("product1", "j_", "transpose_block", "t")

@@ -24,8 +24,8 @@ LAYERS = (
     ("graphc.ops",),
     (
         "graphc.verify", "graphc.text", "graphc.interp", "graphc.scope", "graphc.indexing", "graphc.variable",
-        "graphc.tensor", "graphc.traps", "graphc.random", "graphc.trace", "graphc.functional*", "graphc.nn",
-        "graphc.optim", "graphc.modelfile",
+        "graphc.tensor", "graphc.traps", "graphc.half", "graphc.random", "graphc.trace", "graphc.functional*",
+        "graphc.nn", "graphc.optim", "graphc.modelfile",
     ),
     ("graphc.passes",),
     ("graphc.kernels",),
@@ -162,7 +162,7 @@ def test_no_file_is_long() -> None:
     assert not {f: n for f, n in lengths.items() if n > LONGEST}
 
 
-@pytest.mark.parametrize("heavy", ["numba", "llvmlite", "networkx"])
+@pytest.mark.parametrize("heavy", ["numba", "llvmlite", "networkx", "ml_dtypes"])
 def test_import_graphc_is_light(heavy: str, tmp_path: Path) -> None:
     code = f"import sys, graphc; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0

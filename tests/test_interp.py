@@ -83,9 +83,9 @@ def test_values_are_dropped_after_their_last_use(monkeypatch: pytest.MonkeyPatch
         def __init__(self, op):
             self.op = op
 
-        def eval(self, arrays, at):
+        def evaluate(self, arrays, at):
             nonlocal most
-            (result,) = self.op.eval(arrays, at)
+            (result,) = self.op.evaluate(arrays, at)
             alive.append(weakref.ref(result))
             most = max(most, sum(r() is not None for r in alive))
             return (result,)

@@ -16,11 +16,11 @@ from backends import runnable
 from native import aligned, elf_symbols, load_objects
 
 import graphc.kernels.cpu.build as build
-from graphc.dtype import DType, float32, float64
+from graphc.dtype import DTYPES, DType, bool_, float32, float64
 from graphc.kernels.cpu.build import Compiled, compile_kernels, machine, optimise, team_object
 from graphc.kernels.cpu.frontend import lower
 from graphc.kernels.cpu.target import BASELINES, CpuTarget
-from graphc.loop import Acc, Affine, Contract, Kernel, Load, Loop, Operand, Param, Role, Store, Update, Var, call
+from graphc.loop import Acc, Affine, Call, Contract, Kernel, Load, Loop, Operand, Param, Role, Store, Update, Var, call
 
 RUNNABLE = [level for level, target in BASELINES.items() if runnable(target)]
 
@@ -96,10 +96,21 @@ def row_sums(n: int = 100) -> Kernel:
     return Kernel(f"row_sums_{n}", params, (Loop(i, 8, row, Role.PARALLEL),))
 
 
+def halves() -> Kernel:
+    """Each type to 16-bit floats and back, in vectors with a rest and one by one."""
+    i, types = Var("i"), list(DTYPES.values())
+    loads = {d: Load(f"x_{d}", Affine.of(i), d) for d in types}
+    pairs = [(a, b) for a in types for b in types if a.is_half or b.is_half]
+    stores = tuple(Store(f"y_{a}_{b}", Affine.of(i), Call("cast", (loads[a],), b)) for a, b in pairs if b != bool_)
+    params = [Param(f"x_{d}", d) for d in types] + [Param(f"y_{a}_{b}", b, written=True) for a, b in pairs]
+    loops = tuple(Loop(i, 37, stores, role) for role in (Role.VECTOR, Role.SERIAL))
+    return Kernel("halves", tuple(params), loops)
+
+
 @pytest.mark.parametrize("level", BASELINES)
 def test_objects_need_nothing_from_outside(level: str, tmp_path: Path) -> None:
     number = 183 if level == "neon" else 62  # EM_AARCH64, EM_X86_64
-    for built in compile_kernels([row_sums(), product(13, 40, 9)], BASELINES[level], tmp_path):
+    for built in compile_kernels([row_sums(), product(13, 40, 9), halves()], BASELINES[level], tmp_path):
         assert elf_symbols(built.object) == (number, {built.symbol: True})
     kind, symbols = elf_symbols(team_object(BASELINES[level]))
     assert kind == number

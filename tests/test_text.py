@@ -141,7 +141,7 @@ MALFORMED = [
     (SMALL.replace("(loss=%3)", "(loss=%9)"), 6, "%9 is not defined"),
     (SMALL.replace("%2 = add", "%2, %8 = add"), 4, "2 results and 1 types"),
     (SMALL.replace("axes=(0, 1)", "axes=(0, 1), axes=()"), 5, "attribute axes occurs twice"),
-    (SMALL.replace("float32[2,3] @ models/net.py:9", "float16[2,3]"), 4, "float16 is no dtype"),
+    (SMALL.replace("float32[2,3] @ models/net.py:9", "float8[2,3]"), 4, "float8 is no dtype"),
     (SMALL.replace("float32[2,3] @ models/net.py:9", "float32[2,-3]"), 4, "dimensions"),
     (SMALL.replace("float32[2,3] @ models/net.py:9", f"float32[{2**63}]"), 4, "dimensions"),
     (SMALL.replace("float32[2,3] @ models/net.py:9", "float32[" + "1," * 40 + "]"), 4, "at most 32 dimensions"),

@@ -8,6 +8,7 @@ from graphc.errors import error
 from graphc.functional import erf, exp, log, maximum, split, tanh, where
 from graphc.functional import sum as total
 from graphc.functional_math import expm1, log1p
+from graphc.half import rounded_once
 from graphc.scope import user_loc
 from graphc.tensor import Axis, Tensor, TensorLike, apply, as_tensor, normalize_axis, reduce, reshape
 from graphc.trace import stop_gradient
@@ -29,12 +30,14 @@ def sigmoid(x: TensorLike) -> Tensor:
     return apply("sigmoid", as_tensor(x))
 
 
+@rounded_once
 def silu(x: TensorLike) -> Tensor:
     """x * sigmoid(x)."""
     x = as_tensor(x)
     return x * sigmoid(x)
 
 
+@rounded_once
 def gelu(x: TensorLike, *, approximate: str = "none") -> Tensor:
     """x times the normal distribution function at x; ``approximate="tanh"`` is the form of GPT-2 ("gelu_new").
 
@@ -48,6 +51,7 @@ def gelu(x: TensorLike, *, approximate: str = "none") -> Tensor:
     raise error("GC0217", f"gelu has no form {approximate!r}", loc=user_loc(), hint='approximate="none" or "tanh"')
 
 
+@rounded_once
 def softplus(x: TensorLike, beta: float = 1.0) -> Tensor:
     """log(1 + exp(beta x)) / beta, without overflow and without losing small results."""
     x = as_tensor(x) if beta == 1 else as_tensor(x) * beta
@@ -55,6 +59,7 @@ def softplus(x: TensorLike, beta: float = 1.0) -> Tensor:
     return out if beta == 1 else out / beta
 
 
+@rounded_once
 def logsumexp(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) along ``axis``, shifted by the maximum so that it does not overflow."""
     x = as_tensor(x)
@@ -63,12 +68,14 @@ def logsumexp(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Te
     return log(sums) + shift.reshape(sums.shape)
 
 
+@rounded_once
 def softmax(x: TensorLike, axis: int = -1) -> Tensor:
     x = as_tensor(x)
     e = exp(x - stop_gradient(reduce("max", x, axis, True)))
     return e / total(e, axis, keepdims=True)
 
 
+@rounded_once
 def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
     x = as_tensor(x)
     return x - logsumexp(x, axis, keepdims=True)
@@ -88,11 +95,13 @@ def relu6(x: TensorLike) -> Tensor:
     return hardtanh(x, 0.0, 6.0)
 
 
+@rounded_once
 def hardsigmoid(x: TensorLike) -> Tensor:
     """relu6(x + 3) / 6."""
     return relu6(as_tensor(x) + 3.0) / 6.0
 
 
+@rounded_once
 def hardswish(x: TensorLike) -> Tensor:
     """x relu6(x + 3) / 6. Source: Howard et al., "Searching for MobileNetV3", arXiv 1905.02244."""
     x = as_tensor(x)
@@ -122,40 +131,47 @@ def prelu(x: TensorLike, weight: Tensor) -> Tensor:
 # Exponential ---------------------------------------------------------------------------------------------------------
 
 
+@rounded_once
 def elu(x: TensorLike, alpha: float = 1.0) -> Tensor:
     """``x`` where it is positive, else alpha (exp(x) - 1). Source: Clevert et al., arXiv 1511.07289."""
     x = as_tensor(x)
     return where(x > 0, x, alpha * expm1(where(x > 0, 0, x)))
 
 
+@rounded_once
 def celu(x: TensorLike, alpha: float = 1.0) -> Tensor:
     """`elu` with a continuous derivative: alpha (exp(x / alpha) - 1) below 0. Source: Barron, arXiv 1704.07483."""
     x = as_tensor(x)
     return where(x > 0, x, alpha * expm1(where(x > 0, 0, x) / alpha))
 
 
+@rounded_once
 def selu(x: TensorLike) -> Tensor:
     """`elu` scaled so that activations keep mean 0 and variance 1. Source: Klambauer et al., arXiv 1706.02515."""
     return 1.0507009873554805 * elu(x, 1.6732632423543772)
 
 
+@rounded_once
 def mish(x: TensorLike) -> Tensor:
     """x tanh(softplus(x)). Source: Misra, arXiv 1908.08681."""
     x = as_tensor(x)
     return x * tanh(softplus(x))
 
 
+@rounded_once
 def log_sigmoid(x: TensorLike) -> Tensor:
     """log(sigmoid(x)), without underflow."""
     return -softplus(-as_tensor(x))
 
 
+@rounded_once
 def softsign(x: TensorLike) -> Tensor:
     """x / (1 + |x|)."""
     x = as_tensor(x)
     return x / (1.0 + abs(x))
 
 
+@rounded_once
 def glu(x: TensorLike, axis: int = -1) -> Tensor:
     """The first half along ``axis`` times the sigmoid of the second. Source: Dauphin et al., arXiv 1612.08083."""
     x = as_tensor(x)

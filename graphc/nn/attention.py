@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import prod, sqrt
 
-import numpy as np
-
+from graphc.dtype import finfo
 from graphc.errors import error
 from graphc.functional import exp, expand_dims, iota, maximum, where
+from graphc.half import rounded_once
 from graphc.nn.functional import dropout, softmax
 from graphc.ops.attention import attention
 from graphc.random import next_key
@@ -18,6 +18,7 @@ from graphc.trace import stop_gradient
 __all__ = ["attend", "scaled_dot_product_attention"]
 
 
+@rounded_once
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -82,6 +83,7 @@ def repeat_heads(x: Tensor, times: int) -> Tensor:
     return wide.reshape(*lead, heads * times, length, depth)
 
 
+@rounded_once
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: TensorLike | None, p: float, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -106,6 +108,6 @@ def attend(
 def _masked_softmax(scores: Tensor) -> Tensor:
     """softmax along the last dimension; 0 in a row that is minus infinity throughout, as in PyTorch."""
     top = stop_gradient(scores.max(-1, keepdims=True))
-    e = exp(scores - maximum(top, np.finfo(scores.dtype.numpy).min))
+    e = exp(scores - maximum(top, finfo(scores.dtype).min))
     total = e.sum(-1, keepdims=True)
     return e / where(total == 0, 1, total)

@@ -6,10 +6,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from graphc.dtype import DType
 from graphc.dtype import dtype as as_dtype
 from graphc.functional import arange, concat, iota, take, where, zeros
 from graphc.nn.attention import scaled_dot_product_attention
-from graphc.tensor import Tensor
+from graphc.tensor import Tensor, astype
 from graphc.variable import State
 
 __all__ = ["Context", "KVCache"]
@@ -27,6 +28,7 @@ class Context(Protocol):
 class KVCache:
     """Keys and values [batch, heads, length, depth] of ``layers`` layers, and the number of positions that they hold.
 
+    ``dtype`` is how they are stored: "bfloat16" halves what a step reads.
     In a program the state is ``NAME.position``, and ``NAME.0.key``, ``NAME.0.value`` and so on for each layer.
     """
 
@@ -42,7 +44,8 @@ class KVCache:
         dtype: Any = "float32",
     ) -> None:
         self.batch, self.length = batch, length
-        empty = np.zeros((batch, heads, length, depth), as_dtype(dtype).numpy)
+        self.dtype = as_dtype(dtype)
+        empty = np.zeros((batch, heads, length, depth), self.dtype.numpy)
         self.position = State(np.int32(0), f"{name}.position")
         self.keys = [State(empty, f"{name}.{i}.key") for i in range(layers)]
         self.values = [State(empty, f"{name}.{i}.value") for i in range(layers)]
@@ -62,11 +65,12 @@ class _Start:
         cache.position.assign(used)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.cache.keys[layer].assign(self._padded(k))
-        self.cache.values[layer].assign(self._padded(v))
+        self.cache.keys[layer].assign(self._padded(k, self.cache.dtype))
+        self.cache.values[layer].assign(self._padded(v, self.cache.dtype))
         return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
-    def _padded(self, x: Tensor) -> Tensor:
+    def _padded(self, x: Tensor, dtype: DType) -> Tensor:
+        x = astype(x, dtype)
         batch, heads, count, depth = x.shape
         rest = (batch, heads, self.cache.length - count, depth)
         return concat([x, zeros(rest, dtype=x.dtype)], axis=2) if rest[2] else x
@@ -87,5 +91,5 @@ class _Step:
 
     def _stored(self, old: State, new: Tensor) -> Tensor:
         """All of the cache with ``new`` at the current position, computed over the old in place."""
-        old.assign(where((self.index == self.positions)[:, None], new, old))
+        old.assign(where((self.index == self.positions)[:, None], astype(new, old.dtype), old))
         return old

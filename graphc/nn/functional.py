@@ -8,6 +8,7 @@ from typing import Any
 from graphc.dtype import float32
 from graphc.errors import error
 from graphc.functional import expand_dims, iota, mean, rsqrt, where
+from graphc.half import rounded_once
 from graphc.nn import activation, loss
 from graphc.nn.activation import *  # noqa: F403
 from graphc.nn.loss import *  # noqa: F403
@@ -57,6 +58,7 @@ def one_hot(indices: TensorLike, num_classes: int, *, dtype: Any = float32) -> T
     return astype(iota(shape, -1, dtype=indices.dtype) == indices, dtype)
 
 
+@rounded_once
 def layer_norm(
     x: Tensor,
     normalized_shape: int | Sequence[int],
@@ -75,6 +77,7 @@ def layer_norm(
     return out if bias is None else out + bias
 
 
+@rounded_once
 def rms_norm(
     x: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, eps: float = 1e-6
 ) -> Tensor:

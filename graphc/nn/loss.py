@@ -1,6 +1,6 @@
 """Losses with torch's formulas and reductions. Classes are the last dimension.
 
-``reduction`` is "mean", "sum" or "none" everywhere; another raises GC0217.
+``reduction`` is "mean", "sum" or "none" everywhere; another raises GC0217. Losses of 16-bit floats are float32.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from graphc.errors import error
 from graphc.functional import exp, expand_dims, iota, log, maximum, sqrt, take, where, zeros
 from graphc.functional import sum as total
+from graphc.half import in_float32, rounded_once
 from graphc.nn.activation import log_softmax, logsumexp, softplus
 from graphc.scope import user_loc
 from graphc.tensor import Tensor, TensorLike, as_tensor, astype
@@ -33,6 +34,7 @@ def _check_reduction(reduction: str, known: tuple[str, ...] = REDUCTIONS) -> Non
 # Classes -------------------------------------------------------------------------------------------------------------
 
 
+@in_float32
 def cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -101,6 +103,7 @@ def _soft_cross_entropy(
     return _reduced(losses, reduction)
 
 
+@in_float32
 def nll_loss(
     log_probs: Tensor,
     target: Tensor,
@@ -130,6 +133,7 @@ def _bad_target(what: str, logits: Tensor, target: Tensor) -> Exception:
     )
 
 
+@in_float32
 def binary_cross_entropy_with_logits(
     logits: Tensor,
     target: TensorLike,
@@ -145,6 +149,7 @@ def binary_cross_entropy_with_logits(
     return _reduced(losses if weight is None else losses * weight, reduction)
 
 
+@in_float32
 def binary_cross_entropy(
     probs: Tensor, target: TensorLike, *, weight: TensorLike | None = None, reduction: str = "mean"
 ) -> Tensor:
@@ -154,6 +159,7 @@ def binary_cross_entropy(
     return _reduced(losses if weight is None else losses * weight, reduction)
 
 
+@in_float32
 def kl_div(log_probs: Tensor, target: Tensor, *, reduction: str = "mean", log_target: bool = False) -> Tensor:
     """target (log target - log_probs), 0 where the target is 0; ``log_target``: the target is given as logarithms.
 
@@ -172,17 +178,20 @@ def kl_div(log_probs: Tensor, target: Tensor, *, reduction: str = "mean", log_ta
 # Distances -----------------------------------------------------------------------------------------------------------
 
 
+@in_float32
 def mse_loss(x: Tensor, target: TensorLike, *, reduction: str = "mean") -> Tensor:
     """The squared difference."""
     difference = x - target
     return _reduced(difference * difference, reduction)
 
 
+@in_float32
 def l1_loss(x: Tensor, target: TensorLike, *, reduction: str = "mean") -> Tensor:
     """The size of the difference."""
     return _reduced(abs(x - target), reduction)
 
 
+@in_float32
 def huber_loss(x: Tensor, target: TensorLike, *, delta: float = 1.0, reduction: str = "mean") -> Tensor:
     """d²/2 where |d| < delta, else delta (|d| - delta/2). Source: Huber, Annals of Mathematical Statistics 35, 1964."""
     difference = x - target
@@ -190,6 +199,7 @@ def huber_loss(x: Tensor, target: TensorLike, *, delta: float = 1.0, reduction: 
     return _reduced(where(size < delta, 0.5 * difference * difference, delta * (size - 0.5 * delta)), reduction)
 
 
+@in_float32
 def smooth_l1_loss(x: Tensor, target: TensorLike, *, beta: float = 1.0, reduction: str = "mean") -> Tensor:
     """`huber_loss` divided by its ``delta``, here called ``beta``; `l1_loss` for 0."""
     if beta == 0:
@@ -197,12 +207,14 @@ def smooth_l1_loss(x: Tensor, target: TensorLike, *, beta: float = 1.0, reductio
     return huber_loss(x, target, delta=beta, reduction=reduction) / beta
 
 
+@rounded_once
 def cosine_similarity(x1: Tensor, x2: Tensor, axis: int = -1, *, eps: float = 1e-8) -> Tensor:
     """The cosine of the angle between vectors along ``axis``; each norm counts as ``eps`` at least."""
     norms = [sqrt(maximum(total(x * x, axis), eps * eps)) for x in (x1, x2)]
     return total(x1 * x2, axis) / (norms[0] * norms[1])
 
 
+@in_float32
 def cosine_embedding_loss(
     x1: Tensor, x2: Tensor, target: TensorLike, *, margin: float = 0.0, reduction: str = "mean"
 ) -> Tensor:
@@ -214,6 +226,7 @@ def cosine_embedding_loss(
     return _reduced(losses, reduction)
 
 
+@in_float32
 def contrastive_loss(logits: Tensor) -> Tensor:
     """The mean of the cross-entropies of rows and of columns of ``logits`` [N, N], whose pairs are on the diagonal.
 

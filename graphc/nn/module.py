@@ -8,9 +8,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from graphc.dtype import holds_floats
 from graphc.errors import error
 from graphc.scope import current, user_loc
-from graphc.tensor import Array, Tensor
+from graphc.tensor import Array, Tensor, as_dtype
 from graphc.variable import Parameter, State
 
 __all__ = ["Module"]
@@ -168,6 +169,19 @@ class Module:
             value.initial = array
         return missing, extra
 
+    def to(self, dtype: object) -> Self:
+        """The initial values of all state of float types here and below as ``dtype``, such as "bfloat16"; torch's
+        ``to``. Programs that are compiled already keep their own. Raises GC0216 inside an entry."""
+        if current() is not None:
+            hint = "call it where the module is made, before gc.compile"
+            raise error(
+                "GC0216", "to() changes the types of parameters, which an entry reads", loc=user_loc(), hint=hint
+            )
+        for _, state, _ in self._named_states():
+            if state.dtype.is_float:
+                state.initial = state.initial.astype(as_dtype(dtype).numpy)
+        return self
+
     # Modes --------------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
@@ -202,8 +216,7 @@ def _path(owner: Module, state: State) -> str:
 
 
 def _fitting(name: str, value: Tensor, array: Array) -> Array:
-    same_kind = (array.dtype.kind == "f") == value.dtype.is_float
-    if array.shape != value.shape or not same_kind:
+    if array.shape != value.shape or holds_floats(array) != value.dtype.is_float:
         message = f"{name} is {value.type}, and the given array is {array.dtype.name}{list(array.shape)}"
         raise error("GC0802", message, hint="it belongs to another configuration; nothing was changed")
     return array.astype(value.dtype.numpy)

@@ -7,10 +7,12 @@ from math import prod
 
 import numpy as np
 
+from graphc.dtype import float32
 from graphc.errors import error
 from graphc.functional import mean, rsqrt, take, var
+from graphc.half import rounded_once
 from graphc.scope import user_loc
-from graphc.tensor import Tensor, apply, as_tensor, broadcast_to
+from graphc.tensor import Tensor, apply, as_tensor, astype, broadcast_to
 from graphc.trace import stop_gradient
 from graphc.variable import State
 
@@ -43,6 +45,9 @@ def batch_norm(
     kernel of the convolution before, so that the norm costs nothing there.
     Source: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167.
     """
+    if x.dtype.is_half:  # computed in float32; the running statistics keep their type
+        wide = astype(x, float32)
+        return astype(batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps), x.dtype)
     if x.ndim < 2:
         raise error("GC0101", f"batch_norm needs [batch, channels, ...], and got {x.type}", loc=user_loc())
     if running_mean is not None and running_var is not None and not training:
@@ -61,7 +66,7 @@ def batch_norm(
     if running_mean is not None and running_var is not None:
         for running, now in ((running_mean, centre), (running_var, spread * (count / (count - 1)))):
             batch = stop_gradient(now).reshape(running.shape)
-            running.assign(running * (1 - momentum) + batch * momentum)
+            running.assign(astype(running * (1 - momentum) + batch * momentum, running.dtype))
     return _affine(centred * rsqrt(spread + eps), weight, bias)
 
 
@@ -70,6 +75,7 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + _channels(bias, x)
 
 
+@rounded_once
 def group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
@@ -92,6 +98,7 @@ def instance_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None =
     return group_norm(x, x.shape[1], weight, bias, eps)
 
 
+@rounded_once
 def interpolate(
     x: Tensor,
     size: int | Sequence[int] | None = None,

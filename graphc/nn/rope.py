@@ -6,12 +6,14 @@ import numpy as np
 
 from graphc.errors import error
 from graphc.functional import concat, cos, sin, stack
+from graphc.half import rounded_once
 from graphc.scope import user_loc
 from graphc.tensor import Tensor, TensorLike, as_tensor, astype
 
 __all__ = ["rope"]
 
 
+@rounded_once
 def rope(x: Tensor, positions: TensorLike, theta: float = 10000.0, *, interleaved: bool = False) -> Tensor:
     """Rotate pair i of the last dimension of ``x`` [..., T, D] by positions · theta**(-2i/D) radians.
 

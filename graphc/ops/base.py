@@ -13,17 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphc.dtype import TensorType
+from graphc.dtype import TensorType, dtype
 from graphc.errors import GraphcError, Loc
 from graphc.ir import Attrs, Node, Value, attrs
+from graphc.loop import Expr, converted
 
 if TYPE_CHECKING:
-    from graphc.loop import Expr, Scratch, Stmt
+    from graphc.loop import Scratch, Stmt
     from graphc.ops.row import Row
 
 __all__ = [
@@ -44,10 +45,18 @@ class Map:
     ``ctx.attrs``, ``ctx.type`` (of the result), ``ctx.coords`` (one int64 expression per dimension) and
     ``ctx.linear`` (row-major position, int64) describe the element. ``coords=True`` says that ``fn`` uses the index,
     which the lowering then carries along as one more array, whose elements are their own positions.
+
+    No rule sees a 16-bit float: `element` widens the operands to float32 and rounds the result.
     """
 
     fn: Callable[[Sequence[Expr], MapContext], Expr]
     coords: bool = False
+
+    def element(self, args: Sequence[Expr], ctx: MapContext) -> Expr:
+        """The expression of one element over operands and a result of any type."""
+        t = ctx.type
+        wide = replace(ctx, type=TensorType(t.dtype.computed, t.shape))
+        return converted(self.fn([converted(a, a.dtype.computed) for a in args], wide), t.dtype)
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,7 @@ class Op:
 
     name: str
     infer: Callable[[Sequence[TensorType], Attrs], tuple[TensorType, ...]]
-    eval: Callable[[Sequence[np.ndarray], Attrs], tuple[np.ndarray, ...]]
+    eval: Callable[[Sequence[np.ndarray], Attrs], tuple[np.ndarray, ...]]  # never on 16-bit floats: see `evaluate`
     vjp: Callable[[Node, Sequence[Value | None]], Sequence[Value | None]] | NotDifferentiable
     lower: Lowering
     samples: Callable[[], Iterable[Sample]]
@@ -186,6 +195,17 @@ class Op:
         for part in ("infer", "eval", "vjp", "lower", "samples"):
             if getattr(self, part) is None:
                 raise TypeError(f"op {self.name} lacks {part}")
+
+    def evaluate(self, arrays: Sequence[np.ndarray], at: Attrs) -> tuple[np.ndarray, ...]:
+        """The results on arrays of any type: 16-bit floats are computed in float32, each result is rounded once."""
+        dtypes = [dtype(a.dtype) for a in arrays]
+        if isinstance(self.lower, Region) or not any(d.is_half for d in dtypes):
+            return self.eval(arrays, at)
+        types = self.infer([TensorType(d, a.shape) for d, a in zip(dtypes, arrays, strict=True)], at)
+        wide = [a.astype(d.computed.numpy, copy=False) for d, a in zip(dtypes, arrays, strict=True)]
+        with np.errstate(all="ignore"):
+            results = self.eval(wide, at)
+            return tuple(r.astype(t.dtype.numpy, copy=False) for r, t in zip(results, types, strict=True))
 
 
 # Building nodes ------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from graphc.ir import Literal, Node, Value
 from graphc.ops.base import apply
 
 __all__ = [
-    "Array", "Vjp", "add", "broadcast_axes", "const", "div", "equal", "floats", "full", "integers", "inverse", "mul",
-    "neg", "permute", "positive", "reshape", "single", "sub", "where", "zeros",
+    "Array", "Vjp", "add", "broadcast_axes", "const", "convert", "div", "equal", "floats", "full", "integers",
+    "inverse", "mul", "neg", "permute", "positive", "reshape", "single", "sub", "where", "zeros",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -81,6 +81,10 @@ def where(cond: Value, a: Value | float, b: Value | float) -> Value:
 
 def reshape(x: Value, shape: Shape) -> Value:
     return x if x.shape == shape else apply("reshape", x, shape=shape)
+
+
+def convert(x: Value, to: DType) -> Value:
+    return x if x.dtype == to else apply("astype", x, dtype=to)
 
 
 def permute(x: Value, axes: Sequence[int]) -> Value:

@@ -19,7 +19,7 @@ Kind = tuple[str, str]  # accepted values of DType.kind, and their name in messa
 
 is_any: Kind = ("fiub", "any type")
 is_number: Kind = ("fiu", "a number type")
-is_float: Kind = ("f", "float32 or float64")
+is_float: Kind = ("f", "a float type")
 is_integer: Kind = ("iu", "an integer type")
 is_logical: Kind = ("iub", "an integer type or bool")
 is_bool: Kind = ("b", "bool")

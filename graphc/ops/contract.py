@@ -7,14 +7,14 @@ from math import prod
 
 import numpy as np
 
-from graphc.dtype import Shape, TensorType
+from graphc.dtype import DType, Shape, TensorType, float32
 from graphc.errors import error
 from graphc.ir import Attrs, Node, Value, attrs
 from graphc.ops import check
 from graphc.ops.base import Contract, Op, Sample, apply
-from graphc.ops.build import Array, floats, integers, inverse, permute, single
+from graphc.ops.build import Array, convert, floats, integers, inverse, permute, single
 
-__all__ = ["CONTRACT", "free_axes"]
+__all__ = ["CONTRACT", "free_axes", "rounded", "rounding"]
 
 
 def free_axes(ndim: int, batch: Sequence[int], contract: Sequence[int]) -> tuple[int, ...]:
@@ -47,11 +47,36 @@ def infer_dot(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType, ...]:
                     f"dimension {j} of the right is {b.shape[j]}",
                 )
     free = [t.shape[i] for t, *ax in ((a, ab, ac), (b, bb, bc)) for i in free_axes(t.ndim, *ax)]
-    return (TensorType(a.dtype, (*(a.shape[i] for i in ab), *free)),)
+    return (TensorType(result_dtype(a.dtype, at), (*(a.shape[i] for i in ab), *free)),)
+
+
+def result_dtype(operands: DType, at: Attrs) -> DType:
+    """That of the operands; a product of 16-bit floats may leave its sums as they are, in float32."""
+    rounding(operands, at)
+    wanted = at.get("dtype", operands)
+    if not isinstance(wanted, DType) or wanted not in (operands, operands.computed):
+        raise error("GC0109", f"a dot of {operands} has no result of dtype {wanted!r}")
+    return wanted
+
+
+def rounding(operands: DType, at: Attrs) -> dict[str, DType]:
+    """The attribute ``factors`` as a setting, if there is one: the 16-bit type to which the operands of a product of
+    float32 are rounded. The products of its gradient are rounded so, too."""
+    if "factors" not in at:
+        return {}
+    to = at["factors"]
+    if not isinstance(to, DType) or not to.is_half or operands != float32:
+        raise error("GC0109", f"the factors of a product of {operands} cannot be {to!r}")
+    return {"factors": to}
+
+
+def rounded(x: Array, at: Attrs) -> Array:
+    """A factor as ``factors`` has it."""
+    return x.astype(at["factors"].numpy).astype(x.dtype) if "factors" in at else x
 
 
 def eval_dot(arrays: Sequence[Array], at: Attrs) -> tuple[Array, ...]:
-    a, b = arrays
+    a, b = (rounded(x, at) for x in arrays)
     (ab, bb), (ac, bc) = at["batch"], at["contract"]
     af, bf = free_axes(a.ndim, ab, ac), free_axes(b.ndim, bb, bc)
 
@@ -78,11 +103,13 @@ def vjp_dot(n: Node, g: Value) -> list[Value]:
     rows = tuple(range(len(ab), len(ab) + len(af)))  # the free axes of a in the result
     cols = tuple(range(len(ab) + len(af), len(g.shape)))  # those of b
 
+    g, kept = convert(g, a.dtype), rounding(a.dtype, n.attrs)
+
     # a: g[batch, af, bf] . b[batch, bc, bf] over bf = [batch, af, bc in the order that they have in b]
-    da = apply("dot", g, b, batch=(batch, bb), contract=(cols, bf))
+    da = apply("dot", g, b, batch=(batch, bb), contract=(cols, bf), **kept)
     da = permute(da, inverse([*ab, *af, *(ac[bc.index(j)] for j in sorted(bc))]))
     # b: a[batch, af, ac] . g[batch, af, bf] over af = [batch, ac in the order that they have in a, bf]
-    db = apply("dot", a, g, batch=(ab, batch), contract=(af, rows))
+    db = apply("dot", a, g, batch=(ab, batch), contract=(af, rows), **kept)
     db = permute(db, inverse([*bb, *(bc[ac.index(i)] for i in sorted(ac)), *bf]))
     return [da, db]
 
@@ -103,7 +130,9 @@ def samples() -> list[Sample]:
 
 
 dot = Op(
-    "dot",  # attributes batch, contract: pairs of tuples of axes; the result is batch, left free, right free
+    # attributes batch, contract: pairs of tuples of axes; the result is batch, left free, right free; optionally dtype:
+    # float32, where the operands are of 16 bits and the sums stay unrounded; or factors: see `rounding`
+    "dot",
     infer=infer_dot,
     eval=eval_dot,
     vjp=single(vjp_dot),

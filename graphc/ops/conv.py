@@ -9,12 +9,13 @@ from itertools import product
 
 import numpy as np
 
-from graphc.dtype import Shape, TensorType, dtype
+from graphc.dtype import DType, Shape, TensorType, dtype
 from graphc.errors import error
 from graphc.ir import Attrs, Node, Value, attrs
 from graphc.ops import check
 from graphc.ops.base import Meta, Op, Sample, apply
 from graphc.ops.build import Array, equal, floats, permute, reshape, single, where
+from graphc.ops.contract import rounded, rounding
 from graphc.ops.windows import extent, infer_windows, padded_array, unwindow, view_windows, window_count, windows_of
 
 __all__ = ["CONV", "Geometry", "conv", "elements"]
@@ -62,6 +63,7 @@ def infer_conv(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType, ...]
     check.same_dtype("conv", types)
     x, w = types
     check.require_dtype("conv", x, check.is_number)
+    rounding(x.dtype, at)
     g = Geometry.of(at)
     n = len(g.strides)
     if x.ndim != n + 2 or w.ndim != n + 2:
@@ -81,7 +83,7 @@ def infer_conv(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType, ...]
 
 def eval_conv(arrays: Sequence[Array], at: Attrs) -> tuple[Array, ...]:
     """The definition: for each group, the product of its windows and its weights."""
-    x, w = arrays
+    x, w = (rounded(v, at) for v in arrays)
     g = Geometry.of(at)
     n = len(g.strides)
     x = padded_array(x, (0, 0, *g.low), (0, 0, *g.high), (0, 0, *g.interior))
@@ -102,10 +104,11 @@ def vjp_conv(n: Node, y: Value) -> list[Value]:
     """Both gradients are convolutions: of the cotangent by the turned weight, and of the input by the cotangent."""
     x, w = n.inputs
     g = Geometry.of(n.attrs)
-    return [gradient_of_input(y, w, x.shape, g), gradient_of_weight(x, y, w.shape, g)]
+    kept = rounding(x.dtype, n.attrs)
+    return [gradient_of_input(y, w, x.shape, g, **kept), gradient_of_weight(x, y, w.shape, g, **kept)]
 
 
-def gradient_of_input(y: Value, w: Value, shape: Shape, g: Geometry) -> Value:
+def gradient_of_input(y: Value, w: Value, shape: Shape, g: Geometry, **kept: DType) -> Value:
     """dx[b,c,p] = sum over o, j of dy[b,o,q] w[o,c,j], where q stride + j dilation = low + p (interior + 1).
 
     What was a stride becomes dilation of the cotangent, and the other way round; the window runs backwards."""
@@ -122,10 +125,10 @@ def gradient_of_input(y: Value, w: Value, shape: Shape, g: Geometry) -> Value:
     wanted = [extent(size, stride) - 1 + width for size, stride, width in zip(shape[2:], strides, widths, strict=True)]
     high = tuple(total - a - size for total, a, size in zip(wanted, low, spread, strict=True))
     turned_geometry = Geometry(strides, low, high, tuple(s - 1 for s in g.strides), g.dilations, g.groups)
-    return conv(y, turned, turned_geometry)
+    return conv(y, turned, turned_geometry, **kept)
 
 
-def gradient_of_weight(x: Value, y: Value, shape: Shape, g: Geometry) -> Value:
+def gradient_of_weight(x: Value, y: Value, shape: Shape, g: Geometry, **kept: DType) -> Value:
     """dw[o,c,j] = sum over b, q of x[b,c,...] dy[b,o,q]: the batch takes the place of the channels, the channels that
     of the batch, and the result's window that of the result's positions."""
     b, counts = y.shape[0], y.shape[2:]
@@ -138,13 +141,13 @@ def gradient_of_weight(x: Value, y: Value, shape: Shape, g: Geometry) -> Value:
     at_high = g.padded(x.shape[2:])
     high = tuple(h + t - p for h, t, p in zip(g.high, total, at_high, strict=True))  # cut what no window saw
     geometry = Geometry(g.dilations, g.low, high, g.interior, g.strides, g.groups)
-    found = conv(swapped, permute(y, [1, 0, *spatial]), geometry)  # [c, o, *kernel]
+    found = conv(swapped, permute(y, [1, 0, *spatial]), geometry, **kept)  # [c, o, *kernel]
     return permute(found, [1, 0, *spatial])
 
 
-def conv(x: Value, w: Value, g: Geometry) -> Value:
-    """The node: x [B, C, *sizes], w [O, C / groups, *window] → [B, O, *counts]."""
-    return apply("conv", x, w, **asdict(g))
+def conv(x: Value, w: Value, g: Geometry, **settings: DType) -> Value:
+    """The node: x [B, C, *sizes], w [O, C / groups, *window] → [B, O, *counts]; ``settings`` as those of `dot`."""
+    return apply("conv", x, w, **asdict(g), **settings)
 
 
 def samples_conv() -> Iterator[Sample]:
@@ -165,7 +168,7 @@ def samples_conv() -> Iterator[Sample]:
 
 
 conv_op = Op(
-    "conv",  # (x, w), attributes strides, low, high, interior, dilations, groups: see Geometry
+    "conv",  # (x, w), attributes strides, low, high, interior, dilations, groups: see Geometry; factors: as for dot
     infer=infer_conv,
     eval=eval_conv,
     vjp=single(vjp_conv),

@@ -31,7 +31,7 @@ def walk_graph(graph: Graph, inputs: Sequence[Array], state: Mapping[str, Array]
         if node.op == "state":
             values[node.out()] = state[node.attrs["name"]]
         elif node.op != "input":
-            results = get_op(node.op).eval([values[v] for v in node.inputs], node.attrs)
+            results = get_op(node.op).evaluate([values[v] for v in node.inputs], node.attrs)
             values.update(zip(node.outs, results, strict=True))
         for value in dying.get(i, ()):
             values.pop(value, None)

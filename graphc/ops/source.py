@@ -92,7 +92,7 @@ def infer_iota(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType, ...]
 
 def eval_iota(arrays: Sequence[Array], at: Attrs) -> tuple[Array, ...]:
     shape, axis = at["shape"], at["axis"]
-    along = np.arange(shape[axis]).astype(at["dtype"].numpy)
+    along = np.arange(shape[axis]).astype(at["dtype"].computed.numpy).astype(at["dtype"].numpy, copy=False)
     return (np.broadcast_to(along.reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape),)
 
 

@@ -233,8 +233,9 @@ def infer_astype(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType, ..
 
 
 def eval_astype(arrays: Sequence[Array], at: Attrs) -> tuple[Array, ...]:
-    with np.errstate(all="ignore"):
-        return (arrays[0].astype(at["dtype"].numpy),)
+    to = at["dtype"]
+    with np.errstate(all="ignore"):  # to 16 bits by way of float32, as arithmetic is
+        return (arrays[0].astype(to.computed.numpy).astype(to.numpy, copy=False),)
 
 
 def lower_astype(args: Sequence[Expr], ctx: MapContext) -> Expr:

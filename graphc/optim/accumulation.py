@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from graphc.errors import error
 from graphc.scope import user_loc
-from graphc.tensor import Tensor, apply
+from graphc.tensor import Tensor, apply, astype
 from graphc.trace import grad
 from graphc.variable import Parameter
 
@@ -38,7 +37,7 @@ def accumulate(
         if loss is not None:  # nothing of this part before the sums of the last are stored
             part = [apply("after", b, loss, *grads) for b in part]
         own = loss_of(*part)
-        slopes: list[Any] = list(grad(own, params))
+        slopes = [astype(g, g.dtype.computed) for g in grad(own, params)]
         loss = own if loss is None else loss + own
         grads = slopes if not grads else [g + s for g, s in zip(grads, slopes, strict=True)]
     assert loss is not None

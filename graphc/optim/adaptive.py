@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
-from graphc.dtype import float32
+from graphc.dtype import finfo, float32
 from graphc.functional import clip, maximum, mean, minimum, rsqrt, sign, sqrt
 from graphc.optim.base import Optimizer, Params, Rate
 from graphc.tensor import Tensor, astype
@@ -15,7 +13,7 @@ from graphc.variable import Parameter
 
 __all__ = ["Adafactor", "Adagrad", "Lion", "RMSprop"]
 
-Apply = Callable[[Parameter, Tensor], Tensor]
+Apply = Callable[[Parameter, Tensor, Tensor], Tensor]
 
 
 class RMSprop(Optimizer):
@@ -42,8 +40,8 @@ class RMSprop(Optimizer):
     def rule(self, group: Mapping[str, Any], t: Tensor) -> Apply:
         lr, alpha, momentum, decay = group["lr"], group["alpha"], group["momentum"], group["weight_decay"]
 
-        def apply(p: Parameter, g: Tensor) -> Tensor:
-            g = g + decay * p if decay else g
+        def apply(p: Parameter, w: Tensor, g: Tensor) -> Tensor:
+            g = g + decay * w if decay else g
             square = self.slot(p, "square_avg")
             variance = new = square * alpha + g * g * (1.0 - alpha)
             square.assign(new)
@@ -58,7 +56,7 @@ class RMSprop(Optimizer):
                 scaled = momentum * buffer + scaled
                 buffer.assign(scaled)
             step: Tensor = lr * scaled
-            return p - step
+            return w - step
 
         return apply
 
@@ -87,13 +85,13 @@ class Adagrad(Optimizer):
         lr = group["lr"] / (1.0 + (astype(t, float32) - 1.0) * group["lr_decay"])
         decay, eps = group["weight_decay"], group["eps"]
 
-        def apply(p: Parameter, g: Tensor) -> Tensor:
-            g = g + decay * p if decay else g
+        def apply(p: Parameter, w: Tensor, g: Tensor) -> Tensor:
+            g = g + decay * w if decay else g
             total = self.slot(p, "sum", value=self.initial_accumulator_value)
             new = total + g * g
             total.assign(new)
             step: Tensor = lr * (g / (sqrt(new) + eps))
-            return p - step
+            return w - step
 
         return apply
 
@@ -124,12 +122,12 @@ class Adafactor(Optimizer):
         mix = count ** group["beta2_decay"]
         rho = minimum(lr, rsqrt(count))
 
-        def apply(p: Parameter, g: Tensor) -> Tensor:
-            least = float(np.finfo(p.dtype.numpy).eps) if eps1 is None else eps1
-            alpha = maximum(eps2, _rms(p)) * rho
+        def apply(p: Parameter, w: Tensor, g: Tensor) -> Tensor:
+            least = finfo(w.dtype).eps if eps1 is None else eps1
+            alpha = maximum(eps2, _rms(w)) * rho
             scaled = g * rsqrt(clip(self._variance(p, g, mix, least), least * least))
             step = scaled * (alpha / maximum(1.0, _rms(scaled) / group["d"]))
-            return (p * (1.0 - lr * decay) if decay else p) - step
+            return (w * (1.0 - lr * decay) if decay else w) - step
 
         return apply
 
@@ -171,11 +169,11 @@ class Lion(Optimizer):
     def rule(self, group: Mapping[str, Any], t: Tensor) -> Apply:
         lr, (b1, b2), decay = group["lr"], group["betas"], group["weight_decay"]
 
-        def apply(p: Parameter, g: Tensor) -> Tensor:
+        def apply(p: Parameter, w: Tensor, g: Tensor) -> Tensor:
             m = self.slot(p, "exp_avg")
             direction = sign(m + (g - m) * (1.0 - b1))
             m.assign(m + (g - m) * (1.0 - b2))
             step: Tensor = lr * direction
-            return (p * (1.0 - lr * decay) if decay else p) - step
+            return (w * (1.0 - lr * decay) if decay else w) - step
 
         return apply

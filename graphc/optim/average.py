@@ -47,7 +47,7 @@ class EMA:
             raise error("GC0217", f"the decay of an average is from 0 to 1, not {decay}", loc=user_loc())
         self.decay, self.warmup, self.name = decay, warmup, name
         listed = list(params.values() if isinstance(params, Mapping) else params)
-        self.averages = {p: State(p.initial, partial(self._name, p)) for p in listed}
+        self.averages = {p: State(p.initial, partial(self._name, p), dtype=p.dtype.computed) for p in listed}
         self.step = State(np.zeros((), np.int32), f"{name}.step")
 
     def _name(self, p: Parameter) -> str:
@@ -73,9 +73,9 @@ class EMA:
             if p in root.reads:
                 message = f"parameter {p.name} was read before its average was asked for"
                 raise error("GC0206", message, loc=user_loc(), hint="call ema.use() first in the entry")
-            root.reads[p] = average._resolve()
+            root.reads[p] = astype(average, p.dtype)._resolve()
 
     def _start(self) -> None:
         """The averages start where the parameters do, also where weights were loaded after this was made."""
         for p, average in self.averages.items():
-            average.initial = p.initial.copy()
+            average.initial = p.initial.astype(average.dtype.numpy)

@@ -26,6 +26,8 @@ class Optimizer:
     ``params``: parameters, a dict of them, or groups ``{"params": [...], "lr": ...}`` whose other keys override the
     defaults. ``name`` prefixes the state (``optim.step``, ``optim.<parameter>.exp_avg``); two optimizers in one
     program need two names.
+
+    Parameters of 16 bits are updated in float32 and rounded when they are stored; their slots are float32.
     """
 
     slots: tuple[str, ...] = ()  # names of the per-parameter state
@@ -45,10 +47,10 @@ class Optimizer:
         self._state: dict[Parameter, dict[str, State]] = {}
 
     def slot(self, p: Parameter, what: str, *, shape: Shape | None = None, value: float = 0.0) -> State:
-        """The state ``what`` of parameter ``p``: like it, or of ``shape``; full of ``value`` at first."""
+        """The state ``what`` of parameter ``p``: of its shape, or of ``shape``; full of ``value`` at first."""
         found = self._state.setdefault(p, {})
         if what not in found:
-            initial = np.full(p.shape if shape is None else shape, value, p.dtype.numpy)
+            initial = np.full(p.shape if shape is None else shape, value, p.dtype.computed.numpy)
             found[what] = State(initial, partial(self._slot_name, p, what))
         return found[what]
 
@@ -64,7 +66,8 @@ class Optimizer:
             lr = group["lr"](astype(step, float32)) if callable(group["lr"]) else group["lr"]
             apply = self.rule({**group, "lr": lr}, step + 1)
             for p in group["params"]:
-                p.assign(apply(p, gradients[p]))
+                wide = p.dtype.computed
+                p.assign(astype(apply(p, astype(p, wide), astype(gradients[p], wide)), p.dtype))
         self.step.assign(step + 1)
 
     def _matched(self, grads: list[Tensor]) -> dict[Tensor, Tensor]:
@@ -82,9 +85,10 @@ class Optimizer:
             )
         return by_parameter
 
-    def rule(self, group: Mapping[str, Any], t: Tensor) -> Callable[[Parameter, Tensor], Tensor]:
-        """The new value of a parameter from its gradient, in step number ``t`` (int32, from 1 on). What depends on
-        the step alone is computed here, once per group; ``group["lr"]`` is a number or a scalar tensor."""
+    def rule(self, group: Mapping[str, Any], t: Tensor) -> Callable[[Parameter, Tensor, Tensor], Tensor]:
+        """The new value of a parameter from (the parameter, its value, its gradient), in step number ``t`` (int32, from
+        1 on). What depends on the step alone is computed here, once per group; ``group["lr"]`` is a number or a scalar
+        tensor. Value and gradient are float32 for a parameter of 16 bits."""
         raise TypeError(f"{type(self).__name__} has no rule")
 
 

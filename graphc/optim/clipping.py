@@ -8,7 +8,7 @@ from typing import Any
 from graphc.functional import clip, minimum, sqrt
 from graphc.functional import sum as total
 from graphc.optim.base import listed
-from graphc.tensor import Tensor
+from graphc.tensor import Tensor, astype
 
 __all__ = ["clip_by_global_norm", "clip_by_value", "global_norm"]
 
@@ -24,7 +24,8 @@ def _each(fn: Callable[[Tensor], Tensor], grads: Any) -> Any:
 
 def global_norm(grads: Any) -> Tensor:
     """sqrt of the sum of all squares."""
-    squares = [total(g * g) for g in listed(grads)]
+    wide = [astype(g, g.dtype.computed) for g in listed(grads)]  # the sum of squares of float16 would overflow
+    squares = [total(g * g) for g in wide]
     norm = squares[0]
     for s in squares[1:]:
         norm = norm + s

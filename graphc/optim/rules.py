@@ -39,18 +39,18 @@ class SGD(Optimizer):
         options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         super().__init__(params, options, name)
 
-    def rule(self, group: Mapping[str, Any], t: Tensor) -> Callable[[Parameter, Tensor], Tensor]:
+    def rule(self, group: Mapping[str, Any], t: Tensor) -> Callable[[Parameter, Tensor, Tensor], Tensor]:
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
 
-        def apply(p: Parameter, g: Tensor) -> Tensor:
-            g = g + decay * p if decay else g
+        def apply(p: Parameter, w: Tensor, g: Tensor) -> Tensor:
+            g = g + decay * w if decay else g
             if momentum:
                 buffer = self.slot(p, "momentum_buffer")
                 b = momentum * buffer + g
                 buffer.assign(b)
                 g = g + momentum * b if group["nesterov"] else b
             step: Tensor = lr * g
-            return p - step
+            return w - step
 
         return apply
 
@@ -76,22 +76,22 @@ class Adam(Optimizer):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, options, name)
 
-    def rule(self, group: Mapping[str, Any], t: Tensor) -> Callable[[Parameter, Tensor], Tensor]:
+    def rule(self, group: Mapping[str, Any], t: Tensor) -> Callable[[Parameter, Tensor, Tensor], Tensor]:
         lr, (b1, b2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
         count = astype(t, float32)
         size = lr / one_minus_power(b1, count)
         scale = 1.0 / sqrt(one_minus_power(b2, count))
         keep = 1.0 - lr * decay if decay and self.decoupled else None
 
-        def apply(p: Parameter, g: Tensor) -> Tensor:
-            g = g + decay * p if decay and not self.decoupled else g
+        def apply(p: Parameter, w: Tensor, g: Tensor) -> Tensor:
+            g = g + decay * w if decay and not self.decoupled else g
             m, v = self.slot(p, "exp_avg"), self.slot(p, "exp_avg_sq")
             new_m = m + (g - m) * (1.0 - b1)
             new_v = v * b2 + g * g * (1.0 - b2)
             m.assign(new_m)
             v.assign(new_v)
             step: Tensor = size * (new_m / (sqrt(new_v) * scale + eps))
-            return (p if keep is None else p * keep) - step
+            return (w if keep is None else w * keep) - step
 
         return apply
 

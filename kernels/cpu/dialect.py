@@ -102,7 +102,7 @@ class NumbaDialect(Dialect):
         what = (
             f'microkernel("{stmt.dtype}", m={stmt.m}, n={stmt.n}, a=({stmt.a.row}, {stmt.a.col}), b={stmt.b.row}, '
             f"c={stmt.c.row}, accumulate={stmt.accumulate}, tile=({rows}, {columns}), "
-            f"lanes={self.target.lanes(stmt.dtype)})"
+            f"lanes={self.target.lanes(stmt.dtype)}{', pairs=True' if stmt.pairs else ''})"
         )
         name = self.microkernel(what, "product")
         operands = ", ".join(f"{buffer}, {index}" for buffer, index in (c, a, b))
@@ -110,7 +110,8 @@ class NumbaDialect(Dialect):
 
     def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
         lanes = self.target.lanes(stmt.dtype)
-        what = f'transpose("{stmt.dtype}", m={stmt.m}, a={stmt.a.row}, c={stmt.c.row}, lanes={lanes})'
+        source = "" if stmt.source == stmt.dtype else f', source="{stmt.source}"'
+        what = f'transpose("{stmt.dtype}", m={stmt.m}, a={stmt.a.row}, c={stmt.c.row}, lanes={lanes}{source})'
         name = self.microkernel(what, "transpose_block")
         return [f"{name}({c[0]}, {c[1]}, {a[0]}, {a[1]}, {n})"]
 

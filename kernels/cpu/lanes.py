@@ -11,18 +11,19 @@ from typing import Any
 
 from llvmlite import ir
 
-from graphc.dtype import DType
+from graphc.dtype import DType, bfloat16, float16, float32, float64
 
 __all__ = [
-    "LANE_OPS", "broadcast", "cast", "constant", "element_type", "horizontal", "like", "llvm_call", "memory_type",
-    "ramp", "vector_load", "vector_store",
+    "LANE_OPS", "broadcast", "cast", "constant", "dot_pairs", "element_type", "horizontal", "like", "llvm_call",
+    "memory_type", "ramp", "vector_load", "vector_store",
 ]  # fmt: skip
 
 Value = Any  # llvmlite.ir.Value
 LaneOp = Callable[..., Value]
 
-_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
-_FLOATS = {4: ir.FloatType(), 8: ir.DoubleType()}
+_INT16, _INT32, _INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+# A bfloat16 is its bits: LLVM's own type would call a library where the machine has no instruction for the rounding.
+_FLOATS = {float64: ir.DoubleType(), float32: ir.FloatType(), float16: ir.HalfType(), bfloat16: _INT16}
 
 
 # Types and constants -------------------------------------------------------------------------------------------------
@@ -31,7 +32,7 @@ _FLOATS = {4: ir.FloatType(), 8: ir.DoubleType()}
 def element_type(dtype: DType) -> ir.Type:
     """The LLVM type of one lane; a bool lane is one bit."""
     if dtype.is_float:
-        return _FLOATS[dtype.itemsize]
+        return _FLOATS[dtype]
     return ir.IntType(1 if dtype.kind == "b" else 8 * dtype.itemsize)
 
 
@@ -282,6 +283,10 @@ def cast(builder: ir.IRBuilder, a: Value, source: DType, target: DType) -> Value
     to = like(a, element_type(target))
     if source == target:
         return a
+    if target.is_half:
+        return _narrowed(builder, cast(builder, a, source, float32), target)
+    if source.is_half:
+        return cast(builder, _widened(builder, a, source), float32, target)
     if isinstance(a, ir.Constant) and target.is_float and source.is_float:
         return ir.Constant(to, a.constant)
     if isinstance(a, ir.Constant) and target.is_integer and source.is_integer:
@@ -306,6 +311,35 @@ def _wrapped(number: int, dtype: DType) -> int:
     return (number - low) % (1 << bits) + low
 
 
+def _widened(builder: ir.IRBuilder, a: Value, source: DType) -> Value:
+    """A 16-bit float in float32, exactly. A bfloat16 is the upper half of one."""
+    to = like(a, _FLOATS[float32])
+    if source == float16:
+        return builder.fpext(a, to)
+    bits = builder.zext(a, like(a, _INT32))
+    return builder.bitcast(builder.shl(bits, constant(bits.type, 16)), to)
+
+
+def _narrowed(builder: ir.IRBuilder, a: Value, target: DType) -> Value:
+    """A float32 in 16 bits, rounded to nearest, ties to even.
+
+    For bfloat16 the bits are rounded as an integer: a carry out of the fraction goes where it belongs. Only a NaN could
+    become something else that way; it keeps its upper half, with the quiet bit set."""
+    if target == float16:
+        return builder.fptrunc(a, like(a, _FLOATS[float16]))
+    bits = builder.bitcast(a, like(a, _INT32))
+
+    def number(value: int) -> Value:
+        return constant(bits.type, value)
+
+    upper = builder.lshr(bits, number(16))
+    half = builder.add(number(0x7FFF), builder.and_(upper, number(1)))
+    rounded = builder.lshr(builder.add(bits, half), number(16))
+    nan = builder.fcmp_unordered("uno", a, a)
+    chosen = builder.select(nan, builder.or_(upper, number(0x40)), rounded)
+    return builder.trunc(chosen, like(a, _INT16))
+
+
 def horizontal(builder: ir.IRBuilder, op: str, dtype: DType, vector: Value) -> Value:
     """All lanes combined by ``op``: halves are folded onto each other, the same order on every run and machine."""
     while vector.type.count > 1:
@@ -317,6 +351,34 @@ def horizontal(builder: ir.IRBuilder, op: str, dtype: DType, vector: Value) -> V
         )
         vector = LANE_OPS[op](builder, dtype, low, high)
     return builder.extract_element(vector, ir.Constant(_INT32, 0))
+
+
+# Products of pairs ---------------------------------------------------------------------------------------------------
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's type, for the intrinsics that want it."""
+
+    is_pointer = False
+    intrinsic_name = "bf16"
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash("bfloat")
+
+
+def dot_pairs(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
+    """c + both products of the bfloat16 in each word of a and b, in 16 lanes of AVX-512. Rounds once to nearest; takes
+    and gives subnormal numbers as zero."""
+    name, pairs = "llvm.x86.avx512bf16.dpbf16ps.512", ir.VectorType(_BFloat(), 32)
+    module = builder.module
+    fn = module.globals.get(name) or ir.Function(module, ir.FunctionType(c.type, [c.type, pairs, pairs]), name)
+    return builder.call(fn, [c, builder.bitcast(a, pairs), builder.bitcast(b, pairs)])
 
 
 # Vectors in memory ---------------------------------------------------------------------------------------------------

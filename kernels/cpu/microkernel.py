@@ -15,8 +15,9 @@ from typing import Any
 
 from llvmlite import ir
 
+from graphc.dtype import DType, int32
 from graphc.dtype import dtype as dtype_of
-from graphc.kernels.cpu.lanes import broadcast, constant, element_type, llvm_call, vector_load, vector_store
+from graphc.kernels.cpu.lanes import broadcast, constant, dot_pairs, element_type, llvm_call, vector_load, vector_store
 from graphc.kernels.cpu.vocabulary import Build, Kind, Rule
 
 __all__ = ["microkernel"]
@@ -40,10 +41,16 @@ class _Tile:
     c_row: int
     accumulate: bool
     lanes: int
+    pairs: bool
 
     @property
     def element(self) -> ir.Type:
         return element_type(dtype_of(self.dtype))
+
+    @property
+    def factor(self) -> DType:
+        """The type of A's and B's elements: words of two bfloat16, or that of C's."""
+        return int32 if self.pairs else dtype_of(self.dtype)
 
     @property
     def vectors(self) -> int:
@@ -57,11 +64,12 @@ class _Tile:
     def function(self, module: ir.Module) -> ir.Function:
         """The tile's function in ``module``, built on first use."""
         kind, strides = "add" if self.accumulate else "set", f"a{self.a_row}_{self.a_col}_b{self.b_row}_c{self.c_row}"
-        name = f"tile_{self.dtype}_{kind}_{self.rows}x{self.columns}_{strides}"
+        what = "pairs" if self.pairs else self.dtype
+        name = f"tile_{what}_{kind}_{self.rows}x{self.columns}_{strides}"
         if name in module.globals:
             return module.globals[name]
-        pointer = self.element.as_pointer()
-        fn = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer, pointer, pointer, _WORD]), name)
+        sums, factors = self.element.as_pointer(), element_type(self.factor).as_pointer()
+        fn = ir.Function(module, ir.FunctionType(ir.VoidType(), [sums, factors, factors, _WORD]), name)
         fn.linkage = "internal"
         fn.attributes.add("noinline")
         fn.attributes.add("nounwind")
@@ -126,14 +134,17 @@ class _Tile:
         """One rank-1 update of the tile: column k of A times row k of B."""
         row = builder.gep(b, [builder.mul(k, _WORD(self.b_row))])
         column = builder.gep(a, [builder.mul(k, _WORD(self.a_col))])
-        b_vectors = [self.load(builder, row, v) for v in range(self.vectors)]
+        b_vectors = [self.load(builder, self.factor, row, v) for v in range(self.vectors)]
         out = []
         for i in range(self.rows):
-            element = builder.load(builder.gep(column, [_WORD(i * self.a_row)]))
+            element = builder.load(builder.gep(column, [_WORD(i * self.a_row)]), align=2 if self.pairs else None)
             wide = broadcast(builder, element, self.lanes)
             for v, b_vector in enumerate(b_vectors):
-                out.append(llvm_call(builder, "fma", wide, b_vector, sums[i * self.vectors + v]))
+                out.append(self.multiply_add(builder, wide, b_vector, sums[i * self.vectors + v]))
         return out
+
+    def multiply_add(self, builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
+        return dot_pairs(builder, a, b, c) if self.pairs else llvm_call(builder, "fma", a, b, c)
 
     def write(self, builder: ir.IRBuilder, c: Value, sums: list[Value]) -> None:
         for i in range(self.rows):
@@ -141,13 +152,13 @@ class _Tile:
             for v in range(self.vectors):
                 value = sums[i * self.vectors + v]
                 if self.accumulate:
-                    value = builder.fadd(self.load(builder, row, v), value)
+                    value = builder.fadd(self.load(builder, dtype_of(self.dtype), row, v), value)
                 at = builder.gep(row, [_WORD(v * self.lanes)])
                 vector_store(builder, dtype_of(self.dtype), at, 1, value, self.mask(v))
 
-    def load(self, builder: ir.IRBuilder, row: Value, v: int) -> Value:
+    def load(self, builder: ir.IRBuilder, dtype: DType, row: Value, v: int) -> Value:
         at = builder.gep(row, [_WORD(v * self.lanes)])
-        return vector_load(builder, dtype_of(self.dtype), at, 1, self.lanes, self.mask(v))
+        return vector_load(builder, dtype, at, 1, self.lanes, self.mask(v))
 
     def mask(self, v: int) -> Value | None:
         """The lanes of vector ``v`` that lie inside the tile; None for all."""
@@ -188,16 +199,18 @@ def microkernel(
     accumulate: bool,
     tile: tuple[int, int],
     lanes: int,
+    pairs: bool = False,
 ) -> Rule:
     """The word ``product(c, c_index, a, a_index, b, b_index, k)`` over typed pointers and element indices.
 
     ``dtype`` is float32 or float64; ``a`` has strides (row, column), ``b`` and ``c`` a row stride and unit columns.
+    With ``pairs`` the elements of A and B are words of two bfloat16, of which k counts the words.
     ``tile`` is (MR, NR) and ``lanes`` the elements of a vector register. A panel of NR columns of B is used by all rows
     before the next one. Memory past column n of B and C is neither read nor written.
     """
 
     def call_tile(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value, rows: int, columns: int) -> None:
-        shape = _Tile(dtype, rows, columns, a[0], a[1], b, c, accumulate, lanes)
+        shape = _Tile(dtype, rows, columns, a[0], a[1], b, c, accumulate, lanes, pairs)
         builder.call(shape.function(builder.module), [c0, a0, b0, k])
 
     def panel(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value, columns: int) -> None:

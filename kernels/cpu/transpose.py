@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from graphc.dtype import DType
 from graphc.dtype import dtype as dtype_of
-from graphc.kernels.cpu.lanes import constant, ramp, vector_load, vector_store
+from graphc.kernels.cpu.lanes import cast, constant, element_type, ramp, vector_load, vector_store
 from graphc.kernels.cpu.vocabulary import Build, Kind, Rule
 
 __all__ = ["transpose"]
@@ -26,12 +26,13 @@ _WORD = ir.IntType(64)
 _LANE = ir.IntType(32)
 
 
-def transpose(dtype: str, *, m: int, a: int, c: int, lanes: int) -> Rule:
+def transpose(dtype: str, *, m: int, a: int, c: int, lanes: int, source: str | None = None) -> Rule:
     """The word ``turn(c, c_index, a, a_index, n)``: c[j, i] = a[i, j] for i < m, j < n, over typed pointers.
 
     ``a`` and ``c`` are the row strides in elements; columns are contiguous. Nothing past row or column m, n is touched.
+    ``source`` is the type of a's elements, if it is not ``dtype``.
     """
-    kind = dtype_of(dtype)
+    kinds = dtype_of(source or dtype), dtype_of(dtype)
 
     def build(builder: ir.IRBuilder, *values: Value) -> None:
         c0, a0 = (builder.gep(values[i], [values[i + 1]]) for i in (0, 2))
@@ -41,9 +42,9 @@ def transpose(dtype: str, *, m: int, a: int, c: int, lanes: int) -> Rule:
 
         def squares(j: Value, columns: Value | None) -> None:
             for i in range(0, m, lanes):
-                source = builder.gep(a0, [builder.add(j, _WORD(i * a))])
+                first = builder.gep(a0, [builder.add(j, _WORD(i * a))])
                 target = builder.gep(c0, [builder.add(builder.mul(j, _WORD(c)), _WORD(i))])
-                _square(builder, kind, source, a, target, c, lanes, min(lanes, m - i), columns)
+                _square(builder, kinds, first, a, target, c, lanes, min(lanes, m - i), columns)
 
         _loop(builder, whole, lanes, lambda j: squares(j, None))
         with builder.if_then(builder.icmp_signed(">", rest, _WORD(0))):
@@ -57,7 +58,7 @@ def transpose(dtype: str, *, m: int, a: int, c: int, lanes: int) -> Rule:
 
 def _square(
     builder: ir.IRBuilder,
-    kind: DType,
+    kinds: tuple[DType, DType],
     source: Value,
     a: int,
     target: Value,
@@ -66,18 +67,21 @@ def _square(
     rows: int,
     columns: Value | None,
 ) -> None:
-    """``rows`` rows of up to ``lanes`` elements (``columns``; None for all) become the columns of ``target``."""
+    """``rows`` rows of up to ``lanes`` elements (``columns``; None for all) become the columns of ``target``;
+    ``kinds`` are the types of both."""
     inside = None if columns is None else _below(builder, columns, lanes)
-    zero = constant(ir.VectorType(_element(source), lanes), 0)
-    vectors = [
-        vector_load(builder, kind, builder.gep(source, [_WORD(i * a)]), 1, lanes, inside) if i < rows else zero
-        for i in range(lanes)
-    ]
+    zero = constant(ir.VectorType(element_type(kinds[1]), lanes), 0)
+
+    def row(i: int) -> Value:
+        vector = vector_load(builder, kinds[0], builder.gep(source, [_WORD(i * a)]), 1, lanes, inside)
+        return cast(builder, vector, *kinds)
+
+    vectors = [row(i) if i < rows else zero for i in range(lanes)]
     mask = None if rows == lanes else _constant_mask(rows, lanes)
     for j, vector in enumerate(_turned(builder, vectors)):
 
         def put(j: int = j, vector: Value = vector) -> None:
-            vector_store(builder, kind, builder.gep(target, [_WORD(j * c)]), 1, vector, mask)
+            vector_store(builder, kinds[1], builder.gep(target, [_WORD(j * c)]), 1, vector, mask)
 
         if columns is None:
             put()
@@ -112,10 +116,6 @@ def _loop(builder: ir.IRBuilder, stop: Value, step: int, body: Callable[[Value],
     j.add_incoming(following, builder.block)
     builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
     builder.position_at_end(after)
-
-
-def _element(pointer: Value) -> ir.Type:
-    return pointer.type.pointee
 
 
 def _below(builder: ir.IRBuilder, count: Value, lanes: int) -> Value:

@@ -1,0 +1,69 @@
+"""Products whose factors are rounded to 16 bits, while everything else stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from graphc.dtype import DType, float32
+from graphc.ir import Graph, Node, Value
+from graphc.ops.base import Contract, Join, Move, apply, apply_node, at_loc, get_op
+from graphc.ops.build import convert
+from graphc.passes.inline import KERNELS
+from graphc.passes.rewrite import with_bodies
+
+__all__ = ["moved_after", "precision", "round_factors"]
+
+
+def round_factors(graph: Graph, to: DType) -> Graph:
+    """The policy: every product of float32 in a traced graph gets the attribute ``factors`` = ``to``.
+
+    Parameters, sums, norms, losses and the optimizer stay float32, and so does attention inside its kernel. The graph
+    says what it computes, so the interpreter and an artifact that is compiled again do the same."""
+
+    def rule(node: Node, inputs: tuple[Value, ...]) -> Iterable[Value] | None:
+        body = node.attrs.get("body")
+        if isinstance(body, Graph) and node.attrs.get("hint") not in KERNELS:
+            with at_loc(node.loc):
+                return apply_node(node.op, *inputs, **{**node.attrs, "body": round_factors(body, to)}).outs
+        multiplies = isinstance(get_op(node.op).lower, Contract) or node.op == "conv"
+        if not multiplies or node.types[0].dtype != float32 or "factors" in node.attrs:
+            return None
+        with at_loc(node.loc):
+            return [apply(node.op, *inputs, **node.attrs, factors=to)]
+
+    return graph.rewrite(rule)
+
+
+def precision(graph: Graph) -> Graph:
+    """Write ``dot{factors=t}`` as a product of casts.
+
+    Before: gradients are written out and convolutions are products. After: no node has the attribute ``factors``.
+    Equal casts are merged later, so that what several products share is rounded, and stored, once.
+
+    Example: ``dot{factors=bfloat16}(%x, %w)`` becomes ``dot{dtype=float32}`` of ``astype{bfloat16}(%x)`` and
+    ``astype{bfloat16}(%w)``.
+    """
+
+    def rule(node: Node, inputs: tuple[Value, ...]) -> Iterable[Value] | None:
+        if "factors" not in node.attrs:
+            return None
+        settings = {k: v for k, v in node.attrs.items() if k != "factors"}
+        with at_loc(node.loc):
+            narrow = [moved_after(v, node.attrs["factors"]) for v in inputs]
+            return [apply(node.op, *narrow, **settings, dtype=node.types[0].dtype)]
+
+    return with_bodies(graph.rewrite(rule), precision)
+
+
+def moved_after(value: Value, to: DType) -> Value:
+    """``value`` as ``to``, converted before it is moved or joined: the elements of overlapping windows once, and the
+    parts of a join in place."""
+    if value.dtype == to:
+        return value
+    node = value.node
+    lowering = get_op(node.op).lower
+    if isinstance(lowering, Join):
+        return apply(node.op, *(moved_after(v, to) for v in node.inputs), **node.attrs)
+    if isinstance(lowering, Move) and node.inputs[0].type.size <= value.type.size:
+        return apply(node.op, moved_after(node.inputs[0], to), *node.inputs[1:], **node.attrs)
+    return convert(value, to)
