@@ -73,7 +73,9 @@ def _model_arguments(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--target", default="cpu", choices=["cpu"], help="what to compile for (default: %(default)s)")
     sub.add_argument("--precision", default="float32", metavar="TYPE", help="round the factors of products: bfloat16")
-    sub.add_argument("--memory-budget", metavar="SIZE", type=_size, help="fail if an entry needs more, such as 2GiB")
+    sub.add_argument(
+        "--memory-budget", metavar="SIZE", type=_size, help="the most that an entry may take, such as 2GiB"
+    )
     sub.add_argument("--report", metavar="FILE.html", help="write a page that shows what the compiler did")
 
 

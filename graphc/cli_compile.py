@@ -40,6 +40,8 @@ def compile(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     if args.time:
         out.table(["phase", ">seconds"], [(name, f"{t:.3f}") for name, t in report.seconds.items()])
     print_plan(program.code, program.threads, out)
+    for name, again in report.recomputed.items():
+        out.line(f"{name}: {again}")
     write_report(args.report, program.code, out)
     out.line(f"{path}: {format_bytes(path.stat().st_size)}, compiled in {seconds:.1f} s")
     return {

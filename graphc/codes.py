@@ -448,10 +448,10 @@ CODES: dict[str, Code] = {
     # 07xx memory
     "GC0701": Code(
         "the program needs more memory than its budget",
-        "The plan's peak is above --memory-budget (or memory_budget=). The table lists the largest tensors, their "
-        "lifetimes in launches, and their lines.",
+        "The plan's peak is above --memory-budget (or memory_budget=), with all computed again that helps. The table "
+        "lists the largest tensors, their lifetimes in launches, and their lines.",
         "--memory-budget 1GiB for a batch of 512.",
-        "Make the batch smaller, recompute with gc.checkpoint, or raise the budget.",
+        "Make the batch smaller, or raise the budget to what the message says.",
     ),
     # 08xx state and checkpoints
     "GC0801": Code(

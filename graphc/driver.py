@@ -24,7 +24,8 @@ from graphc import artifact_tensors, modelfile
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
 from graphc.artifact_records import FORMAT, EntryRecord, KernelRecord, Manifest, Provenance, TargetRecord
 from graphc.config import settings
-from graphc.driver_link import KernelTable, entry_record, lay_out_consts, lay_out_state, plan_arena
+from graphc.driver_budget import Planned, Recomputed, fit, plan
+from graphc.driver_link import KernelTable, entry_record, lay_out_consts, lay_out_state
 from graphc.dtype import bfloat16, float16, float32
 from graphc.errors import Loc, error
 from graphc.ir import Graph, StateSpec
@@ -32,7 +33,6 @@ from graphc.kernels.contract_factors import multiplies_pairs
 from graphc.kernels.cpu.build import Compiled, compile_kernels, machine, optimise
 from graphc.kernels.cpu.target import CpuTarget, host, with_pairs
 from graphc.kernels.cpu.team import team_ir
-from graphc.kernels.lower import lower
 from graphc.loop import Kernel
 from graphc.passes import pipeline
 from graphc.passes.precision import round_factors
@@ -60,10 +60,11 @@ class PassRecord:
 
 @dataclass
 class CompileReport:
-    """Filled by a compile that is given one: seconds of each phase, and each pass with its graphs."""
+    """Filled by a compile that is given one: seconds of each phase, each pass with its graphs, what a budget costs."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     passes: list[PassRecord] = field(default_factory=list)
+    recomputed: dict[str, Recomputed] = field(default_factory=dict)  # by entry: what a memory budget costs
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -125,7 +126,8 @@ def compile(*entries: Entry, report: CompileReport | None = None, **options: Any
 
     Options: ``target`` ("cpu"), ``precision`` ("float32", or "bfloat16" or "float16": the factors of every product are
     rounded to it, all else stays float32), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process),
-    ``memory_budget`` (bytes that no entry's peak may exceed: GC0701), ``cache`` (reuse kernels compiled before),
+    ``memory_budget`` (bytes that no entry's peak may exceed: values are computed again where they cannot all be kept,
+    and GC0701 says so if that is not enough), ``cache`` (reuse kernels compiled before),
     ``check`` (verify the graph after each pass; default: as GRAPHC_DEBUG says), ``metadata`` (text by name that the
     artifact carries for those who use it). Raises GraphcError.
     """
@@ -205,24 +207,25 @@ def build(
             pipeline.run(source.graph, observe=_observer(source, report), check=options.checked) for source in sources
         ]
     target = with_pairs(host()) if any(map(multiplies_pairs, finals)) else host()
-    with report.phase("lower"):
-        plans = [lower(final, target) for final in finals]
+    planned = [plan(final, target, report.phase) for final in finals]
 
     table = KernelTable()
     state, state_records = lay_out_state(specs)
-    consts, const_records, const_arrays = lay_out_consts(plans)
+    if options.memory_budget is not None:
+        planned = [_fitted(p, state.nbytes, planned, target, options, report) for p in planned]
+    consts, const_records, const_arrays = lay_out_consts([p.plan for p in planned])
     members: dict[str, bytes | memoryview] = {
         STATE_FILE: artifact_tensors.dump({s.name: initial[s.name] for s in specs}),
         CONSTS: artifact_tensors.dump(const_arrays),
     }
     entries: list[EntryRecord] = []
-    for source, final, plan in zip(sources, finals, plans, strict=True):
+    for source, p in zip(sources, planned, strict=True):
         with report.phase("memory"):
-            memory = plan_arena(plan)
             graph, fused = f"graph/{source.name}.txt", f"graph/{source.name}.fused.txt"
-            entries.append(entry_record(plan, memory, state, consts, table, loc=source.loc, graph=graph, fused=fused))
+            record = entry_record(p.plan, p.memory, state, consts, table, loc=source.loc, graph=graph, fused=fused)
+            entries.append(record)
             members[graph] = print_graph(source.graph).encode()
-            members[fused] = print_graph(final).encode()
+            members[fused] = print_graph(p.graph).encode()
 
     with report.phase("kernels"):
         compiled = _compile_kernels(table.kernels, target, options)
@@ -250,6 +253,25 @@ def build(
     )
     _check_budget(manifest, options)
     return Artifact.of(manifest, members)
+
+
+def _fitted(
+    whole: Planned,
+    state_bytes: int,
+    entries: Sequence[Planned],
+    target: CpuTarget,
+    options: Options,
+    report: CompileReport,
+) -> Planned:
+    """``whole``, with values computed again where the budget of ``options`` asks for it."""
+    assert options.memory_budget is not None
+    constants = lay_out_consts([p.plan for p in entries])[0].nbytes
+    allowed = options.memory_budget - state_bytes - constants - whole.plan.scratch_bytes * options.nthreads
+    if whole.memory.arena_bytes <= allowed:
+        return whole
+    found = fit(whole, allowed, target, report.phase)
+    report.recomputed[whole.graph.name] = Recomputed.between(whole, found)
+    return found
 
 
 def _compile_kernels(kernels: Sequence[Kernel], target: CpuTarget, options: Options) -> list[Compiled]:
@@ -302,10 +324,10 @@ def _check_budget(manifest: Manifest, options: Options) -> None:
         memory = MemoryReport.of(entry, manifest, options.nthreads)
         if memory.peak_bytes > options.memory_budget:
             need, have = format_bytes(memory.peak_bytes), format_bytes(options.memory_budget)
-            message = f"entry {entry.name!r} needs {need} of memory, and the budget is {have}"
-            raise error(
-                "GC0701", message, loc=entry.loc, hint="\n".join([*str(memory).splitlines()[:2], *memory.table(6)])
-            )
+            message = f"entry {entry.name!r} needs at least {need} of memory, and the budget is {have}"
+            least = f"The smallest budget that fits is {memory.peak_bytes} bytes."
+            table = [*str(memory).splitlines()[:2], *memory.table(6)]
+            raise error("GC0701", message, loc=entry.loc, hint="\n".join([least, *table]))
 
 
 def _provenance(graphs: Sequence[bytes | memoryview]) -> Provenance:

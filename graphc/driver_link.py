@@ -216,7 +216,7 @@ def entry_record(
         outputs=tuple(places.port(n, v) for n, v in plan.outputs),
         arena_bytes=memory.arena_bytes,
         lower_bound_bytes=memory.lower_bound_bytes,
-        scratch_bytes=max((e.kernel.scratch_bytes for e in plan.launches), default=0),
+        scratch_bytes=plan.scratch_bytes,
         launches=launches,
         checks=tuple(Check(f.code, f.message, f.loc) for f in plan.flags),
         tensors=tuple(

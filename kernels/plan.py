@@ -96,3 +96,8 @@ class EntryPlan:
     outputs: tuple[tuple[str, View], ...]
     consts: tuple[tuple[str, np.ndarray], ...] = ()
     flags: tuple[Flag, ...] = ()
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Private memory that a thread needs for any launch."""
+        return max((e.kernel.scratch_bytes for e in self.launches), default=0)

@@ -8,7 +8,7 @@ from graphc.ir import Graph, Node, Value
 from graphc.ops.base import apply_node, at_loc
 from graphc.passes.inline import KERNELS
 
-__all__ = ["dce"]
+__all__ = ["dce", "trim"]
 
 
 def dce(graph: Graph) -> Graph:
@@ -53,13 +53,13 @@ def _trimmed_regions(graph: Graph) -> dict[Node, Trimmed]:
             if node.attrs["hint"] in KERNELS:
                 trimmed[node] = (dce(body), operands, range(len(node.types)))
             else:
-                body, operands = _trim(dce(body), results)
+                body, operands = trim(dce(body), results)
                 trimmed[node] = (body, operands, results)
         live.update(node.inputs[i] for i in operands)
     return trimmed
 
 
-def _trim(body: Graph, results: Sequence[int]) -> tuple[Graph, list[int]]:
+def trim(body: Graph, results: Sequence[int]) -> tuple[Graph, list[int]]:
     """``body`` with the outputs ``results`` and the inputs that they need, and which inputs those are."""
     outputs = [body.outputs[i] for i in results]
     present = set(Graph.build(body.name, (), outputs).nodes)

@@ -1,0 +1,83 @@
+"""Fitting entries into a memory budget: plan, compute values again, plan again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from graphc.driver_link import plan_arena
+from graphc.ir import Graph
+from graphc.kernels.cpu.target import CpuTarget
+from graphc.kernels.lower import lower
+from graphc.kernels.plan import EntryPlan
+from graphc.passes.memory import MemoryPlan
+from graphc.passes.rematerialise import rematerialise
+from graphc.passes.schedule import peak_bytes, schedule
+
+__all__ = ["Planned", "Recomputed", "fit", "plan"]
+
+TRIES = 8  # plans made for one entry; the estimate of the pass is a few per cent from the real arena
+NOTHING = 0  # a limit that no graph meets: compute again whatever helps
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An entry's last graph, its launches, and where its tensors lie."""
+
+    graph: Graph
+    plan: EntryPlan
+    memory: MemoryPlan
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What a memory budget costs an entry in every run: arithmetic that is done again, and launches."""
+
+    flops: int
+    share: float  # of the work without a budget
+    launches: int
+
+    @classmethod
+    def between(cls, whole: Planned, fitted: Planned) -> Recomputed:
+        before, after = (sum(e.flops for e in p.plan.launches) for p in (whole, fitted))
+        launches = len(fitted.plan.launches) - len(whole.plan.launches)
+        return cls(after - before, (after - before) / max(before, 1), launches)
+
+    def __str__(self) -> str:
+        return f"computes again to fit the budget: {self.launches} launches more, {self.share:.1%} more work"
+
+
+Phase = Callable[[str], AbstractContextManager[None]]  # times what is done inside, under a name
+
+
+def plan(graph: Graph, target: CpuTarget, phase: Phase) -> Planned:
+    """The launches and the arena of a scheduled graph."""
+    with phase("lower"):
+        launches = lower(graph, target)
+    with phase("memory"):
+        return Planned(graph, launches, plan_arena(launches))
+
+
+def fit(whole: Planned, arena_bytes: int, target: CpuTarget, phase: Phase) -> Planned:
+    """``whole`` with as much computed again as it takes to need at most ``arena_bytes``; if that cannot be reached,
+    the smallest plan found.
+
+    The pass counts bytes of values; kernels need temporaries beside them, and some results are written in place. So the
+    limit that it is given is lowered by what the last plan was over, until the plan itself fits.
+    """
+    best = whole
+    limit = peak_bytes(whole.graph) - (whole.memory.arena_bytes - arena_bytes)
+    for _ in range(TRIES):
+        if best.memory.arena_bytes <= arena_bytes:
+            break
+        with phase("rematerialise"):
+            graph = schedule(rematerialise(whole.graph, max(limit, NOTHING)))
+        found = plan(graph, target, phase)
+        if found.memory.arena_bytes < best.memory.arena_bytes:
+            best = found
+        if limit <= NOTHING:
+            break
+        over = found.memory.arena_bytes - arena_bytes
+        limit = limit - over if peak_bytes(found.graph) <= limit else NOTHING
+    return best
