@@ -222,8 +222,9 @@ def build(
     for source, p in zip(sources, planned, strict=True):
         with report.phase("memory"):
             graph, fused = f"graph/{source.name}.txt", f"graph/{source.name}.fused.txt"
-            record = entry_record(p.plan, p.memory, state, consts, table, loc=source.loc, graph=graph, fused=fused)
-            entries.append(record)
+            entries.append(
+                entry_record(p.plan, p.memory, state, consts, table, loc=source.loc, graph=graph, fused=fused)
+            )
             members[graph] = print_graph(source.graph).encode()
             members[fused] = print_graph(p.graph).encode()
 

@@ -337,5 +337,6 @@ def _arithmetic(node: Node) -> float:
         return sum(map(_arithmetic, node.attrs["body"].nodes))
     if isinstance(get_op(node.op).lower, Contract):
         left = node.inputs[0]
-        return 2.0 * node.out().type.size * prod(left.shape[d] for d in node.attrs["contract"][0])
+        shared: int = prod(left.shape[d] for d in node.attrs["contract"][0])
+        return 2.0 * node.out().type.size * shared
     return float(node_cost(node) * node.out().type.size)
