@@ -137,7 +137,8 @@ class Values:
 
     def _uses(self, value: Value) -> tuple[int, bool, bool]:
         """How many elementwise nodes and reductions read ``value``; whether any reads it repeated along new
-        dimensions; whether anything else reads it."""
+        dimensions; whether anything else reads it. Those that read it in a wider type read ``value`` itself, if that is
+        all that the wider one is for: it then need not be in memory."""
         uses, wider = 0, False
         stack = [value]
         while stack:
@@ -147,13 +148,18 @@ class Values:
             for user in self.graph.users(v):
                 lowering = get_op(user.op).lower
                 if isinstance(lowering, Map | Reduce):
-                    uses += 1
-                    wider |= v.type.size > value.type.size
+                    behind = self._uses(user.out()) if self._only_widens(user) else (1, False, False)
+                    uses += 1 if behind[2] else behind[0]
+                    wider |= v.type.size > value.type.size or behind[1]
                 elif isinstance(lowering, Move) and stays_inside(user):
                     stack.extend(user.outs)
                 else:
                     return uses, wider, True
         return uses, wider, False
+
+    def _only_widens(self, node: Node) -> bool:
+        """Whether a map does no more than to give its operand more bytes."""
+        return len(node.inputs) == 1 and node.inputs[0].type.nbytes < node.types[0].nbytes and node_cost(node) <= 1
 
     def _cheap(self, value: Value, cone: Cone) -> bool:
         """Whether each kernel that needs ``value`` may compute it again: that takes no more traffic than reading it

@@ -277,6 +277,21 @@ def test_arguments_of_bfloat16() -> None:
         program.double(x=np.zeros(2, np.float32))
 
 
+def test_activations_lie_in_memory_in_16_bits() -> None:
+    """What both passes compute with in float32 is kept in bfloat16, and widened in each kernel that reads it."""
+    w = [nn.Parameter(np.zeros(shape, bfloat16.numpy), name=f"w{shape[0]}") for shape in ((24, 40), (40, 7))]
+
+    @gc.entry(x=gc.spec((9, 24), "bfloat16"), y=gc.spec((9,), "int32"))
+    def train(x, y):
+        h = gc.gelu(x @ w[0])
+        first, second = gc.grad(gc.cross_entropy(h @ w[1], y), w)
+        return {"first": first, "second": second}
+
+    (traced,) = trace_entries(train)
+    stored = {v.type for node in pipeline.run(traced.graph) if node.op == "call" for v in node.outs}
+    assert {t.dtype for t in stored if t.shape == (9, 40)} == {bfloat16}
+
+
 # Precision -----------------------------------------------------------------------------------------------------------
 
 
