@@ -7,7 +7,7 @@ QUIET  := PYTHONWARNINGS=ignore
 TORCH  ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types peers parity bench clean
+.PHONY: help demo test fuzz lint format types peers parity bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1|/' | column -t -s '|' 2>/dev/null \
@@ -28,6 +28,9 @@ demo: $(VENV)/base  ## train GPT-2 nano on real text (a minute or two)
 
 test: $(VENV)/dev  ## run the tests
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/dev  ## compile 2,000 random graphs, and every op with every dtype and shape
+	$(BIN)/python -m pytest tests/test_fuzz.py tests/test_op_grid.py --graphs 2000 --thorough
 
 lint: $(VENV)/dev  ## check style
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import log as scalar_log
 
 from graphc.dtype import finfo, float32
-from graphc.functional import abs, cos, exp, floor, isfinite, log, sign, sin, sqrt, tanh, where
+from graphc.functional import abs, ceil, cos, exp, floor, isfinite, log, sign, sin, sqrt, tanh, where
 from graphc.functional import sum as total
 from graphc.half import rounded_once
 from graphc.tensor import Axis, Tensor, TensorLike, as_tensor, astype, binary, common_dtype, promote_all
@@ -69,9 +69,8 @@ def exp2(x: TensorLike) -> Tensor:
 def logaddexp(x: TensorLike, y: TensorLike) -> Tensor:
     """log(exp(x) + exp(y)) without overflow."""
     x, y = _floats(x, y)
-    high = stop_gradient(binary("maximum", x, y))
-    shift = where(isfinite(high), high, 0)
-    return log(exp(x - shift) + exp(y - shift)) + shift
+    apart = where((x == y) & isinf(x), 0, x - y)
+    return binary("maximum", x, y) + log1p(exp(-abs(apart)))
 
 
 @rounded_once
@@ -130,16 +129,16 @@ def positive(x: TensorLike) -> Tensor:
 def trunc(x: TensorLike) -> Tensor:
     """Towards zero to a whole number."""
     x = as_tensor(x)
-    return sign(x) * floor(abs(x)) if x.dtype.is_float else x
+    return where(x < 0, ceil(x), floor(x)) if x.dtype.is_float else x
 
 
 @rounded_once
 def hypot(x: TensorLike, y: TensorLike) -> Tensor:
-    """sqrt(x² + y²) without overflow on the way."""
+    """sqrt(x² + y²) without overflow on the way; infinite where x or y is, whatever the other."""
     a, b = map(abs, _floats(x, y))
     scale = stop_gradient(binary("maximum", a, b))
     safe = where((scale > 0) & isfinite(scale), scale, 1)
-    return sqrt((a / safe) ** 2 + (b / safe) ** 2) * safe
+    return where(isinf(a) | isinf(b), float("inf"), sqrt((a / safe) ** 2 + (b / safe) ** 2) * safe)
 
 
 @rounded_once

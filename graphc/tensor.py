@@ -201,7 +201,8 @@ class Tensor(Traps):
         return apply("abs", self)
 
     def __invert__(self) -> Tensor:
-        return apply("logical_not", self) if self.dtype is bool_ else binary("bitwise_xor", self, -1)
+        ones = (1 << 8 * self.dtype.itemsize) - 1 if self.dtype.kind == "u" else -1
+        return apply("logical_not", self) if self.dtype is bool_ else binary("bitwise_xor", self, ones)
 
     def __getitem__(self, key: Any) -> Tensor:
         return _getitem(self, key)
@@ -350,8 +351,15 @@ def true_divide(a: Any, b: Any) -> Tensor:
 
 
 def floor_divide(a: Any, b: Any) -> Tensor:
+    """As in NumPy: the whole number (a - a mod b) / b, since rounding of a / b may lift it to the next."""
     quotient = binary("div", a, b)  # floors on integers
-    return apply("floor", quotient) if quotient.dtype.is_float else quotient
+    if not quotient.dtype.is_float:
+        return quotient
+    a, b = promote_all("div", a, b)
+    rest = apply("mod", a, b)
+    beyond = apply("where", rest == b, broadcast_to(-1.0, b.shape).astype(b.dtype), quotient)
+    outside = (b == 0) | (apply("abs", b) == float("inf"))
+    return apply("where", outside, beyond, apply("round", (a - rest) / b))
 
 
 def power(a: Any, b: Any) -> Tensor:

@@ -197,7 +197,7 @@ _PRELUDE = """\
 #define COMMON(T, t) \\
     static inline T maximum_##t(T a, T b) { return a > b || a != a ? a : b; } \\
     static inline T minimum_##t(T a, T b) { return a < b || a != a ? a : b; } \\
-    static inline T sign_##t(T a) { return a > 0 ? 1 : a < 0 ? -1 : a; }
+    static inline T sign_##t(T a) { return a > 0 ? 1 : a < 0 ? -1 : a + 0; }
 #define FLOAT(T, t, f) \\
     COMMON(T, t) \\
     static inline T abs_##t(T a) { return fabs##f(a); } \\

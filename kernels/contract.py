@@ -58,11 +58,11 @@ def lower_contract(
     came_from = lines(body, ctx)
     then = "" if epilogue.identity else ", then what follows per element"
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
-    parts = k_parts(p, dtype, ctx.target)
     if is_simple(p, dtype):
         return [work.whole(name, doc + then + ".", came_from)]
     if needs_turn(p):
         return work.turned(name, doc + then + ".", came_from)
+    parts = k_parts(p, dtype, ctx.target)
     if parts == 1:
         return [work.whole(name, doc + then + ".", came_from)]
     return work.in_parts(parts, name, doc, then, came_from)

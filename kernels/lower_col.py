@@ -38,7 +38,7 @@ def _flat(job: Reduction) -> list[Launch]:
     length = job.inner.sizes[-1] if job.inner.sizes else 1
     rows = prod(job.inner.sizes[:-1])
     # A chunk is some whole rows, or part of the only one.
-    per_chunk = FLAT_CHUNK if rows == 1 else max(1, FLAT_CHUNK // length)
+    per_chunk = FLAT_CHUNK if rows == 1 else max(1, FLAT_CHUNK // max(1, length))
     chunks = max(1, -(-(length if rows == 1 else rows) // per_chunk))
     if chunks == 1:
         return [job.launch("col", job.elements.reads(), job.results, _flat_body(job, chunks, per_chunk, job.results))]

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import pytest
 
+GRAPHS = 50  # random graphs that are compiled as one program
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bless", action="store_true", help="rewrite the expected texts of the golden tests")
-    parser.addoption("--graphs", type=int, default=40, help="how many random graphs to compile (a long run: 2000)")
+    parser.addoption("--graphs", type=int, default=100, help="how many random graphs to compile (a long run: 2000)")
+    parser.addoption("--thorough", action="store_true", help="compile every op, dtype and shape, and keep no kernels")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "graph_seed" in metafunc.fixturenames:
-        metafunc.parametrize("graph_seed", range(metafunc.config.getoption("--graphs")))
+    if "graph_seeds" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--graphs")
+        batches = [range(first, min(first + GRAPHS, count)) for first in range(0, count, GRAPHS)]
+        metafunc.parametrize("graph_seeds", batches, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 
 
 @pytest.fixture
 def bless(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--bless"))
+
+
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--thorough"))

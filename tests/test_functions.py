@@ -160,6 +160,8 @@ CASES: dict[str, Case] = {
     "norm of the largest": (lambda x, **_: gc.norm(x, axis=1, ord=float("inf")), np.abs(a["x"]).max(1)),
     "norm 3": (lambda x, **_: gc.norm(x, axis=0, ord=3), (np.abs(a["x"]) ** 3).sum(0) ** (1 / 3)),
     "bitwise_invert": (lambda i, **_: gc.bitwise_invert(i), ~a["i"]),
+    "bitwise_invert of unsigned": (lambda i, **_: ~i.astype("uint8"), ~a["i"].astype(np.uint8)),
+    "floor_divide": (lambda i, **_: i.astype("float64") // 0.1, a["i"].astype(np.float64) // 0.1),
     "shifts": (lambda i, **_: gc.bitwise_right_shift(gc.bitwise_left_shift(i, 5), 2), a["i"] << 3),
 }  # fmt: skip
 

@@ -1,91 +1,149 @@
-"""Random graphs, forward and backward, through the whole compiler: ``pytest tests/test_fuzz.py --graphs 2000``.
+"""Random programs, forward and backward, compiled and compared with the interpreter: ``make fuzz`` runs 2,000.
 
-Each is lowered and run in the loop IR's interpreter, every twentieth also as native code. What fails is made smaller
-before it is reported.
+Many graphs are entries of one program, so that linking and loading cost little beside their kernels. What fails is run
+alone, stage by stage, and made smaller before it is reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from loop_interp import run_plan
-from random_graphs import RandomGraph
+from fuzzing import (
+    difference,
+    expected,
+    in_loops,
+    natively,
+    problem,
+    report,
+    shrink,
+    slope_problem,
+    through_passes,
+)
+from random_graphs import Case, random_case
 
-from graphc.driver import CompileReport, Options, Source, build
-from graphc.errors import GraphcError
-from graphc.interp import interpret
-from graphc.kernels.cpu.target import BASELINES
-from graphc.kernels.lower import lower
+from graphc.ir import Node, Value
+from graphc.ops import get_op
+from graphc.ops.base import Move, apply, install
+from graphc.ops.build import mul, single
 from graphc.passes import pipeline
-from graphc.passes.differentiate import differentiate
-from graphc.runtime import Program
 from graphc.text import print_graph
-from graphc.trace import StateSpec
 
-Arrays = dict[str, np.ndarray]
-NATIVE = 20  # every so many graphs
-
-
-def lowered(made: RandomGraph, seed: int) -> Arrays:
-    """What the kernels compute, in the loop IR's interpreter."""
-    plan = lower(pipeline.run(made.graph, check=True), BASELINES["x86-64-v4"])
-    state = dict(made.state)
-    got = run_plan(plan, made.inputs, state, 1 + seed % 3)
-    assert not got.pop("flags").any()
-    return {**got, **state}
+LOOPS = 10  # every so many graphs also run in the loop IR's interpreter
+ALGEBRA = ("simplify", "fold", "simplify_folded", "cse")  # passes that lowering must not depend on
 
 
-def native(made: RandomGraph, seed: int) -> Arrays:
-    """What compiled code computes."""
-    ((name, new),) = made.graph.updates
-    source = Source("random", None, made.graph)
-    specs = [StateSpec(name, new.type, False)]
-    program = Program(build([source], specs, made.state, Options(threads=2), CompileReport()), threads=2)
-    got = program.random(**made.inputs)
-    return {**got, "s": program.state["s"].copy()}
+def test_random_graphs_compute_what_they_say(graph_seeds: range, thorough: bool) -> None:
+    cases = {seed: random_case(seed) for seed in graph_seeds}
+    for seed in suspects(cases, cache=not thorough):
+        why = report(cases[seed])
+        assert why is None, f"seed {seed}: {why}"
 
 
-def problem(made: RandomGraph, seed: int, run: Callable[[RandomGraph, int], Arrays]) -> str | None:
-    """How ``run`` differs from the interpreter on the graph as it was traced; None if it does not."""
+def suspects(cases: dict[int, Case], cache: bool = False) -> list[int]:
+    """The seeds whose compiled results differ; all, where they do not even compile. ``cache``: kernels are kept for the
+    next run."""
+    try:
+        found = natively(list(cases.values()), cache)
+    except Exception:
+        return list(cases)
     with np.errstate(all="ignore"):
-        try:
-            outputs, state = interpret(differentiate(made.graph), made.inputs, made.state)
-            got = run(made, seed)
-        except (AssertionError, GraphcError) as e:
-            return f"{type(e).__name__}: {e}"
-    for name, want in {**outputs, **state}.items():
-        scale = max(1.0, float(np.max(np.abs(want[np.isfinite(want)]), initial=0.0)))
-        if not np.allclose(got[name], want, rtol=1e-7, atol=1e-7 * scale, equal_nan=True):
-            return f"{name} differs by {np.max(np.abs(got[name] - want))}"
-    return None
+        return [
+            seed
+            for (seed, case), got in zip(cases.items(), found, strict=True)
+            if difference(case, expected(case), got)
+        ]
 
 
-def shrunk(seed: int, run: Callable[[RandomGraph, int], Arrays]) -> tuple[RandomGraph, str]:
-    """The smallest graph of ``seed`` that still fails, and how."""
-    options: dict[str, Any] = {"gradients": True}
-    full = RandomGraph(seed, **options)
-    names = [name for name, _ in full.graph.outputs]
-    candidates = [{**options, "limit": n} for n in range(full.steps + 1)] + [options]
-    for found in candidates:
-        made = RandomGraph(seed, **found)
-        if problem(made, seed, run):
-            options, names = found, [name for name, _ in made.graph.outputs]
-            break
-    for name in names:
-        made = RandomGraph(seed, **options, keep=[name])
-        why = problem(made, seed, run)
-        if why:
-            return made, why
-    made = RandomGraph(seed, **options)
-    return made, str(problem(made, seed, run))
+@pytest.mark.parametrize("without", [(), ALGEBRA], ids=["optimised", "as traced"])
+def test_random_graphs_in_loops(graph_seeds: range, without: tuple[str, ...]) -> None:
+    for seed in graph_seeds[::LOOPS]:
+
+        def check(case: Case, seed: int = seed) -> str | None:
+            return problem(case, lambda c: in_loops(c, 1 + seed % 3, without))
+
+        if check(random_case(seed)):
+            small = shrink(random_case(seed), check)
+            pytest.fail(f"seed {seed}: {check(small)}\n{print_graph(small.graph, brief=True)}")
 
 
-def test_random_graphs_compute_what_they_say(graph_seed: int) -> None:
-    runs = [lowered, native] if graph_seed % NATIVE == 0 else [lowered]
-    for run in runs:
-        if problem(RandomGraph(graph_seed, gradients=True), graph_seed, run):
-            made, why = shrunk(graph_seed, run)
-            pytest.fail(f"{run.__name__}, seed {graph_seed}: {why}\n{print_graph(made.graph)}")
+@pytest.mark.parametrize("order", [1, 2])
+def test_random_gradients_are_slopes(graph_seeds: range, order: int) -> None:
+    for seed in graph_seeds[:: 1 if order == 1 else 4]:
+        case = random_case(seed, gradients=False, dt="float64", stops=False)
+        if slope_problem(case, order):
+            small = shrink(case, lambda c: slope_problem(c, order))
+            pytest.fail(f"seed {seed}: {slope_problem(small, order)}\n{print_graph(small.graph, brief=True)}")
+
+
+# The fuzzer finds what is planted ------------------------------------------------------------------------------------
+
+SEEDS = 300  # at most so many graphs until a bug is found
+
+
+def found(check: Callable[[Case], str | None], **options: object) -> Case:
+    """The first random case that ``check`` finds fault with, made small."""
+    for seed in range(SEEDS):
+        case = random_case(seed, **options)  # type: ignore[arg-type]
+        if check(case):
+            return shrink(case, check)
+    raise AssertionError(f"{SEEDS} graphs did not find it")
+
+
+def ops(case: Case) -> list[str]:
+    return [n.op for n in case.graph.nodes if n.op not in ("input", "state", "const")]
+
+
+@contextmanager
+def instead(op: str, **parts: object) -> Iterator[None]:
+    """``op`` with other parts."""
+    right = get_op(op)
+    install([replace(right, **parts)])  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        install([right])
+
+
+def test_a_wrong_rewrite_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def commuted(node: Node, inputs: tuple[Value, ...]) -> list[Value] | None:
+        """a - b → b - a where b was broadcast."""
+        wrong = node.op == "sub" and inputs[1].node.op == "broadcast_to"
+        return [apply("sub", inputs[1], inputs[0])] if wrong else None
+
+    planted = pipeline.Pass("planted", lambda g: g.rewrite(commuted), "Goes wrong.")
+    at = [p.name for p in pipeline.PIPELINE].index("cse")
+    passes = (*pipeline.PIPELINE[:at], planted, *pipeline.PIPELINE[at:])
+    monkeypatch.setattr(pipeline, "PIPELINE", passes)
+    small = found(lambda case: problem(case, through_passes))
+    assert len(ops(small)) <= 3
+    assert "sub" in ops(small)
+
+
+def test_a_wrong_view_is_found() -> None:
+    def without_step(shape: tuple[int, ...], strides: tuple[int, ...], at: dict, out: tuple[int, ...]) -> tuple:
+        return strides, sum(a * s for a, s in zip(at["start"], strides, strict=True))
+
+    with instead("slice", lower=Move(without_step)):
+        small = found(lambda case: problem(case, in_loops))
+    assert len(ops(small)) <= 3
+    assert "slice" in ops(small)
+
+
+def test_a_wrong_lowering_is_found_in_compiled_code() -> None:
+    with instead("sigmoid", lower=get_op("tanh").lower):
+        seed = next(s for s in range(SEEDS) if "sigmoid" in ops(random_case(s)))
+        assert suspects({s: random_case(s) for s in (seed, 0)}) == [seed]
+        why = report(random_case(seed))
+    assert why is not None
+    assert why.startswith("lowering: ")
+    assert "sigmoid" in why
+
+
+def test_a_wrong_gradient_is_found() -> None:
+    with instead("tanh", vjp=single(lambda n, g: [mul(g, n.out())])):
+        small = found(lambda case: slope_problem(case), gradients=False, dt="float64", stops=False)
+    assert len(ops(small)) <= 3

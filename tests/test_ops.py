@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from loop_interp import Pointer, run_kernel
+from op_gradients import check_gradient, gradient, inputs_for, run, weighted
 
 from graphc.dtype import TensorType, contiguous_strides, dtype
 from graphc.errors import CODES, GraphcError
-from graphc.interp import interpret
-from graphc.ir import Graph, Value, attrs, toposort
+from graphc.ir import Graph, attrs
 from graphc.loop import Affine, Const, Kernel, Let, Load, Loop, Param, Store, Var, call
 from graphc.ops import OPS, apply, apply_node, get_op
 from graphc.ops.base import Map, MapContext, Move, Op, Sample
-from graphc.ops.build import const, floats, full, mul
+from graphc.ops.build import floats
 from graphc.ops.movement import view_reshape
 from graphc.ops.source import threefry2x32
 
@@ -33,10 +33,6 @@ WITHOUT_SAMPLES = {"input", "state", "grad"}
 
 def type_of(x: np.ndarray) -> TensorType:
     return TensorType(dtype(x.dtype), x.shape)
-
-
-def inputs_for(arrays: Sequence[np.ndarray]) -> list[Value]:
-    return [apply("input", name=f"x{i}", dtype=dtype(a.dtype), shape=a.shape) for i, a in enumerate(arrays)]
 
 
 # Types ---------------------------------------------------------------------------------------------------------------
@@ -195,54 +191,6 @@ def test_dot_against_einsum():
 
 
 # Gradients -----------------------------------------------------------------------------------------------------------
-
-
-def gradient(result: Value, by: Sequence[Value]) -> list[Value | None]:
-    """Plain reverse mode over the ops' vjp rules: d result / d by, for a scalar result."""
-    cotangents: dict[Value, Value] = {result: full(1, result.dtype, ())}
-    for node in reversed(toposort([result])):
-        given = [cotangents.get(v) for v in node.outs]
-        rule = get_op(node.op).vjp
-        if not callable(rule) or all(g is None for g in given):
-            continue
-        for operand, g in zip(node.inputs, rule(node, given), strict=True):
-            if g is not None:
-                assert g.type == operand.type, f"the cotangent of {node.op} has another type than its operand"
-                cotangents[operand] = apply("add", cotangents[operand], g) if operand in cotangents else g
-    return [cotangents.get(v) for v in by]
-
-
-def weighted(values: Sequence[Value]) -> Value:
-    """A scalar that depends on every element of ``values`` in its own way."""
-    total = full(0, values[0].dtype, ())
-    for i, v in enumerate(values):
-        weights = const(np.cos(np.arange(v.type.size) + i).reshape(v.shape), v.dtype)
-        total = apply("add", total, apply("sum", mul(v, weights), axes=tuple(range(len(v.shape)))))
-    return total
-
-
-def run(results: Sequence[Value], arrays: Sequence[np.ndarray], ins: Sequence[Value]) -> list[np.ndarray]:
-    graph = Graph.build("g", ins, [(f"y{i}", v) for i, v in enumerate(results)])
-    return list(interpret(graph, {f"x{i}": a for i, a in enumerate(arrays)})[0].values())
-
-
-def check_gradient(scalar: Value, ins: Sequence[Value], arrays: Sequence[np.ndarray]) -> list[Value]:
-    """Compare the gradient along a random direction with a central difference; the gradients that exist."""
-    by = [i for i, a in enumerate(arrays) if a.dtype == np.float64]
-    grads = gradient(scalar, [ins[i] for i in by])
-    rng = np.random.default_rng(3)
-    direction = {i: rng.standard_normal(arrays[i].shape) for i in by}
-
-    def moved(step: float) -> float:
-        at = [a + step * direction[i] if i in direction else a for i, a in enumerate(arrays)]
-        return float(run([scalar], at, ins)[0])
-
-    step = 1e-5
-    found = [g for g in grads if g is not None]
-    values = iter(run(found, arrays, ins))
-    slope = sum(float(np.sum(next(values) * direction[i])) for i, g in zip(by, grads, strict=True) if g is not None)
-    np.testing.assert_allclose(slope, (moved(step) - moved(-step)) / (2 * step), rtol=1e-6, atol=1e-8)
-    return found
 
 
 @pytest.mark.parametrize(("op", "sample"), GRAD_CASES)

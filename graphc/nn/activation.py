@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import pi, sqrt
 
 from graphc.errors import error
-from graphc.functional import erf, exp, log, maximum, split, tanh, where
+from graphc.functional import erf, exp, isfinite, log, maximum, split, tanh, where
 from graphc.functional import sum as total
 from graphc.functional_math import expm1, log1p
 from graphc.half import rounded_once
@@ -61,9 +61,10 @@ def softplus(x: TensorLike, beta: float = 1.0) -> Tensor:
 
 @rounded_once
 def logsumexp(x: TensorLike, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    """log(sum(exp(x))) along ``axis``, shifted by the maximum so that it does not overflow."""
+    """log(sum(exp(x))) along ``axis``, shifted by the maximum so that it does not overflow; infinite where that is."""
     x = as_tensor(x)
-    shift = stop_gradient(reduce("max", x, axis, True))
+    top = stop_gradient(reduce("max", x, axis, True))
+    shift = where(isfinite(top), top, 0)
     sums = total(exp(x - shift), axis, keepdims=keepdims)
     return log(sums) + shift.reshape(sums.shape)
 

@@ -197,9 +197,11 @@ def _extreme(relation: str) -> LaneOp:
 
 
 def _sign(builder: ir.IRBuilder, dtype: DType, a: Value) -> Value:
+    """-1, 0 or 1; NaN stays NaN, and the sum with 0 makes -0 to 0, as in NumPy."""
     zero, one = constant(a.type, 0), constant(a.type, 1)
     positive, negative = _compare(">")(builder, dtype, a, zero), _compare("<")(builder, dtype, a, zero)
-    return builder.select(positive, one, builder.select(negative, constant(a.type, -1), a))
+    rest = builder.fadd(a, zero) if dtype.is_float else zero
+    return builder.select(positive, one, builder.select(negative, constant(a.type, -1), rest))
 
 
 def _compare(relation: str) -> LaneOp:

@@ -1,0 +1,509 @@
+"""The steps of random programs (`random_graphs`): each draws operands from a maker and returns what it made, or None
+where it does not fit what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import graphc as gc
+from graphc import random as draws
+
+if TYPE_CHECKING:
+    from random_graphs import Maker
+
+__all__ = ["STEPS"]
+
+T = gc.Tensor
+Made = T | Sequence[T] | None
+Step = Callable[["Maker"], Made]
+
+
+# Elementwise ---------------------------------------------------------------------------------------------------------
+
+SMOOTH: tuple[Callable[[T], T], ...] = (
+    gc.tanh, gc.sigmoid, gc.sin, gc.cos, gc.erf, gc.silu, gc.gelu, gc.softplus, gc.negative, gc.square,
+    lambda x: gc.gelu(x, approximate="tanh"), lambda x: gc.exp(-x * x), lambda x: gc.sqrt(x * x + 0.5),
+    lambda x: gc.rsqrt(x * x + 0.5), lambda x: gc.log(x * x + 0.5), lambda x: 1 / (x * x + 1), lambda x: x**3,
+    lambda x: 0.5 * x, lambda x: x - 1, lambda x: 2 - x, gc.expm1, lambda x: gc.log1p(x * x), gc.softsign,
+)  # fmt: skip
+KINKED: tuple[Callable[[T], T], ...] = (
+    gc.relu, gc.abs, gc.sign, gc.leaky_relu, gc.elu, lambda x: gc.maximum(x, 0), lambda x: gc.where(x > 0, x, 0.1 * x),
+)  # fmt: skip
+
+
+def smooth(m: Maker) -> Made:
+    x = m.pick()
+    return m.choose(SMOOTH)(x) if x is not None else None
+
+
+def kinked(m: Maker) -> Made:
+    x = m.pick()
+    return m.choose(KINKED)(x) if x is not None and m.apart(x, 0.0) else None
+
+
+def clipped(m: Maker) -> Made:
+    x = m.pick()
+    return gc.clip(x, -0.7, 0.6) if x is not None and m.apart(x, -0.7) and m.apart(x, 0.6) else None
+
+
+def rounded(m: Maker) -> Made:
+    x = m.pick()
+    if x is None:
+        return None
+    fraction = m.value(x) % 0.5
+    if not m.exact(x) and np.any((fraction < 1e-3) | (fraction > 0.499)):
+        return None
+    return m.choose((gc.floor, gc.round, gc.trunc))(x)
+
+
+def partner(m: Maker, x: T) -> T | None:
+    """What broadcasts with ``x``: of its shape, of the last dimensions, with a dimension of one, or a new weight."""
+    match m.choose(5):
+        case 0:
+            return m.pick(shape=x.shape[m.choose(x.ndim + 1) :])
+        case 1 if x.ndim:
+            axis = m.choose(x.ndim)
+            return m.pick(shape=(*x.shape[:axis], 1, *x.shape[axis + 1 :]))
+        case 2 if x.ndim:
+            axis = m.choose(x.ndim)
+            return gc.mean(x, axis, keepdims=True) if x.shape[axis] else None
+    return m.pick(shape=x.shape)
+
+
+def binary(m: Maker) -> Made:
+    x = m.pick()
+    y = None if x is None else partner(m, x)
+    if x is None or y is None:
+        return None
+    match m.choose(7):
+        case 0:
+            return x + y
+        case 1:
+            return x - y
+        case 2 | 3:
+            return x * y
+        case 4:
+            return x / (y * y + 0.5)
+        case 5:
+            return m.choose((gc.maximum, gc.minimum))(x, y) if m.apart(x, y) else None
+    return y - x
+
+
+def chosen(m: Maker) -> Made:
+    """where: by comparison, by position, or by a mask."""
+    x = m.pick(ndim=1)
+    if x is None:
+        return None
+    y, mask = m.pick(shape=x.shape), m.pick("b")
+    match m.choose(4):
+        case 0 if mask is not None and mask.shape == x.shape:
+            return gc.where(mask, x, y)
+        case 1 if x.ndim > 1:
+            return m.choose((gc.tril, gc.triu))(x, k=m.choose(3) - 1)
+        case 2:
+            return gc.where(gc.iota(x.shape, m.choose(x.ndim)) % 3 == 1, x, y)
+    assert y is not None
+    return gc.where(x < y, x * 2, y) if m.apart(x, y) else None
+
+
+def compared(m: Maker) -> Made:
+    x = m.pick("fiu")
+    if x is None:
+        return None
+    y = m.pick(x.dtype.kind, shape=x.shape)
+    if y is None or y.dtype != x.dtype or (x.dtype.kind == "f" and not m.apart(x, y)):
+        return None
+    return m.choose((gc.less, gc.less_equal, gc.greater, gc.greater_equal, gc.equal, gc.not_equal))(x, y)
+
+
+def logical(m: Maker) -> Made:
+    x = m.pick("b")
+    if x is None:
+        return None
+    y = m.pick("b", shape=x.shape)
+    assert y is not None
+    match m.choose(3):
+        case 0:
+            return ~x
+        case 1:
+            axes = m.subset(x.ndim)
+            return m.choose((gc.all, gc.any))(x, axes, keepdims=m.chance(0.5))
+    return m.choose((gc.logical_and, gc.logical_or, gc.logical_xor))(x, y)
+
+
+def whole(m: Maker) -> Made:
+    """Arithmetic and bits of integers, which wrap round."""
+    x = m.pick("iu")
+    if x is None:
+        return None
+    y = m.pick("iu", shape=x.shape)
+    assert y is not None
+    plain = (gc.add, gc.subtract, gc.multiply, gc.floor_divide, gc.remainder, gc.maximum, gc.minimum)
+    bits = (gc.bitwise_and, gc.bitwise_or, gc.bitwise_xor)
+    match m.choose(4):
+        case 0:
+            return m.choose((gc.bitwise_left_shift, gc.bitwise_right_shift))(x, m.choose(5))
+        case 1:
+            return m.choose((gc.abs, gc.negative, gc.sign))(x)
+        case 2:
+            return m.choose(bits)(x, y)
+    return m.choose(plain)(x, y)
+
+
+def converted(m: Maker) -> Made:
+    x = m.pick("fiub")
+    if x is None:
+        return None
+    if x.dtype.kind == "f":
+        fraction = np.abs(m.value(x) * 4) % 1
+        clear = m.exact(x) or not np.any((fraction < 1e-2) | (fraction > 0.99))
+        return (x * 4).astype(m.choose(("int32", "int64", "int8"))) if clear else None
+    if x.dtype.kind == "b":
+        return x.astype(m.choose((m.float, "int32", "uint8")))
+    small = np.max(np.abs(m.value(x).astype(np.float64)), initial=0) < 1e4
+    return x.astype(m.float) * 0.1 if small else x.astype(m.choose(("int32", "int64", "uint8", "int16", "bool")))
+
+
+# Movement ------------------------------------------------------------------------------------------------------------
+
+ANY = "fiub"
+
+
+def permuted(m: Maker) -> Made:
+    x = m.pick(ANY, ndim=2)
+    return None if x is None else gc.permute_dims(x, tuple(int(a) for a in m.rng.permutation(x.ndim)))
+
+
+def reshaped(m: Maker) -> Made:
+    x = m.pick(ANY)
+    if x is None or not x.size:
+        return None
+    dims, left = [], x.size
+    while left > 1 and len(dims) < 4:
+        d = m.choose([d for d in range(1, left + 1) if left % d == 0 and (d > 1 or m.chance(0.2))])
+        dims, left = [*dims, d], left // d
+    return gc.reshape(x, (*dims, left) if left > 1 else dims)
+
+
+def cut(m: Maker) -> Made:
+    """Basic indexing: ranges with steps, single positions, new dimensions; now and then of no elements."""
+    x = m.pick(ANY, ndim=1)
+    if x is None:
+        return None
+    key: list[Any] = []
+    for n in x.shape:
+        start = m.choose(n) if n else 0
+        match m.choose(6):
+            case 0 if n:
+                key.append(start)
+            case 1 | 2 if n:
+                key.append(slice(start, start + 1 + m.choose(n - start), m.choose((1, 2, 3))))
+            case 3 if m.chance(0.1):
+                key.append(slice(start, start))
+            case 4 if m.chance(0.3):
+                key += [None, slice(None)]
+            case _:
+                key.append(slice(None))
+    return x[tuple(key)]
+
+
+def turned(m: Maker) -> Made:
+    x = m.pick(ANY, ndim=1)
+    return None if x is None else gc.flip(x, m.subset(x.ndim))
+
+
+def rolled(m: Maker) -> Made:
+    x = m.pick(ANY, ndim=1)
+    return None if x is None else gc.roll(x, m.choose(9) - 4, axis=m.choose(x.ndim))
+
+
+def repeated(m: Maker) -> Made:
+    x = m.pick(ANY, ndim=1)
+    if x is None:
+        return None
+    match m.choose(3):
+        case 0:
+            return gc.tile(x, [m.choose((1, 2, 3)) for _ in x.shape])
+        case 1:
+            return gc.repeat(x, m.choose((2, 3)), axis=m.choose(x.ndim))
+    axis = m.choose(x.ndim + 1)
+    wide = gc.expand_dims(x, axis)
+    return gc.broadcast_to(wide, (*x.shape[:axis], m.choose((1, 2, 5)), *x.shape[axis:]))
+
+
+def padded(m: Maker) -> Made:
+    x = m.pick("fiu", ndim=1)
+    if x is None:
+        return None
+    widths = [(m.choose(3), m.choose(3) - 1 if n > 1 else m.choose(2)) for n in x.shape]
+    return gc.pad(x, widths, m.choose((0, 0, 1, 2)))
+
+
+def joined(m: Maker) -> Made:
+    x = m.pick(ANY, ndim=1)
+    y = None if x is None else m.pick(x.dtype.kind, shape=x.shape)
+    if x is None or y is None or x.dtype != y.dtype:
+        return None
+    if m.chance(0.3):
+        return gc.stack([x, y], axis=m.choose(x.ndim + 1))
+    return gc.concat([x, y, x][: 2 + m.choose(2)], axis=m.choose(x.ndim))
+
+
+def parted(m: Maker) -> Made:
+    x = m.pick(ANY, ndim=1)
+    axis = m.choose(x.ndim) if x is not None else 0
+    if x is None or x.shape[axis] < 2:
+        return None
+    first = 1 + m.choose(x.shape[axis] - 1)
+    return gc.split(x, (first, x.shape[axis] - first), axis=axis)
+
+
+# Reductions ----------------------------------------------------------------------------------------------------------
+
+
+def reduced(m: Maker) -> Made:
+    x = m.pick("fiu", ndim=1)
+    if x is None:
+        return None
+    axes, kept = m.subset(x.ndim), m.chance(0.5)
+    if x.dtype.kind != "f":
+        return gc.sum(x, axes, keepdims=kept)
+    return m.choose((gc.sum, gc.sum, gc.mean, gc.logsumexp))(x, axes, keepdims=kept) if x.size else None
+
+
+def extreme(m: Maker) -> Made:
+    x = m.pick("fiu", ndim=1)
+    axis = m.choose(x.ndim) if x is not None else 0
+    if x is None or not x.size or (x.dtype.kind == "f" and not m.distinct(x, axis)):
+        return None
+    return m.choose((gc.max, gc.min, gc.argmax, gc.argmin))(x, axis, keepdims=m.chance(0.5))
+
+
+def spread(m: Maker) -> Made:
+    x = m.pick(ndim=1)
+    axis = m.choose(x.ndim) if x is not None else 0
+    if x is None or x.shape[axis] < 2:
+        return None
+    match m.choose(3):
+        case 0:
+            return gc.var(x, axis, keepdims=True)
+        case 1:
+            return gc.prod(gc.tanh(x) + 0.5, axis)
+    return gc.sqrt(gc.sum(x * x, axis) + 0.1)
+
+
+def normalised(m: Maker) -> Made:
+    """Softmax and norms: what is computed of a row, and read again."""
+    x = m.pick(ndim=1)
+    axis = m.choose(x.ndim) if x is not None else 0
+    if x is None or not x.size:
+        return None
+    match m.choose(6):
+        case 0:
+            return gc.softmax(x, axis)
+        case 1:
+            return gc.log_softmax(x, axis)
+        case 2:
+            return gc.layer_norm(x, x.shape[-1], m.weight(x.shape[-1:]), m.weight(x.shape[-1:]), eps=0.1)
+        case 3:
+            return gc.rms_norm(x, x.shape[-1], m.weight(x.shape[-1:]), eps=0.1)
+        case 4:
+            centred = x - gc.mean(x, axis, keepdims=True)
+            return centred * gc.rsqrt(gc.mean(centred * centred, axis, keepdims=True) + 0.1)
+    seen = gc.iota(x.shape, -1) <= gc.iota(x.shape, 0)
+    return gc.softmax(gc.where(seen, x, -float("inf"))) if x.ndim > 1 else None
+
+
+def running(m: Maker) -> Made:
+    x = m.pick("fi", ndim=1)
+    axis = m.choose(x.ndim) if x is not None else 0
+    if x is None:
+        return None
+    if x.dtype.kind == "f" and m.chance(0.5):
+        return gc.recurrence(gc.sigmoid(x), x, axis=axis, reverse=m.chance(0.5))
+    return gc.cumsum(x, axis) if m.chance(0.7) or x.dtype.kind == "i" else gc.cumprod(gc.tanh(x), axis)
+
+
+# Products ------------------------------------------------------------------------------------------------------------
+
+
+def product(m: Maker) -> Made:
+    """A product with a weight, plain or turned, and what often follows it."""
+    x = m.pick(ndim=1)
+    if x is None or not x.shape[-1]:
+        return None
+    n = m.choose((1, 2, 3, 5, 8, 16, 17, 33))
+    w = m.weight((n, x.shape[-1])).T if m.chance(0.5) else m.weight((x.shape[-1], n))
+    y = x @ w * x.shape[-1] ** -0.5
+    match m.choose(4):
+        case 0:
+            return y + m.weight((n,))
+        case 1:
+            return gc.gelu(y + m.weight((n,)))
+        case 2:
+            return gc.tanh(y) * y
+    return y
+
+
+def products(m: Maker) -> Made:
+    """A product of tensors: of one with itself turned round, batched, or an outer one."""
+    x = m.pick(ndim=2)
+    if x is None or not x.size:
+        return None
+    y = m.pick(shape=x.shape)
+    assert y is not None
+    scale = x.shape[-1] ** -0.5
+    match m.choose(4):
+        case 0:
+            return x @ y.mT * scale
+        case 1:
+            return x.mT @ y * scale
+        case 2 if x.ndim == 3:
+            return gc.einsum(m.choose(("bij,bkj->ibk", "bij,kij->bk", "bij,bik->bjk", "aij,bij->iab")), x, y) * scale
+    return x @ (y.mT @ x) * 0.1 if x.size < 500 else None
+
+
+def convolved(m: Maker) -> Made:
+    x = m.pick(ndim=3)
+    if x is None or x.ndim > 4 or not x.size:
+        return None
+    n = x.ndim - 2
+    sizes = [m.choose((1, 2, 3)) for _ in range(n)]
+    padding, stride, dilation = m.choose((0, 1)), m.choose((1, 1, 2)), m.choose((1, 1, 2))
+    if any((k - 1) * dilation + 1 > d + 2 * padding for k, d in zip(sizes, x.shape[2:], strict=True)):
+        return None
+    groups = m.choose((1, 1, x.shape[1]))
+    w = m.weight((m.choose((1, 2, 3)) * groups, x.shape[1] // groups, *sizes))
+    if prod(w.shape) * x.size > 50_000:
+        return None
+    convolution = gc.conv1d if n == 1 else gc.conv2d
+    y = convolution(x, w, None, stride, padding, dilation, groups) * prod(w.shape[1:]) ** -0.5
+    return gc.relu(y) if m.chance(0.3) and m.apart(y, 0.0) else y
+
+
+def pooled(m: Maker) -> Made:
+    x = m.pick(ndim=3)
+    if x is None or x.ndim > 4 or min(x.shape) < 2:
+        return None
+    flat = x.ndim == 3
+    if m.chance(0.5):
+        return (gc.avg_pool1d if flat else gc.avg_pool2d)(x, 2, m.choose((1, 2)))
+    return (gc.max_pool1d if flat else gc.max_pool2d)(x, 2, m.choose((1, 2))) if m.exact(x) else None
+
+
+def attended(m: Maker) -> Made:
+    """Attention by its function, or written by hand."""
+    x = m.pick(ndim=2)
+    if x is None or not x.size or x.ndim > 4 or x.shape[-2] > 17:
+        return None
+    q, k, v = (x @ m.weight((x.shape[-1], 8)) * x.shape[-1] ** -0.5 for _ in range(3))
+    causal, t = m.chance(0.5), x.shape[-2]
+    match m.choose(4):
+        case 0:
+            mask = gc.iota((t, t), 0) >= gc.iota((t, t), 1)
+            return gc.scaled_dot_product_attention(q, k, v, mask)
+        case 1:
+            scores = q @ k.mT * 8**-0.5
+            if causal:
+                scores = gc.where(gc.iota((t, t), 0) >= gc.iota((t, t), 1), scores, -float("inf"))
+            return gc.softmax(scores) @ v
+        case 2:
+            return gc.scaled_dot_product_attention(q, k, v, is_causal=causal, dropout_p=0.25)
+    return gc.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+# Elements by index ---------------------------------------------------------------------------------------------------
+
+
+def indices(m: Maker, shape: Sequence[int], size: int) -> T:
+    """Positions below ``size``: a constant, or computed from integers that there are."""
+    found = m.pick("iu", shape=shape)
+    if found is not None and found.dtype.name != "uint32" and m.chance(0.7):
+        return (found % min(size, 100)).astype("int32")
+    return gc.asarray(m.rng.integers(0, size, shape).astype(m.choose((np.int32, np.int64))))
+
+
+def gathered(m: Maker) -> Made:
+    """Rows by index, and the sums of rows by index."""
+    x = m.pick("fi", ndim=1)
+    if x is None or not x.size:
+        return None
+    axis = m.choose(x.ndim)
+    if m.chance(0.5):
+        return gc.take(x, indices(m, m.choose(((3,), (1,), (2, 4), ())), x.shape[axis]), axis=axis)
+    return gc.scatter_add(indices(m, x.shape[: 1 + m.choose(x.ndim)], 4), x, 4)
+
+
+def along(m: Maker) -> Made:
+    x = m.pick("fi", ndim=1)
+    if x is None or not x.size:
+        return None
+    axis = m.choose(x.ndim)
+    if m.chance(0.5):
+        return gc.take_along_axis(x, indices(m, x.shape, x.shape[axis]), axis=axis)
+    size = x.shape[axis] + m.choose(3)
+    return gc.scatter_along_axis(indices(m, x.shape, size), x, size, axis=axis)
+
+
+def ordered(m: Maker) -> Made:
+    x = m.pick("fiu", ndim=1)
+    axis = m.choose(x.ndim) if x is not None else 0
+    if x is None or not x.size or (x.dtype.kind == "f" and not m.distinct(x, axis)):
+        return None
+    match m.choose(3):
+        case 0:
+            return gc.argsort(x, axis=axis, descending=m.chance(0.5))
+        case 1:
+            return gc.top_k(x, 1 + m.choose(x.shape[axis]), axis=axis)
+    return gc.sort(x, axis=axis, descending=m.chance(0.5))
+
+
+def classes(m: Maker) -> Made:
+    """One-hot rows, or the loss of labels."""
+    x = m.pick(ndim=2)
+    if x is None or not x.size or x.ndim > 2:
+        return None
+    labels = indices(m, x.shape[:1], x.shape[1])
+    return gc.cross_entropy(x, labels) if m.chance(0.5) else gc.one_hot(labels, x.shape[1], dtype=m.float) * x
+
+
+# The rest ------------------------------------------------------------------------------------------------------------
+
+
+def random(m: Maker) -> Made:
+    x = m.pick(ndim=1)
+    if x is None:
+        return None
+    match m.choose(4):
+        case 0:
+            return gc.dropout(x, 0.4)
+        case 1:
+            return x * draws.uniform(x.shape, dtype=m.float)
+        case 2:
+            return x + draws.normal(x.shape, dtype=m.float)
+    return draws.randint(0, 7, x.shape)
+
+
+def recomputed(m: Maker) -> Made:
+    x = m.pick()
+    if x is None:
+        return None
+    f = m.choose(SMOOTH)
+    return gc.checkpoint(lambda t: f(gc.tanh(t)) * t, x)
+
+
+def stopped(m: Maker) -> Made:
+    x = m.pick()
+    return None if x is None else x * gc.stop_gradient(gc.tanh(x))
+
+
+STEPS: tuple[Step, ...] = (
+    smooth, smooth, smooth, kinked, clipped, rounded, binary, binary, binary, binary, chosen, compared, logical, whole,
+    converted, permuted, permuted, reshaped, cut, cut, turned, rolled, repeated, padded, joined, parted, reduced,
+    reduced, extreme, spread, normalised, normalised, running, product, product, products, convolved, pooled, attended,
+    gathered, along, ordered, classes, random, recomputed, stopped,
+)  # fmt: skip
