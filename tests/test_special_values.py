@@ -104,7 +104,8 @@ ALONG: dict[str, Pair] = {
     "all": (lambda x, axis: gc.all(x > -2, axis), lambda x, axis: np.all(x > -2, axis)),
     "count_nonzero": (gc.count_nonzero, np.count_nonzero), "softmax": (gc.softmax, softmax),
     "logsumexp": (gc.logsumexp, lambda x, axis: scipy.special.logsumexp(x, axis=axis)),
-    "log_softmax": (gc.log_softmax, lambda x, axis: scipy.special.log_softmax(x, axis=axis)), "cumsum": (gc.cumsum, np.cumsum),
+    "log_softmax": (gc.log_softmax, lambda x, axis: scipy.special.log_softmax(x, axis=axis)),
+    "cumsum": (gc.cumsum, np.cumsum),
     "sort": (lambda x, axis: gc.sort(x, axis=axis), lambda x, axis: np.sort(x, axis)),
     "argsort": (
         lambda x, axis: gc.argsort(x, axis=axis), lambda x, axis: np.argsort(x, axis, stable=True),
