@@ -206,10 +206,18 @@ def _unused(tensors: Sequence[gc.Tensor]) -> list[gc.Tensor]:
 
 
 def _update_state(maker: Maker, t: gc.Tensor) -> None:
-    """A running mean, or a copy."""
-    kept = gc.state(maker.array(t.shape, t.dtype.name), name=f"s{maker.seed}.kept")
-    maker.states.append(kept)
-    kept.assign(kept * 0.9 + t * 0.1 if t.dtype.kind == "f" and maker.chance(0.7) else t)
+    """A running mean, a copy, or two values that change places."""
+    first, second = (gc.state(maker.array(t.shape, t.dtype.name), name=f"s{maker.seed}.kept{i}") for i in "ab")
+    maker.states += [first, second]
+    match maker.choose(3):
+        case 0 if t.dtype.kind == "f":
+            first.assign(first * 0.9 + t * 0.1)
+        case 1:
+            old = gc.stop_gradient(first)  # the value from before, also once another is assigned
+            first.assign(second)
+            second.assign(gc.where(t == old, t, old) if maker.exact(t) else old)
+        case _:
+            first.assign(t)
 
 
 def _gradients(maker: Maker, inputs: dict[str, gc.Tensor]) -> dict[str, gc.Tensor]:
@@ -221,6 +229,10 @@ def _gradients(maker: Maker, inputs: dict[str, gc.Tensor]) -> dict[str, gc.Tenso
         return {}
     found = gc.grad(_bounded(latest), wrt, allow_unused=True)
     out = {f"g.{name}": t for name, t in found.items()}
+    if maker.chance(0.3):  # gradient descent
+        for s in maker.states:
+            if s.trainable:
+                s.assign(s - found[s.name] * 0.1)
     if maker.chance(0.15):
         out |= {f"h.{name}": t for name, t in gc.grad(_bounded(list(out.values())), wrt, allow_unused=True).items()}
     return out

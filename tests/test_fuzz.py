@@ -128,19 +128,20 @@ def test_a_wrong_view_is_found() -> None:
         return strides, sum(a * s for a, s in zip(at["start"], strides, strict=True))
 
     with instead("slice", lower=Move(without_step)):
-        small = found(lambda case: problem(case, in_loops))
+        small = found(lambda case: problem(case, in_loops) if "slice" in ops(case) else None)
     assert len(ops(small)) <= 3
     assert "slice" in ops(small)
 
 
 def test_a_wrong_lowering_is_found_in_compiled_code() -> None:
-    with instead("sigmoid", lower=get_op("tanh").lower):
-        seed = next(s for s in range(SEEDS) if "sigmoid" in ops(random_case(s)))
-        assert suspects({s: random_case(s) for s in (seed, 0)}) == [seed]
-        why = report(random_case(seed))
+    cases = {seed: random_case(seed) for seed in range(4)}
+    with instead("tanh", lower=get_op("sigmoid").lower):
+        wrong = suspects(cases)
+        why = report(cases[wrong[0]])
+    assert wrong == [seed for seed, case in cases.items() if "tanh" in ops(case)]
     assert why is not None
     assert why.startswith("lowering: ")
-    assert "sigmoid" in why
+    assert len(why.splitlines()) <= 8  # what is wrong, the input, three nodes, and the frame of the graph
 
 
 def test_a_wrong_gradient_is_found() -> None:
