@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.dtype import DTYPES, Shape, TensorType, dtype, float64
+from graphc.dtype import Shape, TensorType, dtype, float64
 from graphc.errors import GraphcError
 from graphc.ir import Attrs, Graph, Literal, Value, attrs
 from graphc.ops import get_op
@@ -446,6 +446,3 @@ def cases_of(op: str, keep: int = 1) -> list[OpCase]:
     for case in found:
         by_dtype.setdefault(case.dtype, []).append(case)
     return [c for n, group in enumerate(by_dtype.values()) for c in group[(len(op) + 3 * n) % keep :: keep]]
-
-
-assert set(DTYPES) == set(ALL)
