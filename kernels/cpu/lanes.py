@@ -124,11 +124,12 @@ def _fma(builder: ir.IRBuilder, dtype: DType, a: Value, b: Value, c: Value) -> V
     return llvm_call(builder, "fma", a, b, c) if dtype.is_float else builder.add(builder.mul(a, b), c)
 
 
-def _number(value: Value) -> int | None:
-    """The integer that a constant holds, in every lane."""
+def _number(value: Value) -> Any:
+    """The number that a constant holds, the same in every lane; None where there is no such number."""
     if isinstance(value, _Splat):
         value = value.constant[0]
-    return value.constant if isinstance(value, ir.Constant) else None
+    one = value.constant if isinstance(value, ir.Constant) else None
+    return one if isinstance(one, int | float) else None
 
 
 def _safe_divisor(builder: ir.IRBuilder, dtype: DType, a: Value, b: Value) -> tuple[Value, Value]:
@@ -289,10 +290,11 @@ def cast(builder: ir.IRBuilder, a: Value, source: DType, target: DType) -> Value
         return _narrowed(builder, cast(builder, a, source, float32), target)
     if source.is_half:
         return cast(builder, _widened(builder, a, source), float32, target)
-    if isinstance(a, ir.Constant) and target.is_float and source.is_float:
-        return ir.Constant(to, a.constant)
-    if isinstance(a, ir.Constant) and target.is_integer and source.is_integer:
-        return ir.Constant(to, _wrapped(a.constant, target))
+    number = _number(a)
+    if number is not None and target.is_float and source.is_float:
+        return constant(to, number)
+    if number is not None and target.is_integer and source.is_integer:
+        return constant(to, _wrapped(number, target))
     if target.kind == "b":
         return _compare("!=")(builder, source, a, constant(a.type, 0))
     if source.is_float:
