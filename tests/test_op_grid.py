@@ -20,7 +20,7 @@ from graphc.dtype import TensorType, dtype
 from graphc.interp import interpret
 from graphc.ir import Graph, Value
 from graphc.ops import OPS, get_op
-from graphc.ops.base import apply, apply_node
+from graphc.ops.base import Sample, apply, apply_node
 from graphc.runtime import Program
 
 OUTSIDE = {"input", "state", "grad"}  # they compute nothing
@@ -30,7 +30,14 @@ Array = np.ndarray
 
 
 def test_every_op_has_cases_and_a_reference():
-    assert {op.name for op in OPS} - OUTSIDE == set(CASES) == set(REFERENCE)
+    alone = {op.name for op in OPS if not any(has_body(sample) for sample in op.samples())}
+    assert alone - OUTSIDE <= set(CASES)
+    assert set(CASES) == set(REFERENCE)
+
+
+def has_body(sample: Sample) -> bool:
+    """Whether it is of an op that runs a graph, which has its own tests."""
+    return any(isinstance(v, Graph) for v in sample.attrs.values())
 
 
 @pytest.mark.parametrize("name", CASES)
