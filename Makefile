@@ -52,9 +52,10 @@ peers: $(VENV)/dev  ## install PyTorch and transformers, for parity
 parity: peers  ## compare with PyTorch, live
 	$(BIN)/python -m pytest tests/parity
 
-bench: $(VENV)/dev  ## time the train steps beside PyTorch and JAX
-	$(BIN)/python -m pip install --quiet '$(TORCH)' 'jax>=0.5'
-	$(BIN)/python bench/train_step.py
+bench: $(VENV)/dev  ## time all workloads beside PyTorch, JAX, ONNX Runtime and OpenVINO
+	$(BIN)/python -m pip install --quiet '$(TORCH)' 'jax>=0.5' onnx onnxscript onnxruntime openvino
+	$(BIN)/python bench/run.py --profile
+	$(BIN)/python bench/plots.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

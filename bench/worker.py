@@ -1,151 +1,111 @@
-"""One system on one workload in its own process; driven over a pipe by `bench/train_step.py`.
+"""One system on one workload in its own process, driven over a pipe by `child.Child`.
 
-It prepares the step, prints one JSON line with the seconds of the import and of all that comes after it up to the end
-of the first step, then answers each line ``N`` on standard input with the seconds of N steps, and the line ``memory``
-with graphc's own account of its memory. Peak resident memory is that of the process, so nothing else runs in it.
-Compiled code is kept in the folder BENCH_CACHE: a first process compiles, a second one loads.
+It prints one JSON line when the first step is done: seconds of the import, of all that comes before the first step, and
+of that step. Then it answers each line of standard input with one:
+
+    steps N      → seconds of a step, mean of N, after one that is not timed; RSS added since the import, in bytes
+    check FILE   → writes the logits, or the losses of the first steps, to FILE (.npy)
+    facts        → what the system knows of itself
+    profile N    → its kernels, timed over N steps
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from systems import SYSTEMS, Job, Running
+from workloads import Workload
+
+CHECKED_STEPS = 3  # losses that depend on the gradients and on the optimizer
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A train step: AdamW with decay on matrices, global-norm clipping at 1, no dropout, float32."""
-
-    name: str
-    batch: int
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    decay: float = 0.1
-    vocab: int = 65
-    positions: int = 0  # 0: the MLP
-    width: int = 0
-    layers: int = 0
-    heads: int = 0
-
-    def data(self) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng(0)
-        if not self.positions:
-            return rng.standard_normal((self.batch, 784), dtype=np.float32), rng.integers(0, 10, self.batch, np.int32)
-        ids = rng.integers(0, self.vocab, (self.batch, self.positions + 1), np.int32)
-        return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
+def peak_rss() -> int:
+    """Bytes. Linux counts in ru_maxrss what the process was before exec: its parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (high,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(high.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-WORKLOADS = {
-    w.name: w
-    for w in (
-        Workload("mlp", batch=128),
-        Workload("gpt2-nano", batch=12, positions=64, width=128, layers=4, heads=4),
-        Workload("gpt2-baby", batch=12, positions=256, width=384, layers=6, heads=6),
-    )
-}
+def one_cpu_per_core(threads: int) -> list[int]:
+    """The CPUs to run on: those of different cores first, so that no system gets two halves of one."""
+    cpus = sorted(os.sched_getaffinity(0))
+    first = []
+    for cpu in cpus:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        if not siblings.exists() or int(siblings.read_text().replace("-", ",").split(",")[0]) == cpu:
+            first.append(cpu)
+    return [*first, *(c for c in cpus if c not in first)][:threads]
 
 
-def torch_step(w: Workload, compile: bool) -> Callable[[], object]:
-    import peers_torch as peers
-    import torch
+class Answers:
+    """The commands, by name."""
 
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
-    model = peers.model(w)
-    step = peers.train_step(model, w.lr, w.betas, peers.decay_groups(model, w.decay), 1.0, compile)
-    x, y = (torch.from_numpy(a) for a in w.data())
-    return lambda: step(x, y)
+    def __init__(self, running: Running, first: Any, mode: str, base_rss: int) -> None:
+        self.running, self.first, self.mode, self.base_rss = running, first, mode, base_rss
 
+    def steps(self, count: str) -> dict[str, Any]:
+        step, n = self.running.step, int(count)
+        step()
+        start = time.perf_counter()
+        for _ in range(n):
+            step()
+        seconds = (time.perf_counter() - start) / n
+        return {"seconds": seconds, "rss_added": peak_rss() - self.base_rss}
 
-def jax_step(w: Workload) -> Callable[[], object]:
-    import jax
-    import peers_jax as peers
+    def check(self, file: str) -> dict[str, Any]:
+        results = [self.first]
+        if self.mode == "train":
+            results += [np.array(self.running.step()) for _ in range(CHECKED_STEPS - 1)]
+        np.save(file, np.stack(results))
+        return {}
 
-    rng = np.random.default_rng(0)
-    if w.positions:
-        params = peers.gpt2_params(rng, w.vocab, w.positions, w.width, w.layers)
+    def facts(self) -> dict[str, Any]:
+        return self.running.facts()
 
-        def model(p: Any, x: Any) -> Any:
-            return peers.gpt2(p, x, w.heads)
-    else:
-        params, model = peers.mlp_params(rng), peers.mlp
-    fn = peers.train_step(model, w.lr, w.betas, w.decay, 1.0)
-    params = jax.tree.map(jax.numpy.asarray, params)
-    zeros = jax.tree.map(jax.numpy.zeros_like, params)
-    state = [params, zeros, jax.tree.map(jax.numpy.zeros_like, params), jax.numpy.zeros((), "int32")]
-    x, y = w.data()
-
-    def step() -> object:
-        *state[:], loss = fn(*state, x, y)
-        return loss.block_until_ready()
-
-    return step
+    def profile(self, steps: str) -> dict[str, Any]:
+        return {"kernels": self.running.profile(int(steps))}
 
 
-def graphc_step(w: Workload) -> Callable[[], object]:
-    import graphc as gc
-
-    artifact = Path(os.environ["BENCH_CACHE"]) / f"{w.name}.gcx"
-    if artifact.exists():
-        program = gc.load(artifact)
-    else:
-        import workloads
-
-        program = gc.compile(*workloads.entries(w))
-        program.save(artifact)
-    x, y = w.data()
-    MEMORY["predicted"] = lambda: program.train.memory.peak_bytes
-    MEMORY["measured"] = lambda: program.train.measured_peak_bytes(x=x, y=y)
-    return lambda: program.train(x=x, y=y)["loss"]
-
-
-# What graphc says of its memory: the plan's peak, and the peak found by looking at which bytes a step wrote.
-MEMORY: dict[str, Callable[[], int]] = {}
-
-SYSTEMS: dict[str, Callable[[Workload], Callable[[], object]]] = {
-    "graphc": graphc_step,
-    "torch-eager": lambda w: torch_step(w, compile=False),
-    "torch-compile": lambda w: torch_step(w, compile=True),
-    "jax": jax_step,
-}
-FRAMEWORKS = {"graphc": "graphc", "torch-eager": "torch", "torch-compile": "torch", "jax": "jax"}
+def start(given: dict[str, Any]) -> tuple[Answers, dict[str, float]]:
+    """Import the system and run its first step."""
+    clock = time.perf_counter
+    system, work, mode = SYSTEMS[given["system"]], Workload(**given["workload"]), given["mode"]
+    inputs, labels = work.data(mode)
+    begin = clock()
+    import_module(system.package)
+    imported, base_rss = clock(), peak_rss()
+    with np.load(given["weights"]) as weights:
+        folder, model = Path(given["folder"]), Path(given["model"])
+        job = Job(work, mode, inputs, labels, weights, model, folder, given["threads"])
+        prepare: Callable[..., Running] = import_module(system.module).prepare
+        running = prepare(job, **system.options)
+    built = clock()
+    first = np.array(running.step())
+    done = clock()
+    seconds = {"import_s": imported - begin, "build_s": built - imported, "first_step_s": done - built}
+    return Answers(running, first, mode, base_rss), seconds
 
 
 def main() -> None:
-    ap = argparse.ArgumentParser(description=__doc__)
-    ap.add_argument("system", choices=SYSTEMS)
-    ap.add_argument("workload", choices=WORKLOADS)
-    args = ap.parse_args()
-    work = WORKLOADS[args.workload]
-    start = time.perf_counter()
-    import_module(FRAMEWORKS[args.system])
-    imported = time.perf_counter()
-    step = SYSTEMS[args.system](work)
-    loss = float(np.asarray(step()))
-    ready = time.perf_counter()
-    print(json.dumps({"import": imported - start, "ready": ready - imported, "loss": loss}), flush=True)
+    given = json.loads(sys.argv[1])
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, one_cpu_per_core(given["threads"]))
+    answers, seconds = start(given)
+    print(json.dumps(seconds), flush=True)
     for line in sys.stdin:
-        if line.strip() == "memory":
-            print(json.dumps({kind: ask() for kind, ask in MEMORY.items()}), flush=True)
-            continue
-        n = int(line)
-        t0 = time.perf_counter()
-        for _ in range(n):
-            step()
-        seconds = time.perf_counter() - t0
-        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "peak_rss": rss}), flush=True)
+        command, *argument = line.strip().split(maxsplit=1)
+        print(json.dumps(getattr(answers, command)(*argument)), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ PyTorch run that fixtures are made of, and the graphc run that is compared with 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,18 @@ ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 sys.path.insert(0, str(ROOT / "bench"))
 
-from worker import WORKLOADS, Workload  # noqa: E402
+import workloads  # noqa: E402
+from workloads import Workload  # noqa: E402
 
 STEPS = 50
-NAMES = ("mlp", "gpt2-nano")
 SAMPLES = 64  # gradient entries kept per tensor in the fixtures
+LR, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0  # as nanoGPT has them: decay of matrices only, the norm clipped
+
+WORKLOADS = {
+    "mlp": Workload("mlp", "mlp", batch=128, config={"sizes": (784, 512, 10)}),
+    "gpt2-nano": workloads.WORKLOADS["gpt2-nano"],
+}
+NAMES = tuple(WORKLOADS)
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -38,14 +45,15 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 def batch(work: Workload, step: int) -> tuple[np.ndarray, np.ndarray]:
     """The inputs and targets of one step; learnable, so that the loss falls."""
     rng = np.random.default_rng(step)
-    if not work.positions:
+    if work.family == "mlp":
         y = rng.integers(0, 10, work.batch).astype(np.int32)
         x = rng.standard_normal((work.batch, 784), dtype=np.float32) + (y[:, None] % 5).astype(np.float32)
         return x, y
-    start = rng.integers(0, work.vocab, (work.batch, 1))
-    ids = ((start + np.arange(work.positions + 1) * 7) % work.vocab).astype(np.int32)
+    vocab = work.config["vocab_size"]
+    start = rng.integers(0, vocab, (work.batch, 1))
+    ids = ((start + np.arange(work.length + 1) * 7) % vocab).astype(np.int32)
     noise = rng.random(ids.shape) < 0.1
-    ids[noise] = rng.integers(0, work.vocab, int(noise.sum()))
+    ids[noise] = rng.integers(0, vocab, int(noise.sum()))
     return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
 
 
@@ -57,36 +65,62 @@ def sample(name: str, grad: np.ndarray, count: int = SAMPLES) -> np.ndarray:
 
 def run_torch(work: Workload) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Losses of `STEPS` optimizer steps and the gradients of the first, by an independent PyTorch model."""
-    import peers_torch as peers
+    import system_torch
     import torch
 
-    torch.manual_seed(0)
-    model = peers.model(work)
-    peers.load(model, weights({n: tuple(p.shape) for n, p in model.named_parameters()}))
-    x, y = (torch.from_numpy(a) for a in batch(work, 0))
-    peers.cross_entropy(model(x), y).backward()
+    model = system_torch.MODELS[work.family](work.config)
+    system_torch.load(model, weights({n: tuple(p.shape) for n, p in model.named_parameters()}))
+    groups = decay_groups(list(model.parameters()), lambda p: p.dim())
+    opt = torch.optim.AdamW(groups, lr=LR, betas=BETAS, fused=True)
+
+    def loss_of(x: np.ndarray, y: np.ndarray) -> Any:
+        logits = model(torch.from_numpy(x)).flatten(0, -2)
+        return torch.nn.functional.cross_entropy(logits, torch.from_numpy(y).flatten().long())
+
+    def step(x: np.ndarray, y: np.ndarray) -> float:
+        opt.zero_grad()
+        loss = loss_of(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        opt.step()
+        return float(loss.detach())
+
+    loss_of(*batch(work, 0)).backward()
     grads = {n: p.grad.numpy().copy() for n, p in model.named_parameters() if p.grad is not None}
-    step = peers.train_step(model, work.lr, work.betas, peers.decay_groups(model, work.decay), 1.0, compile=False)
-    losses = [float(step(*(torch.from_numpy(a) for a in batch(work, i)))) for i in range(STEPS)]
-    return np.array(losses), grads
+    return np.array([step(*batch(work, i)) for i in range(STEPS)]), grads
+
+
+def decay_groups(parameters: list[Any], rank: Callable[[Any], int]) -> list[dict[str, Any]]:
+    """The parameter groups of either side's optimizer."""
+    return [
+        {"params": [p for p in parameters if rank(p) >= 2], "weight_decay": DECAY},
+        {"params": [p for p in parameters if rank(p) < 2], "weight_decay": 0.0},
+    ]
 
 
 def run_graphc(work: Workload) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The same by graphc: one program with an entry that returns the gradients and the entry that trains."""
-    import workloads
+    import system_graphc
 
     import graphc as gc
+    from graphc import optim
 
-    net = workloads.model(work)
+    net = system_graphc.model(work)
     named = dict(net.named_parameters())
+    opt = optim.AdamW(decay_groups(list(named.values()), lambda p: len(p.shape)), lr=LR, betas=BETAS)
     x, y = batch(work, 0)
-    spec = {"x": gc.spec(x.shape, str(x.dtype)), "y": gc.spec(y.shape, str(y.dtype))}
 
-    @gc.entry(**spec)
+    @gc.entry(x=x, y=y)
     def gradients(x: Any, y: Any) -> dict[str, Any]:
         return dict(zip(named, gc.grad(gc.cross_entropy(net(x), y), list(named.values())), strict=True))
 
-    program = gc.compile(gradients, *workloads.train_entries(work, net))
+    @gc.entry(x=x, y=y)
+    def train(x: Any, y: Any) -> dict[str, Any]:
+        loss = gc.cross_entropy(net(x), y)
+        opt.update(optim.clip_by_global_norm(gc.grad(loss, list(named.values())), CLIP))
+        return {"loss": loss}
+
+    program = gc.compile(gradients, train)
     program.load_state_dict(weights({n: tuple(p.shape) for n, p in named.items()}))
     grads = program.gradients(x=x, y=y)
     losses = []

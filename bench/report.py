@@ -1,0 +1,197 @@
+"""The results as text: tables of `run.py` in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import exp, log
+from typing import Any
+
+from systems import BASE, SYSTEMS
+from workloads import MODES
+
+Row = dict[str, Any]
+ENOUGH = {"train": 1.3, "infer": 1.0}  # times the speed of the best peer, on each workload
+
+TITLES = {"train": "Train step (forward, backward, AdamW)", "infer": "Inference"}
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+def timed(row: Row) -> dict[str, Row]:
+    return {name: s for name, s in row["systems"].items() if "ms" in s}
+
+
+def best_peer(row: Row) -> tuple[str, float] | None:
+    """The fastest of the others, and how many times longer than graphc it takes."""
+    ratios = {name: s["ratio"] for name, s in timed(row).items() if name != BASE and "ratio" in s}
+    return min(ratios.items(), key=lambda item: item[1]) if ratios else None
+
+
+def rate(row: Row, system: str) -> float:
+    """FLOP/s of a system."""
+    return float(row["flops"] / row["systems"][system]["ms"] * 1e3)
+
+
+def share(row: Row, system: str) -> float:
+    """Of the FMA peak measured in the same run."""
+    return rate(row, system) / float(row["machine"]["flops_per_second"])
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    found = [log(v) for v in values]
+    return exp(sum(found) / len(found)) if found else float("nan")
+
+
+def of_mode(results: Row, mode: str) -> dict[str, Row]:
+    rows = results["rows"].items()
+    return {name.split("/")[0]: row for name, row in rows if name.endswith(f"/{mode}")}
+
+
+# Text ----------------------------------------------------------------------------------------------------------------
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def line(name: str, row: Row) -> str:
+    """One result on the console."""
+    parts = [f"{s} {number(r['ms'])} ms" for s, r in timed(row).items()]
+    parts += [f"{s}: {r['skipped']}" for s, r in row["systems"].items() if "skipped" in r]
+    if not timed(row):
+        parts += [f"{s} compiled in {r['compile_s']:.1f} s" for s, r in row["systems"].items() if "compile_s" in r]
+    if BASE in timed(row):
+        parts.append(f"{BASE} runs at {share(row, BASE):.0%} of the peak")
+    return f"{name}: {', '.join(parts)}"
+
+
+def markdown(head: list[str], body: Iterable[list[str]]) -> str:
+    """The first column is text, the others numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def per_system(rows: dict[str, Row], key: str, show: Callable[[float], str] = number) -> str:
+    """A table of one number per workload and system; what was not measured is empty."""
+    systems = [s for s in SYSTEMS if any(key in row["systems"].get(s, {}) for row in rows.values())]
+    body = []
+    for work, row in rows.items():
+        found = [row["systems"].get(s, {}).get(key) for s in systems]
+        body.append([work, *("" if v is None else show(v) for v in found)])
+    return markdown(["", *systems], body)
+
+
+def speed(rows: dict[str, Row], mode: str) -> str:
+    systems = [s for s in SYSTEMS if any(s in timed(row) for row in rows.values())]
+    head = ["", *systems, "best peer", "÷ graphc", "graphc GFLOP/s", "of the peak", "best peer's share"]
+    body = []
+    for work, row in rows.items():
+        peer, found = best_peer(row), timed(row)
+        cells = [number(found[s]["ms"]) if s in found else "" for s in systems]
+        cells += [peer[0], f"{peer[1]:.2f}"] if peer else ["", ""]
+        cells += [f"{rate(row, BASE) / 1e9:.0f}", f"{share(row, BASE):.0%}"] if BASE in found else ["", ""]
+        body.append([work, *cells, f"{share(row, peer[0]):.0%}" if peer else ""])
+    ratios = {work: peer[1] for work, row in rows.items() if (peer := best_peer(row))}
+    text = markdown(head, body)
+    if ratios:
+        below = [f"{work} ({ratio:.2f})" for work, ratio in ratios.items() if ratio < ENOUGH[mode]]
+        text += f"\n\nBest peer ÷ graphc, geometric mean: **{geometric_mean(ratios.values()):.2f}**."
+        text += f" Below {ENOUGH[mode]}: {', '.join(below) or 'none'}."
+    return text
+
+
+def memory(rows: dict[str, Row]) -> str:
+    keys = ("kernels", "launches", "planned_peak_bytes", "measured_peak_bytes")
+    found = {work: timed(row).get(BASE, {}) for work, row in rows.items()}
+    body = [[work, *(f"{r[key]:,}" for key in keys)] for work, r in found.items() if "kernels" in r]
+    return markdown(["graphc's plan", "kernels", "launches", "planned peak, bytes", "measured, bytes"], body)
+
+
+def profile(row: Row) -> str:
+    """The classes of kernels of one workload, and the kernels that leave most time on the table."""
+    kernels, machine = row["profile"], row["machine"]
+    total = sum(k["seconds"] for k in kernels)
+
+    def least(k: Row) -> float:
+        """The roofline's time: arithmetic at the FMA peak or bytes at memory's speed."""
+        return max(k["flops"] / machine["flops_per_second"], k["bytes"] / machine["bytes_per_second"])
+
+    def cells(name: str, some: list[Row]) -> list[str]:
+        seconds = sum(k["seconds"] for k in some) or 1e-12
+        flops, moved = sum(k["flops"] for k in some), sum(k["bytes"] for k in some)
+        launches = sum(k["launches"] for k in some)
+        numbers = [f"{seconds / total:.1%}", f"{seconds * 1e3:.3f}", f"{flops / seconds / 1e9:.0f}"]
+        roof = f"{sum(map(least, some)) / seconds:.0%}"
+        return [name, str(launches), *numbers, f"{moved / seconds / 1e9:.1f}", roof]
+
+    classes: dict[str, list[Row]] = {}
+    for k in kernels:
+        classes.setdefault(k["class"], []).append(k)
+    head = ["launches", "of the step", "ms", "GFLOP/s", "GB/s", "of the roofline"]
+    ordered = sorted(classes.items(), key=lambda item: -sum(k["seconds"] for k in item[1]))
+    lost = sorted(kernels, key=lambda k: least(k) - k["seconds"])[:5]
+    return "\n\n".join(
+        (
+            markdown(["class", *head], [cells(name, some) for name, some in ordered]),
+            markdown(["most to gain", *head], [cells(f"`{k['name']}`", [k]) for k in lost]),
+        )
+    )
+
+
+def skipped(results: Row) -> list[str]:
+    """Each reason once, with where it held."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, row in results["rows"].items():
+        for system, r in row["systems"].items():
+            if "skipped" in r:
+                reasons.setdefault((system, r["skipped"]), []).append(name)
+    return [f"- {system}: {why} ({', '.join(names)})" for (system, why), names in reasons.items()]
+
+
+def limits(results: Row) -> str:
+    """What the machine can do: the range over the workloads' runs."""
+    machines = [row["machine"] for row in results["rows"].values() if "machine" in row]
+    if not machines:
+        return ""
+
+    def span(key: str) -> str:
+        low, high = (f(m[key] for m in machines) / 1e9 for f in (min, max))
+        return f"{low:.0f} to {high:.0f}"
+
+    peak, copy = span("flops_per_second"), span("bytes_per_second")
+    return f"Measured in the same runs: {peak} GFLOP/s of FMA, {copy} GB/s through memory."
+
+
+def page(results: Row) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    parts = [
+        "# graphc beside its peers",
+        f"Float32, {results['threads']} threads, {results['cpu']}. {packages}. {limits(results)}",
+        "`python bench/run.py` (what is measured, and how, is said by `--help`); milliseconds, medians.",
+    ]
+    for mode in MODES:
+        rows = of_mode(results, mode)
+        if not rows:
+            continue
+        parts += [f"## {TITLES[mode]}", speed(rows, mode)]
+        parts += ["Compile with empty caches up to the end of the first step, seconds:", per_system(rows, "compile_s")]
+        parts += ["The same with what the first process kept, seconds:", per_system(rows, "load_s")]
+        parts += ["Memory added since the import, at its peak, MB:", per_system(rows, "rss_added_mb", "{:.0f}".format)]
+        parts.append(memory(rows))
+    chosen = [
+        f"- {name}: {r['variant'] or 'default'}"
+        for name, row in results["rows"].items()
+        for r in timed(row).values()
+        if "variant" in r
+    ]
+    if chosen:
+        parts += ["## XLA's library fusions, chosen by a calibration run", "\n".join(chosen)]
+    if reasons := skipped(results):
+        parts += ["## Not measured", "\n".join(reasons)]
+    profiled = {name: row for name, row in results["rows"].items() if "profile" in row}
+    if profiled:
+        parts.append("## Where the time goes\n\nRoofline: the FMA peak and the copy bandwidth above.")
+        parts += [f"### {name}\n\n{profile(row)}" for name, row in profiled.items()]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,113 @@
+"""graphc beside its peers: a train step and inference of every workload, on every system, interleaved in one run.
+
+    python bench/run.py                                     # all of it, in bench/results/suite.json and .md
+    python bench/run.py --workloads mlp vit --modes train   # those only; the other results stay
+    python bench/run.py --peers torch jax --rounds 5
+    python bench/run.py --rounds 0                          # compile everything, so that a later run only times
+    python bench/run.py --resume                            # what has no result yet
+
+Float32 and the same number of threads everywhere, the same weights and data; each system at its best settings (see
+`bench/systems.py`) in a process of its own. Before anything is timed, the losses of three train steps or the logits of
+all systems are compared. Then they have turns of a step or more, one system after the other, while all others are
+stopped, and the machine's limits are measured in each round. Times are medians over the rounds, ratios medians of the
+ratios within a round.
+
+"Compile" is a first process with empty caches, from the end of its imports to the end of its first step, done once per
+version of a system and kept in build/bench; "load" is the same of a second process, which finds what the first one
+kept: graphc's artifact, the caches of torch.compile, JAX and OpenVINO.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import report
+from child import Failed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from suite import Case
+from systems import BASE, HERE, SYSTEMS
+from workloads import MODES, WORKLOADS
+
+RESULTS = HERE / "results"
+PROFILED_STEPS = 7
+ORDER = [f"{name}/{mode}" for mode in MODES for name in WORKLOADS]
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = {line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")}
+        return ", ".join(sorted(names))
+    return platform.processor()
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in {s.package for s in SYSTEMS.values()} - {"graphc"}:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return dict(sorted(found.items()))
+
+
+def is_done(record: dict[str, Any] | None, systems: list[str]) -> bool:
+    """Whether each system was timed or could not be."""
+    found = (record or {}).get("systems", {})
+    return all("ms" in found.get(s, {}) or "skipped" in found.get(s, {}) for s in systems)
+
+
+def arguments() -> argparse.Namespace:
+    known = [name for name, s in SYSTEMS.items() if s.modes and name != BASE]
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME")
+    ap.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    ap.add_argument("--peers", nargs="*", choices=known, default=[s for s in known if not SYSTEMS[s].optional])
+    ap.add_argument("--rounds", type=int, default=9)
+    ap.add_argument("--threads", type=int, default=2)
+    ap.add_argument("--profile", action="store_true", help="where graphc's time goes, by class of kernel")
+    ap.add_argument("--resume", action="store_true", help="leave out what has a result")
+    ap.add_argument("--out", type=Path, default=RESULTS / "suite.json", help="the .md is written beside it")
+    return ap.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    results = json.loads(args.out.read_text()) if args.out.exists() else {"rows": {}}
+    results |= {"cpu": cpu_model(), "threads": args.threads, "versions": versions()}
+    rows = results["rows"]
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("", total=None)
+        cases = [
+            Case(WORKLOADS[name], mode, args.threads, lambda text: progress.update(bar, description=text))
+            for name in args.workloads
+            for mode in args.modes
+            if mode in WORKLOADS[name].modes
+        ]
+        for case in progress.track(cases, task_id=bar):
+            systems = [s for s in (BASE, *args.peers) if case.mode in SYSTEMS[s].modes]
+            if args.resume and is_done(rows.get(case.name), systems):
+                continue
+            try:
+                rows[case.name] = case.run(systems, args.rounds, PROFILED_STEPS if args.profile else 0)
+            except Failed as why:
+                console.print(f"{case.name}: {why}", markup=False)
+                continue
+            console.print(report.line(case.name, rows[case.name]), markup=False, highlight=False)
+            results["rows"] = {name: rows[name] for name in ORDER if name in rows}
+            args.out.parent.mkdir(exist_ok=True, parents=True)
+            args.out.write_text(json.dumps(results, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(report.page(results))
+    console.print(f"{args.out} and {args.out.with_suffix('.md').name}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

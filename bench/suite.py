@@ -1,0 +1,242 @@
+"""One workload in one mode on several systems: compiled, compared, and then timed in turn."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from child import Child, Failed, last_line
+from systems import BASE, HERE, ROOT, SYSTEMS, environment, identity
+from workloads import Workload
+
+CACHE = ROOT / "build" / "bench"  # what systems compile, by workload, mode and version
+TOLERANCE = 1e-3  # of the losses and logits of two systems, relative to the largest
+REFERENCE = "torch"  # what the others are compared with, if it is there
+TURN = 0.4  # seconds that a system runs before the next one does
+CALIBRATION = 3  # turns of each variant
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A system under one setting of its environment, compiled: ``cold`` are the seconds of the first process."""
+
+    system: str
+    variant: str
+    folder: Path
+    cold: Mapping[str, float]
+
+    @property
+    def result(self) -> np.ndarray:
+        return np.asarray(np.load(self.folder / "check.npy"), np.float64)
+
+
+@dataclass
+class Case:
+    """A workload in one mode. ``tell(text)`` is called with what is being done now."""
+
+    workload: Workload
+    mode: str
+    threads: int
+    tell: Callable[[str], None] = lambda text: None
+
+    @property
+    def name(self) -> str:
+        return f"{self.workload.name}/{self.mode}"
+
+    @property
+    def folder(self) -> Path:
+        return CACHE / f"{self.workload.name}-{self.workload.digest}"
+
+    def run(self, systems: list[str], rounds: int, profile: int = 0) -> dict[str, Any]:
+        """The record of the results: of the machine, and of each system its times or why it has none."""
+        record: dict[str, Any] = {"flops": self.workload.flops(self.mode), "rounds": rounds, "systems": {}}
+        candidates = {}
+        for system in systems:
+            try:
+                candidates[system] = self.prepare(system)
+            except Failed as why:
+                record["systems"][system] = {"skipped": str(why)}
+        self.compare(candidates, record["systems"])
+        if rounds:
+            self.measure(candidates, rounds, profile, record)
+        else:
+            record["systems"] |= {s: compiled(c[0]) for s, c in candidates.items()}
+        return record
+
+    # Compiling ----------------------------------------------------------------------------------------------------
+
+    def prepare(self, system: str) -> list[Candidate]:
+        """Each variant of the system, compiled in an empty folder unless an earlier run did it. Raises `Failed`."""
+        kind = SYSTEMS[system]
+        if missing := kind.missing():
+            raise Failed(f"not installed: {', '.join(missing)}")
+        self.make("weights.npz", "system_graphc.py")
+        if kind.onnx:
+            self.make("model.onnx", "system_onnx.py", str(self.folder / "weights.npz"))
+        found, why = [], Failed("no variant runs")
+        for variant in kind.variants:
+            try:
+                found.append(self.compile(system, variant))
+            except Failed as failure:
+                why = failure
+        if not found:
+            raise why
+        return found
+
+    def make(self, file: str, script: str, *arguments: str) -> None:
+        """A file that all systems share, by a script that is given the workload, ``arguments`` and the path."""
+        path = self.folder / file
+        if path.exists():
+            return
+        self.tell(f"{self.workload.name}: {file}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"partial-{file}")
+        command = [sys.executable, str(HERE / script), self.workload.to_json(), *arguments, str(partial)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment(self.folder, self.threads, {}), check=False
+        )
+        if done.returncode:
+            raise Failed(f"{script}: {last_line(done.stderr)}")
+        partial.rename(path)
+
+    def compile(self, system: str, variant: str) -> Candidate:
+        parts = (self.mode, system, variant.replace(" ", "-"), f"{self.threads}t", identity(system))
+        folder = self.folder / "-".join(filter(None, parts))
+        record = folder / "cold.json"
+        if not record.exists():
+            self.tell(f"{self.name}: {system} compiles")
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            with closing(self.start(system, variant, folder)) as child:
+                child.ask(f"check {(folder / 'check.npy').resolve()}")
+                record.write_text(json.dumps(child.ready))
+        return Candidate(system, variant, folder, json.loads(record.read_text()))
+
+    def start(self, system: str, variant: str, folder: Path) -> Child:
+        files = {"weights": self.folder / "weights.npz", "model": self.folder / "model.onnx", "folder": folder}
+        return Child(system, self.workload, self.mode, files, self.threads, SYSTEMS[system].variants[variant])
+
+    def compare(self, candidates: dict[str, list[Candidate]], records: dict[str, Any]) -> None:
+        """Take away what does not compute the same as the reference: its times would mean nothing."""
+        if not candidates:
+            return
+        reference = REFERENCE if REFERENCE in candidates else next(iter(candidates))
+        want = candidates[reference][0].result
+        for system, variants in list(candidates.items()):
+            gaps = {c.variant: difference(c.result, want) for c in variants}
+            candidates[system] = [c for c in variants if gaps[c.variant] <= TOLERANCE]
+            if not candidates[system]:
+                del candidates[system]
+                records[system] = {"skipped": f"differs from {reference} by {min(gaps.values()):.1e}"}
+
+    # Timing -------------------------------------------------------------------------------------------------------
+
+    def measure(
+        self, candidates: dict[str, list[Candidate]], rounds: int, profile: int, record: dict[str, Any]
+    ) -> None:
+        with ExitStack() as stack:
+            runners = {}
+            for system, variants in candidates.items():
+                self.tell(f"{self.name}: {system} starts")
+                try:
+                    runners[system] = stack.enter_context(closing(self.runner(variants)))
+                except Failed as why:
+                    record["systems"][system] = {"skipped": str(why)}
+            folder = self.folder / "machine"
+            folder.mkdir(exist_ok=True)
+            machine = stack.enter_context(closing(self.start("machine", "", folder)))
+            machine.rest()
+            limits: dict[str, list[float]] = {}
+            for i in range(rounds):
+                self.tell(f"{self.name}: round {i + 1} of {rounds}")
+                for runner in runners.values():
+                    runner.take_turn()
+                with machine.turn():
+                    for name, rate in machine.ask("facts").items():
+                        limits.setdefault(name, []).append(rate)
+            record["machine"] = {name: median(rates) for name, rates in limits.items()}
+            base = runners[BASE].seconds if BASE in runners else None
+            record["systems"] |= {system: runner.record(base) for system, runner in runners.items()}
+            if profile and BASE in runners:
+                with runners[BASE].child.turn() as child:
+                    record["profile"] = child.ask(f"profile {profile}")["kernels"]
+
+    def runner(self, variants: list[Candidate]) -> Runner:
+        """The fastest variant, ready to be timed."""
+        with ExitStack() as stack:
+            runners = [stack.enter_context(closing(Runner(c, self))) for c in variants]
+            if len(runners) > 1:
+                for _ in range(CALIBRATION):
+                    for runner in runners:
+                        runner.take_turn()
+            fastest = min(runners, key=lambda r: median(r.seconds or [0.0]))
+            fastest.seconds.clear()
+            stack.pop_all()
+        for runner in runners:
+            if runner is not fastest:
+                runner.close()
+        return fastest
+
+
+class Runner:
+    """A candidate's process. ``seconds``: of a step, by turn."""
+
+    def __init__(self, candidate: Candidate, case: Case) -> None:
+        self.candidate = candidate
+        self.child = case.start(candidate.system, candidate.variant, candidate.folder)
+        self.seconds: list[float] = []
+        self.rss = 0
+        try:
+            step = min(self.child.ask("steps 1")["seconds"] for _ in range(3))
+        except Failed:
+            self.close()
+            raise
+        self.steps = max(1, round(TURN / max(step, 1e-6)))
+        self.child.rest()
+
+    def take_turn(self) -> None:
+        with self.child.turn():
+            answer = self.child.ask(f"steps {self.steps}")
+        self.seconds.append(answer["seconds"])
+        self.rss = answer["rss_added"]
+
+    def record(self, base: list[float] | None) -> dict[str, Any]:
+        """``ratio``: how many times longer than a step of `BASE` of the same round."""
+        with self.child.turn():
+            facts = self.child.ask("facts")
+        found = compiled(self.candidate) | {
+            "ms": median(self.seconds) * 1e3,
+            "min_ms": min(self.seconds) * 1e3,
+            "turns_ms": [s * 1e3 for s in self.seconds],
+            "load_s": self.child.ready["build_s"] + self.child.ready["first_step_s"],
+            "first_step_s": self.child.ready["first_step_s"],
+            "rss_added_mb": self.rss / 2**20,
+        }
+        if base:
+            found["ratio"] = median(mine / theirs for mine, theirs in zip(self.seconds, base, strict=True))
+        return found | facts
+
+    def close(self) -> None:
+        self.child.close()
+
+
+def compiled(candidate: Candidate) -> dict[str, Any]:
+    cold = candidate.cold
+    times = {"import_s": cold["import_s"], "compile_s": cold["build_s"] + cold["first_step_s"]}
+    return times | ({"variant": candidate.variant} if len(SYSTEMS[candidate.system].variants) > 1 else {})
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest of |a - b|, relative to the largest of |b|; infinite where there is a NaN."""
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return float("inf")
+    return float(np.abs(a - b).max() / np.abs(b).max())

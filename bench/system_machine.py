@@ -1,0 +1,62 @@
+"""The machine's limits, measured in turn with the systems: independent FMAs in registers, and a stream through memory
+that reads and writes each byte, both on all threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from contract import PEAK_ACCUMULATORS, PEAK_STEPS, Objects, peak_object
+from systems import Job, Running
+
+import graphc as gc
+from graphc.dtype import float32
+from graphc.kernels.cpu.build import team_object
+from graphc.kernels.cpu.target import host
+from graphc.runtime_native import Block, Team
+
+STREAM = 1 << 27  # bytes of the array: far beyond the caches of a core
+SECONDS = 0.06  # of each measurement; the best run counts: a limit is what the machine can do, not what it did
+
+
+def prepare(job: Job) -> Running:
+    fma, copy = fma_kernel(job.threads), stream(job.threads)
+    flops = 2 * PEAK_STEPS * PEAK_ACCUMULATORS * host().lanes(float32) * job.threads
+
+    def facts() -> dict[str, float]:
+        return {"flops_per_second": flops / best(fma), "bytes_per_second": 2 * STREAM / best(copy)}
+
+    return Running(lambda: 0.0, facts)
+
+
+def fma_kernel(threads: int) -> Callable[[], object]:
+    objects = Objects([team_object(host()), peak_object()])
+    team = Team(objects, threads)  # type: ignore[arg-type]
+    nothing = np.zeros(1, np.int64)
+    stride = 4096
+    scratch = Block(stride * threads)
+    record = np.array([[objects.address("fma_peak"), nothing.ctypes.data, 1, 0]], np.int64)
+    keep = (objects, nothing)
+    return lambda: keep and team.run(record, scratch, stride)
+
+
+def stream(threads: int) -> Callable[[], object]:
+    array = gc.state(np.zeros(STREAM // 4, np.float32), name="stream")
+
+    @gc.entry()
+    def add_one() -> dict[str, gc.Tensor]:
+        array.assign(array + 1.0)
+        return {}
+
+    return gc.compile(add_one, threads=threads).add_one
+
+
+def best(run: Callable[[], object]) -> float:
+    """Seconds of the fastest run."""
+    run()
+    fastest, end = float("inf"), time.perf_counter() + SECONDS
+    while (start := time.perf_counter()) < end:
+        run()
+        fastest = min(fastest, time.perf_counter() - start)
+    return fastest

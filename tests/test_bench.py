@@ -1,0 +1,96 @@
+"""The benchmark's books: FLOP, tables and pictures. Times are measured elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+
+import plots
+import report
+import suite
+import svg
+from systems import SYSTEMS
+from workloads import MODES, WORKLOADS, Workload
+
+# Forward FLOP of the products, counted by hand elsewhere: GFLOP of the published measurements of these networks.
+PUBLISHED = {"resnet18": 2 * 1.814, "resnet20": 64 * 2 * 0.0406, "bert-base": 22.36}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_flops_of_known_networks(name: str) -> None:
+    assert WORKLOADS[name].flops("infer") / 1e9 == pytest.approx(PUBLISHED[name], rel=5e-3)
+
+
+def test_a_train_step_takes_three_times_the_flops_but_for_the_gradient_of_the_data() -> None:
+    mlp = WORKLOADS["mlp"]
+    assert mlp.flops("train") == 3 * mlp.flops("infer") - 2 * 128 * 784 * 512
+    assert WORKLOADS["gpt2-nano"].flops("train") == 3 * WORKLOADS["gpt2-nano"].flops("infer")
+
+
+@pytest.mark.parametrize("work", WORKLOADS.values(), ids=lambda w: w.name)
+def test_data(work: Workload) -> None:
+    for mode in work.modes:
+        inputs, labels = work.data(mode)
+        again, _ = Workload.from_json(work.to_json()).data(mode)
+        for name, a in inputs.items():
+            assert len(a) == work.rows(mode)
+            np.testing.assert_array_equal(a, again[name])
+        assert labels is None or labels.dtype == np.int32
+
+
+def test_difference() -> None:
+    a = np.array([1.0, -4.0])
+    assert suite.difference(a + np.array([0.0, 0.04]), a) == pytest.approx(0.01)
+    assert suite.difference(a * np.nan, a) == np.inf
+    assert suite.difference(a[:1], a) == np.inf
+
+
+def results() -> dict[str, Any]:
+    """Each system slower than the one before it; one that is not installed."""
+    rows = {}
+    for work in WORKLOADS.values():
+        for mode in work.modes:
+            systems: dict[str, Any] = {"openvino": {"skipped": "not installed: openvino"}} if mode == "infer" else {}
+            for i, system in enumerate(["graphc", "torch", "jax"], 2):
+                times = {"ms": i * 10.0, "ratio": i / 2, "compile_s": 1.0, "load_s": 0.1, "rss_added_mb": 100.0}
+                systems[system] = times | ({"variant": ""} if system == "jax" else {})
+            plan = ("kernels", "launches", "planned_peak_bytes", "measured_peak_bytes")
+            systems["graphc"] |= dict.fromkeys(plan, 7) | {"state_bytes": 12_000}
+            machine = {"flops_per_second": work.flops(mode) / 10e-3, "bytes_per_second": 1e10}
+            rows[f"{work.name}/{mode}"] = {"flops": work.flops(mode), "systems": systems, "machine": machine}
+    kernel = {"class": "contract", "name": "k", "launches": 2, "seconds": 1e-3, "flops": 10**8, "bytes": 10**6}
+    rows["mlp/train"]["profile"] = [kernel]
+    return {"cpu": "a processor", "threads": 2, "versions": {"torch": "2"}, "rows": rows}
+
+
+def test_tables() -> None:
+    page = report.page(results())
+    assert "| mlp | 20.0 | 30.0 | 40.0 | torch | 1.50 | " in page
+    assert "| 50% | 33% |" in page  # of the peak: graphc, and the best peer
+    assert "geometric mean: **1.50**. Below 1.3: none." in page
+    assert page.count("not installed: openvino") == 1
+    assert "| `k` | 2 | 100.0% | 1.000 | 100 | 1.0 | " in page
+    assert report.number(0.01234) == "0.0123"
+    assert report.number(1234.5) == "1234"
+
+
+def test_pictures_are_xml() -> None:
+    found = results()
+    one = {str(at): found["rows"]["gpt2-nano/train"] for at in (1, 2, 4)}
+    pictures = plots.suite(found) | plots.scaling({"axes": {"batch": one}})
+    assert set(pictures) == {*(f"{mode}.svg" for mode in MODES), "scaling_batch.svg"}
+    for text in pictures.values():
+        root = ElementTree.fromstring(text)
+        assert root.tag.endswith("svg")
+        assert not [v for e in root.iter() for v in e.attrib.values() if "nan" in v]
+
+
+def test_every_system_has_a_colour() -> None:
+    assert {name for name, s in SYSTEMS.items() if s.modes} <= set(svg.COLOURS)
