@@ -109,15 +109,17 @@ class Case:
         partial.rename(path)
 
     def compile(self, system: str, variant: str) -> Candidate:
-        parts = (self.mode, system, variant.replace(" ", "-"), f"{self.threads}t", identity(system))
-        folder = self.folder / "-".join(filter(None, parts))
+        kind = "-".join(filter(None, (self.mode, system, variant.replace(" ", "-"), f"{self.threads}t")))
+        folder = self.folder / f"{kind}-{identity(system)}"
         record = folder / "cold.json"
         if not record.exists():
             self.tell(f"{self.name}: {system} compiles")
-            shutil.rmtree(folder, ignore_errors=True)
+            for older in self.folder.glob(f"{kind}-*"):
+                shutil.rmtree(older)
             folder.mkdir(parents=True)
             with closing(self.start(system, variant, folder)) as child:
                 child.ask(f"check {(folder / 'check.npy').resolve()}")
+                child.ask("keep")
                 record.write_text(json.dumps(child.ready))
         return Candidate(system, variant, folder, json.loads(record.read_text()))
 

@@ -28,7 +28,6 @@ def prepare(job: Job) -> Running:
     else:
         program = gc.compile(entry(job.workload, job.mode), threads=job.threads)
         program.load_state_dict(dict(job.weights), strict=False)
-        program.save(artifact)
     run, result = program.entries[job.mode], {"train": "loss", "infer": "logits"}[job.mode]
     arrays = job.inputs if job.mode == "infer" or job.labels is None else job.inputs | {"labels": job.labels}
 
@@ -41,7 +40,12 @@ def prepare(job: Job) -> Running:
             "measured_peak_bytes": run.measured_peak_bytes(**arrays),
         }
 
-    return Running(lambda: run(**arrays)[result], facts, lambda steps: profile(run, arrays, steps))
+    return Running(
+        step=lambda: run(**arrays)[result],
+        keep=lambda: program.save(artifact),
+        facts=facts,
+        profile=lambda steps: profile(run, arrays, steps),
+    )
 
 
 # Models --------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def prepare(job: Job) -> Running:
     def facts() -> dict[str, float]:
         return {"flops_per_second": flops / best(fma), "bytes_per_second": 2 * STREAM / best(copy)}
 
-    return Running(lambda: 0.0, facts)
+    return Running(lambda: 0.0, facts=facts)
 
 
 def fma_kernel(threads: int) -> Callable[[], object]:

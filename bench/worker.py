@@ -5,6 +5,7 @@ of that step. Then it answers each line of standard input with one:
 
     steps N      → seconds of a step, mean of N, after one that is not timed; RSS added since the import, in bytes
     check FILE   → writes the logits, or the losses of the first steps, to FILE (.npy)
+    keep         → leaves for the next process what is not in a cache yet
     facts        → what the system knows of itself
     profile N    → its kernels, timed over N steps
 """
@@ -68,6 +69,10 @@ class Answers:
         if self.mode == "train":
             results += [np.array(self.running.step()) for _ in range(CHECKED_STEPS - 1)]
         np.save(file, np.stack(results))
+        return {}
+
+    def keep(self) -> dict[str, Any]:
+        self.running.keep()
         return {}
 
     def facts(self) -> dict[str, Any]:
