@@ -35,9 +35,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Running:
-    """``step()`` runs once over the job's data and returns the loss or the logits. ``keep()`` writes to the job's folder
-    what the system does not keep by itself; ``facts()``: what else it knows of itself; ``profile(steps)``: its kernels
-    with their seconds, FLOP and bytes."""
+    """``step()`` runs once over the job's data and returns the loss or the logits. ``keep()`` writes to the folder what
+    the system does not keep by itself; ``facts()``: what else it knows of itself; ``profile(steps)``: its kernels with
+    their seconds, FLOP and bytes."""
 
     step: Callable[[], Any]
     keep: Callable[[], object] = lambda: None
