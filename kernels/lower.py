@@ -12,12 +12,13 @@ from graphc.kernels.contract import lower_contract
 from graphc.kernels.contract_schedule import Target
 from graphc.kernels.lower_col import lower_col
 from graphc.kernels.lower_context import LowerContext
-from graphc.kernels.lower_index import lower_gather, lower_scatter
+from graphc.kernels.lower_index import lower_gather, lower_scatter, scatter_in_place
 from graphc.kernels.lower_map import lower_map
 from graphc.kernels.lower_row import lower_row, row_in_place
 from graphc.kernels.lower_rowwise import lower_rowwise
 from graphc.kernels.plan import EntryPlan, Launch, View
-from graphc.ops.base import Map, apply, get_op
+from graphc.ops.base import apply
+from graphc.passes.views import elementwise
 
 __all__ = ["LOWERINGS", "lower"]
 
@@ -68,17 +69,6 @@ def in_place(node: Node, operand: int, result: int) -> bool:
     hint, body = node.attrs["hint"], node.attrs["body"]
     if hint == "row":
         return row_in_place(body, operand, result)
+    if hint == "scatter":
+        return scatter_in_place(body, operand)
     return hint in ("map", "contract", "gather") and elementwise(body, body.inputs[operand])
-
-
-def elementwise(body: Graph, value: Value) -> bool:
-    """Whether elements of ``value`` are only used for the same element of the results, after everything else of the
-    kernel is done (in the epilogue of a product, say)."""
-    stack, seen = [value], {value}
-    while stack:
-        for user in body.users(stack.pop()):
-            if not isinstance(get_op(user.op).lower, Map):
-                return False
-            stack.extend(v for v in user.outs if v not in seen)
-            seen.update(user.outs)
-    return True

@@ -18,7 +18,7 @@ from graphc.kernels.plan import Arg, Launch, View
 from graphc.loop import Affine, Const, Expr, If, Let, Load, Loop, Param, Role, Stmt, Store, Var, call
 from graphc.ops.row import bounded
 
-__all__ = ["lower_gather", "lower_scatter"]
+__all__ = ["lower_gather", "lower_scatter", "scatter_in_place"]
 
 BLOCK = 64  # columns of one unit of a scatter: a few vectors
 RANGES = 16  # units of a scatter whose rows are too short to be cut into blocks
@@ -124,7 +124,7 @@ class _Gather:
 def lower_scatter(
     body: Graph, attrs: Attrs, operands: Sequence[View], results: Sequence[View], ctx: LowerContext
 ) -> list[Launch]:
-    """One launch that clears the result and adds the rows in the order of the indices.
+    """One launch that clears the result, or copies what is added to, and adds the rows in the order of the indices.
 
     Long rows are cut into blocks of columns, each the work of one thread; where rows are short, a thread owns a range
     of the result's rows and passes over those of others. Either way every element is summed in one order.
@@ -134,16 +134,25 @@ def lower_scatter(
     return [_Scatter(body, operands, results).launch(ctx)]
 
 
+def scatter_in_place(body: Graph, operand: int) -> bool:
+    """Whether ``operand`` is what the rows are added to, and nothing else."""
+    (node,) = (n for n in body if n.op == "scatter_add")
+    return node.inputs[2:] == (body.inputs[operand],) and body.inputs[operand] not in node.inputs[:2]
+
+
 class _Scatter:
     def __init__(self, body: Graph, operands: Sequence[View], results: Sequence[View]):
         self.body = body
         (self.node,) = (n for n in body if n.op == "scatter_add")
         views = dict(zip(body.inputs, operands, strict=True))
-        self.indices, self.rows = (views[v] for v in self.node.inputs)
+        self.indices, self.rows, *base = (views[v] for v in self.node.inputs)
         (self.result,) = results
+        self.base = next((b for b in base if b != self.result), None)
+        self.onto = bool(base) and self.base is None  # the sum is made where the base is
         rank = len(self.indices.shape)
         self.outer: Loops = merge(self.indices.shape, [self.indices.strides, self.rows.strides[:rank]])
-        self.inner: Loops = merge(self.rows.shape[rank:], [self.rows.strides[rank:], self.result.strides[1:]])
+        around = [self.rows.strides[rank:], *(v.strides[1:] for v in (self.result, self.base or self.result))]
+        self.inner: Loops = merge(self.rows.shape[rank:], around)
         self.columns = self.inner.sizes[-1] if self.inner.sizes else 1
         self.blocks = -(-self.columns // BLOCK)
         self.size = self.result.shape[0]
@@ -156,14 +165,15 @@ class _Scatter:
         inside = unravel(unit, (self.ranges, self.blocks), [part, block])
         inside += segment(block, BLOCK, self.columns, Var("left"), Var("right"))
         inside += segment(part, -(-self.size // self.ranges), self.size, Var("first"), Var("last"))
-        inside += self.clear()
+        inside += [] if self.onto else self.start()
         inside += self.add()
         return launch(
             title("scatter_add", self.body, self.result.shape),
             [
                 Operand("indices", self.indices, reads=True),
                 Operand("rows", self.rows, reads=True),
-                Operand("y0", self.result, writes=True),
+                *([Operand("base", self.base, reads=True)] if self.base else []),
+                Operand("y0", self.result, reads=self.onto, writes=True),
             ],
             [Loop(unit, self.ranges * self.blocks, tuple(inside), Role.PARALLEL)],
             doc=f"Sums rows by index into {self.size} rows.",
@@ -181,11 +191,14 @@ class _Scatter:
     def variables(self, name: str) -> list[Var]:
         return [Var(f"{name}{d}") for d in range(len(self.inner.sizes))]
 
-    def clear(self) -> list[Stmt]:
-        row, columns = Var("clear"), self.variables("z")
+    def start(self) -> list[Stmt]:
+        """The base, or zeros."""
+        row, columns, dtype = Var("start"), self.variables("z"), self.result.dtype
         at = Affine.of(row, self.result.strides[0]) + self.inner.index(1, columns)
-        zero = Const(self.result.dtype.numpy.type(0).item(), self.result.dtype)
-        inside = self.row_loops([Store("y0", at, zero)], columns)
+        value: Expr = Const(dtype.numpy.type(0).item(), dtype)
+        if self.base:
+            value = Load("base", Affine.of(row, self.base.strides[0]) + self.inner.index(2, columns), dtype)
+        inside = self.row_loops([Store("y0", at, value)], columns)
         return [Loop(row, Var("last"), tuple(inside), start=Var("first"))]
 
     def add(self) -> list[Stmt]:

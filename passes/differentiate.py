@@ -119,7 +119,7 @@ class _Cotangents:
     def add(self, value: Value, cotangent: Value) -> None:
         assert cotangent.type == value.type, f"cotangent {cotangent.type} of {value.node.op}, which is {value.type}"
         old = self.sums.get(value)
-        self.sums[value] = cotangent if old is None else apply("add", old, cotangent)
+        self.sums[value] = cotangent if old is None else _sum(old, cotangent)
 
     def add_slice(self, node: Node, cotangent: Value) -> None:
         parts = self.slices.setdefault(node.inputs[0], {})
@@ -133,6 +133,16 @@ class _Cotangents:
         for whole in [_slice_vjp(n, c) for n, c in parts] if joined is None else [joined]:
             self.add(value, whole)
         return self.sums.get(value) if keep else self.sums.pop(value, None)
+
+
+def _sum(old: Value, new: Value) -> Value:
+    """old + new; a sum of rows by index is added up where the other is, so that an embedding which is also the last
+    layer needs one gradient in memory and not two."""
+    for scattered, base in ((new, old), (old, new)):
+        node = scattered.node
+        if node.op == "scatter_add" and len(node.inputs) == 2:
+            return apply("scatter_add", *node.inputs, base, **node.attrs)
+    return apply("add", old, new)
 
 
 def _slice_vjp(node: Node, cotangent: Value) -> Value:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from heapq import heappop, heappush
 
 from graphc.ir import Graph, Node, Value
 from graphc.ops.base import Source, get_op
-from graphc.passes.views import is_view, roots
+from graphc.passes.inline import KERNELS
+from graphc.passes.views import elementwise, is_view, roots
 
 __all__ = ["peak_bytes", "schedule"]
 
@@ -18,12 +20,13 @@ def schedule(graph: Graph) -> Graph:
     Before: any topological order. After: the same nodes, in an order in which, among those that are ready, the one that
     frees most (its results less the operands that die with it) comes first, and among equals the one whose operands are
     the freshest, so that a chain is finished before the next begins. A node that updates state waits for the other
-    readers of the old value, where that is possible, so that it can write in place. The given order is kept if it has
-    the lower peak.
+    readers of the old value, where that is possible, so that it can write in place. Two other orders are tried, and the
+    one with the lowest peak is kept: the given one, and one in which what would raise the peak waits (the gradient of a
+    large table, whose operands are large, too, is then made when activations have gone).
 
     Example: of two branches that are summed, the one with the larger temporaries runs first.
     """
-    orders = [_Scheduler(graph).run(greedy) for greedy in (True, False)]
+    orders = [_Scheduler(graph).run(policy) for policy in _Policy]
     graphs = [Graph(graph.name, order, graph.inputs, graph.outputs, graph.updates) for order in orders]
     return min(graphs, key=peak_bytes)
 
@@ -34,7 +37,7 @@ def peak_bytes(graph: Graph) -> int:
     now = most = 0
     for node in graph.nodes:
         now += live.born(node)
-        most = max(most, now)
+        most = max(most, now - live.overwrites(node))
         now -= live.dies(node)
     return most
 
@@ -67,6 +70,26 @@ class _Liveness:
         """The bytes that would die if ``node`` ran now."""
         return sum(self.counted(v) for v in self.reads(node) if self.left[v] == 1 and v not in self.kept)
 
+    def overwrites(self, node: Node) -> int:
+        """The bytes of results that can be written over operands which would die if ``node`` ran now."""
+        body = node.attrs.get("body")
+        if body is None or node.attrs["hint"] in KERNELS:
+            return 0
+        dying = {
+            v: v.type
+            for v, inner in zip(node.inputs, body.inputs, strict=True)
+            if self.left.get(v) == 1
+            and v not in self.kept
+            and (node.attrs["hint"] == "row" or elementwise(body, inner))
+        }
+        total = 0
+        for out in node.outs:
+            found = next((v for v, t in dying.items() if t == out.type), None)
+            if found is not None:
+                del dying[found]
+                total += min(self.counted(out), self.counted(found))
+        return total
+
     def dies(self, node: Node) -> int:
         """The bytes that die as ``node`` runs."""
         freed = self.frees(node)
@@ -74,6 +97,14 @@ class _Liveness:
             self.left[v] -= 1
         unread = sum(self.counted(v) for v in node.outs if self.roots[v] == v and v not in self.readers)
         return freed + (0 if any(v in self.kept for v in node.outs) else unread)
+
+
+class _Policy(Enum):
+    """Which of the ready nodes is next. The first of equally good orders is taken."""
+
+    FREES_MOST = "frees most"
+    GIVEN = "given"
+    WAITS = "frees most, but what raises the peak waits"
 
 
 @dataclass
@@ -122,15 +153,18 @@ class _Scheduler:
             stack.extend(fresh)
         return False
 
-    def run(self, greedy: bool) -> tuple[Node, ...]:
-        """The order; ``greedy`` False: the given one, changed only where updates must wait."""
+    def run(self, policy: _Policy) -> tuple[Node, ...]:
+        """The order under ``policy``; that of GIVEN changes only where updates must wait."""
+        if policy is _Policy.WAITS:
+            return self._run_waiting()
         order: list[Node] = []
         heap: list[tuple[tuple[int, ...], Node]] = []
         done: set[Node] = set()
         ready: dict[Node, int] = {}  # when it became so
 
         def push(node: Node) -> None:
-            heappush(heap, (self._priority(node, ready[node]) if greedy else (self.rank[node],), node))
+            given = policy is _Policy.GIVEN
+            heappush(heap, ((self.rank[node],) if given else self._priority(node, ready[node]), node))
 
         def release(node: Node) -> None:
             ready[node] = len(order)
@@ -158,9 +192,36 @@ class _Scheduler:
                             push(reader)
         return tuple(order)
 
+    def _run_waiting(self) -> tuple[Node, ...]:
+        order: list[Node] = []
+        ready = {node: 0 for node in self.graph.nodes if not self.waits[node]}  # and when it became so
+        now = most = 0
+
+        def rise(node: Node) -> int:
+            """By how much the peak would rise."""
+            over = now + self.live.born(node) - most
+            return max(0, over - self.live.overwrites(node)) if over > 0 else 0
+
+        while ready:
+            node = min(ready, key=lambda n: (0 if self._free(n) else rise(n), *self._priority(n, ready[n])))
+            del ready[node]
+            order.append(node)
+            most += rise(node)
+            now += self.live.born(node)
+            now -= self.live.dies(node)
+            for user in self.users[node]:
+                self.waits[user] -= 1
+                if not self.waits[user]:
+                    ready[user] = len(order)
+        return tuple(order)
+
+    def _free(self, node: Node) -> bool:
+        """Sources and views take no memory and no time."""
+        return is_view(node) or isinstance(get_op(node.op).lower, Source)
+
     def _priority(self, node: Node, fresh: int) -> tuple[int, ...]:
-        """Smaller is sooner. Sources and views take no memory and no time."""
-        if is_view(node) or isinstance(get_op(node.op).lower, Source):
+        """Smaller is sooner."""
+        if self._free(node):
             return (0, 0, 0, 0, self.rank[node])
         growth = self.live.born(node) - self.live.frees(node)
         return (1 + (growth > 0), min(growth, 0), -fresh, growth, self.rank[node])

@@ -1,4 +1,4 @@
-"""What movement means for memory: strides through moves, and the value that a view looks at."""
+"""What nodes mean for memory: strides through moves, the value that a view looks at, what may be written over."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from graphc.dtype import Shape
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import Move, Split, get_op
+from graphc.ops.base import Map, Move, Split, get_op
 
-__all__ = ["is_view", "moved", "roots"]
+__all__ = ["elementwise", "is_view", "moved", "roots"]
 
 
 def is_view(node: Node) -> bool:
@@ -36,3 +36,16 @@ def moved(shape: Shape, strides: Shape, offset: int, moves: Sequence[Node]) -> t
             return None
         shape, strides, offset = node.types[0].shape, seen[0], offset + seen[1]
     return strides, offset
+
+
+def elementwise(body: Graph, value: Value) -> bool:
+    """Whether elements of ``value`` are only used for the same element of the results, after everything else of the
+    kernel is done (in the epilogue of a product, say)."""
+    stack, seen = [value], {value}
+    while stack:
+        for user in body.users(stack.pop()):
+            if not isinstance(get_op(user.op).lower, Map):
+                return False
+            stack.extend(v for v in user.outs if v not in seen)
+            seen.update(user.outs)
+    return True

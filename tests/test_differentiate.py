@@ -319,3 +319,25 @@ def test_a_wide_sum_of_cotangents_is_linear_work() -> None:
     graph, _ = traced(loss, (3,))
     nodes: list[Node] = list(differentiate(graph))
     assert len(nodes) < 5 * len(graph.nodes)
+
+
+def test_a_sum_of_rows_by_index_is_added_where_the_other_gradient_is() -> None:
+    table = gc.nn.Parameter(np.ones((5, 3), np.float32), name="table")
+
+    @gc.entry(ids=gc.spec((4,), "int32"))
+    def train(ids: gc.Tensor) -> dict[str, gc.Tensor]:
+        scores = gc.take(table, ids, axis=0) @ gc.permute_dims(table, (1, 0))
+        (grad,) = gc.grad(gc.sum(scores**2), [table])
+        return {"grad": grad}
+
+    program = gc.compile(train, threads=1)
+    ids = np.array([0, 2, 2, 4], np.int32)
+    got = program.train(ids=ids)["grad"]
+    ones = np.ones((5, 3), np.float32)
+    ds = 2 * ones[ids] @ ones.T
+    want = ds.T @ ones[ids]
+    np.add.at(want, ids, ds @ ones)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    (fused,) = (n for n in parse(program.train.fused_graph).nodes if n.attrs.get("hint") == "scatter")
+    assert len(fused.inputs) == 3
+    assert sum(t.nbytes == 5 * 3 * 4 for t in program.train.memory.tensors) == 1

@@ -61,35 +61,45 @@ take = Op(
 
 
 def infer_scatter_add(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType, ...]:
-    check.count("scatter_add", types, 2)
-    indices, rows = types
+    if len(types) != 3:
+        check.count("scatter_add", types, 2)
+    indices, rows, *base = types
     check.require_dtype("the indices of scatter_add", indices, check.is_integer)
     check.require_dtype("scatter_add", rows, check.is_number)
     size: int = check.attribute("scatter_add", at, "size", int)
     if size < 0 or rows.shape[: indices.ndim] != indices.shape:
         raise error("GC0101", f"scatter_add of {rows} needs one index per row, and got indices {indices}")
-    return (TensorType(rows.dtype, (size, *rows.shape[indices.ndim :])),)
+    result = TensorType(rows.dtype, (size, *rows.shape[indices.ndim :]))
+    if base and base != [result]:
+        raise error("GC0101", f"scatter_add of {rows} into {size} rows adds to {result}, and got {base[0]}")
+    return (result,)
 
 
 def eval_scatter_add(arrays: Sequence[Array], at: Attrs) -> tuple[Array, ...]:
-    indices, rows = arrays
+    indices, rows, *base = arrays
     check_range(indices, at["size"])
-    out = np.zeros((at["size"], *rows.shape[indices.ndim :]), rows.dtype)
+    out = np.array(base[0]) if base else np.zeros((at["size"], *rows.shape[indices.ndim :]), rows.dtype)
     with np.errstate(all="ignore"):
         np.add.at(out, indices, rows)
     return (out,)
 
 
+def vjp_scatter_add(n: Node, g: Value) -> list[Value | None]:
+    return [None, apply("take", g, n.inputs[0], axis=0), *[g] * (len(n.inputs) - 2)]
+
+
 scatter_add = Op(
-    "scatter_add",  # (indices, rows), attribute size; rows of one index are added in their order
+    "scatter_add",  # (indices, rows) or (indices, rows, base), attribute size: base, or zeros, and rows in their order
     infer=infer_scatter_add,
     eval=eval_scatter_add,
-    vjp=single(lambda n, g: [None, apply("take", g, n.inputs[0], axis=0)]),
+    vjp=single(vjp_scatter_add),
     lower=Scatter(),
     samples=lambda: [
         Sample((integers(6, low=0, high=4), floats(6, 3)), attrs(size=4)),
         Sample((integers(2, 3, low=0, high=5), floats(2, 3, 2, 2, dt="float32")), attrs(size=5)),
         Sample((integers(5, low=0, high=3, dt="int64"), integers(5)), attrs(size=3)),
+        Sample((integers(6, low=0, high=4), floats(6, 3), floats(4, 3)), attrs(size=4)),
+        Sample((integers(4, low=0, high=3), floats(4, dt="float32"), floats(3, dt="float32")), attrs(size=3)),
     ],
 )
 
