@@ -6,6 +6,7 @@ their order, what is shared between entries, and what a compile tells about itse
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import sys
@@ -30,9 +31,8 @@ from graphc.dtype import bfloat16, float16, float32
 from graphc.errors import Loc, error
 from graphc.ir import Graph, StateSpec
 from graphc.kernels.contract_factors import multiplies_pairs
-from graphc.kernels.cpu.build import Compiled, compile_kernels, machine, optimise
+from graphc.kernels.cpu.build import Compiled, compile_kernels, team_object
 from graphc.kernels.cpu.target import CpuTarget, host, with_pairs
-from graphc.kernels.cpu.team import team_ir
 from graphc.loop import Kernel
 from graphc.passes import pipeline
 from graphc.passes.precision import round_factors
@@ -194,6 +194,20 @@ def _graph_of(artifact: Artifact, entry: EntryRecord, specs: Mapping[str, StateS
     return graph
 
 
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Python's collector of reference cycles pauses: a compile makes objects by the million and keeps nearly all of
+    them to its end, so that looking through them again and again takes a fifth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collections()
 def build(
     sources: Sequence[Source],
     specs: Sequence[StateSpec],
@@ -229,11 +243,10 @@ def build(
             members[fused] = print_graph(p.graph).encode()
 
     with report.phase("kernels"):
-        compiled = _compile_kernels(table.kernels, target, options)
+        compiled, members[TEAM] = _compile_kernels(table.kernels, target, options)
     if settings().debug >= 5:
         for kernel in compiled:
             print(kernel.source, file=sys.stderr)
-    members[TEAM] = bytes(machine(target).emit_object(optimise(team_ir(target), target)))
     for record, kernel in zip(compiled_records := [_kernel_record(k) for k in compiled], compiled, strict=True):
         members[record.object] = kernel.object
         members[record.source] = kernel.source.encode()
@@ -275,13 +288,14 @@ def _fitted(
     return found
 
 
-def _compile_kernels(kernels: Sequence[Kernel], target: CpuTarget, options: Options) -> list[Compiled]:
-    """Object code for each kernel; without a cache, in a folder that is gone afterwards."""
+def _compile_kernels(kernels: Sequence[Kernel], target: CpuTarget, options: Options) -> tuple[list[Compiled], bytes]:
+    """Object code for each kernel, and for the team; without a cache, in a folder that is gone afterwards."""
     try:
         if options.cache:
-            return compile_kernels(kernels, target, settings().cache / "kernels")
-        with TemporaryDirectory(prefix="graphc-") as folder:
-            return compile_kernels(kernels, target, Path(folder))
+            folder = settings().cache / "kernels"
+            return compile_kernels(kernels, target, folder), team_object(target, folder)
+        with TemporaryDirectory(prefix="graphc-") as temporary:
+            return compile_kernels(kernels, target, Path(temporary)), team_object(target)
     except OSError as problem:
         where = problem.filename or settings().cache
         hint = "GRAPHC_CACHE names another folder; cache=False needs none."

@@ -150,22 +150,34 @@ class Graph:
         """Rebuild the graph bottom up.
 
         ``fn(node, inputs)`` gets each node with its already rewritten inputs and returns the replacement values, one
-        per result, or None to keep the node (with the rewritten inputs). Unreachable nodes are dropped.
+        per result, or None to keep the node (with the rewritten inputs). Unreachable nodes are dropped. Where nothing
+        changes, the result is this graph itself.
         """
-        new: dict[Value, Value] = {}
+        new: dict[Node, tuple[Value, ...]] = {}
+        changed = name is not None
         for node in self.nodes:
-            ins = tuple([new[v] for v in node.inputs])
+            ins = tuple([new[v.node][v.index] for v in node.inputs])
             made = fn(node, ins)
             if made is None:
                 same = ins == node.inputs
                 made = (node if same else Node(node.op, ins, node.attrs, node.types, node.loc)).outs
-            new.update(zip(node.outs, made, strict=True))
+            results = new[node] = tuple(made)
+            assert len(results) == len(node.types), f"a rewrite of {node.op} has {len(results)} results"
+            changed = changed or any(v.node is not node or v.index != i for i, v in enumerate(results))
+        if not changed and not self._unreachable():
+            return self
         return Graph.build(
             name or self.name,
-            [new[v] for v in self.inputs],
-            [(n, new[v]) for n, v in self.outputs],
-            [(n, new[v]) for n, v in self.updates],
+            [new[v.node][v.index] for v in self.inputs],
+            [(n, new[v.node][v.index]) for n, v in self.outputs],
+            [(n, new[v.node][v.index]) for n, v in self.updates],
         )
+
+    def _unreachable(self) -> bool:
+        """Whether there is a node that nothing needs: then there is also one whose results nobody takes."""
+        needed = {v.node for node in self.nodes for v in node.inputs}
+        needed.update(v.node for v in (*self.inputs, *self.results))
+        return len(needed) < len(self.nodes)
 
     def structure(self) -> tuple[Any, ...]:
         """A hashable description in which values are numbers: equal for equal graphs, whatever their identities."""
@@ -205,14 +217,16 @@ def toposort(roots: Iterable[Value], first: Iterable[Node] = ()) -> tuple[Node, 
     """All nodes that ``roots`` need, inputs before users, in depth-first order of the roots (stable)."""
     order: dict[Node, None] = dict.fromkeys(first)
     for root in roots:
-        stack: list[tuple[Node, int]] = [(root.node, 0)]
+        if root.node in order:
+            continue
+        stack = [(root.node, iter(root.node.inputs))]
         while stack:
-            node, i = stack.pop()
-            if node in order:
-                continue
-            if i < len(node.inputs):
-                stack.append((node, i + 1))
-                stack.append((node.inputs[i].node, 0))
+            node, operands = stack[-1]
+            for v in operands:
+                if v.node not in order:
+                    stack.append((v.node, iter(v.node.inputs)))
+                    break
             else:
                 order[node] = None
+                stack.pop()
     return tuple(order)

@@ -187,15 +187,15 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
 
 def with_bodies(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
     """``graph`` with ``fn`` applied to the body of each region."""
+    bodies: dict[Node, Graph] = {}
+    for node in graph.nodes:
+        if "body" in node.attrs and (new := fn(node.attrs["body"])) is not node.attrs["body"]:
+            bodies[node] = new
 
     def visit(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
-        if "body" not in node.attrs:
-            return None
-        old: Graph = node.attrs["body"]
-        new = fn(old)
-        if new is old:
+        if node not in bodies:
             return None
         with at_loc(node.loc):
-            return apply_node(node.op, *inputs, **{**node.attrs, "body": new}).outs
+            return apply_node(node.op, *inputs, **{**node.attrs, "body": bodies[node]}).outs
 
-    return graph.rewrite(visit) if any("body" in n.attrs for n in graph.nodes) else graph
+    return graph.rewrite(visit) if bodies else graph

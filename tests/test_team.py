@@ -135,7 +135,7 @@ def test_stop_without_a_job(code: tuple[Loaded, str]) -> None:
 
 
 def test_team_object_is_small_and_stable() -> None:
-    again = team_object.__wrapped__(host())
+    again = team_object(host())
     assert again == team_object(host())
     assert len(again) < 8192
     assert ctypes.sizeof(ctypes.c_int64) == 8

@@ -8,12 +8,12 @@ compiler versions, so equal kernels have equal bytes in every process.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -60,7 +60,11 @@ def _generator() -> str:
 
 def digest_of(kernel: Kernel, target: CpuTarget) -> str:
     """32 hexadecimal digits: equal for kernels that may share code on ``target``."""
-    return hashlib.sha256(f"{_generator()}\n{target!r}\n{kernel.key()}".encode()).hexdigest()[:32]
+    return _digest(target, kernel.key())
+
+
+def _digest(target: CpuTarget, key: str) -> str:
+    return hashlib.sha256(f"{_generator()}\n{target!r}\n{key}".encode()).hexdigest()[:32]
 
 
 def source_of(kernel: Kernel, target: CpuTarget) -> str:
@@ -81,24 +85,42 @@ def machine(target: CpuTarget) -> llvm.TargetMachine:
     )
 
 
-def optimise(text: str, target: CpuTarget) -> llvm.ModuleRef:
-    """Parse LLVM IR and optimise it for ``target``. The vectorisers stay off: kernels are vector code already."""
-    tm = machine(target)
+def parse(text: str, target: CpuTarget) -> llvm.ModuleRef:
+    """LLVM IR as a module for ``target``. Raises RuntimeError for what is none."""
     module = llvm.parse_assembly(text)
     module.triple = target.triple
-    module.data_layout = str(tm.target_data)
+    module.data_layout = str(machine(target).target_data)
     module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-    passes = llvm.create_pass_builder(tm, options)
-    passes.getModulePassManager().run(module, passes)
     return module
 
 
-@cache
-def team_object(target: CpuTarget) -> bytes:
-    """Object code of the thread team: gc_run, gc_worker and gc_stop."""
-    return bytes(machine(target).emit_object(optimise(team_ir(target), target)))
+def optimise(text: str, target: CpuTarget) -> llvm.ModuleRef:
+    """Parse the LLVM IR of a kernel and optimise it for ``target``.
+
+    The front end writes in SSA form, vectorised, with loop invariants outside and common terms computed once: what is
+    left for LLVM before it selects instructions is algebra. Its standard pipeline (O3) takes six times as long, for
+    kernels of the same speed.
+    """
+    module = parse(text, target)
+    builder = llvm.create_pass_builder(machine(target), llvm.create_pipeline_tuning_options(speed_level=3))
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_instruction_combine_pass()
+    passes.add_simplify_cfg_pass()
+    passes.run(module, builder)
+    return module
+
+
+def team_object(target: CpuTarget, cache_dir: Path | None = None) -> bytes:
+    """Object code of the thread team (gc_run, gc_worker and gc_stop), from the cache in ``cache_dir``, if given."""
+    if cache_dir is not None:
+        cache, name = Cache(cache_dir), f"team_{_digest(target, 'team')}"
+        if (code := cache.read(name)) is None:
+            cache.write_object(name, code := team_object(target))
+        return code
+    module = parse(team_ir(target), target)
+    builder = llvm.create_pass_builder(machine(target), llvm.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(module, builder)
+    return bytes(machine(target).emit_object(module))
 
 
 def compile_source(source: str, symbol: str, target: CpuTarget) -> bytes:
@@ -136,27 +158,57 @@ def compile_kernels(
 
 
 def _compile_all(sources: dict[str, str], target: CpuTarget, cache: Cache) -> Iterator[tuple[str, bytes]]:
-    """(digest, object) of each source, as they get ready: in forked processes where there is work for them.
-
-    A fork takes the imported compiler along, where a new interpreter would spend the time of ten kernels on importing.
-    """
-    workers = min(_processors(), len(sources) // _KERNELS_PER_PROCESS)
-    if workers < 2 or not sys.platform.startswith("linux"):
-        for digest, source in sources.items():
-            yield digest, _compile_into(digest, source, target, cache)
-        return
+    """(digest, object) of each source, as they get ready: by this process and, where there is work for them, by forks
+    of it, which take the imported compiler along and leave their objects in the cache."""
+    machine(target)  # sets LLVM up before the fork
     longest_first = sorted(sources, key=lambda d: (-len(sources[d]), d))
-    digest = longest_first.pop(0)
-    yield digest, _compile_into(digest, sources[digest], target, cache)  # sets LLVM up before the fork
+    queue = _queue(len(longest_first))
+    mine: set[str] = set()
+
+    def work() -> Iterator[tuple[str, bytes]]:
+        while number := os.read(queue, _NUMBER):
+            digest = longest_first[int.from_bytes(number, "little")]
+            yield digest, _compile_into(digest, sources[digest], target, cache)
+
+    forks = min(_processors(), len(sources) // _KERNELS_PER_PROCESS) - 1
+    children = [_fork(work) for _ in range(forks if sys.platform.startswith("linux") else 0)]
+    try:
+        for digest, code in work():
+            mine.add(digest)
+            yield digest, code
+    finally:
+        os.close(queue)
+        for child in children:
+            os.waitpid(child, 0)
+    for digest in longest_first:
+        if digest not in mine:  # what a fork could not compile fails here again, and says why
+            yield digest, cache.read("gc_" + digest) or _compile_into(digest, sources[digest], target, cache)
+
+
+_KERNELS_PER_PROCESS = 4  # below that, a fork costs more than it saves
+_NUMBER = 4  # bytes
+
+
+def _queue(count: int) -> int:
+    """A pipe to read the numbers below ``count`` from (as many as fit; `_NUMBER` bytes each): of several processes that
+    do so, each number goes to one."""
+    queue, feed = os.pipe()
+    os.set_blocking(feed, False)
+    os.write(feed, b"".join(n.to_bytes(_NUMBER, "little") for n in range(count)))
+    os.close(feed)
+    return queue
+
+
+def _fork(work: Callable[[], Iterator[object]]) -> int:
+    """The number of a new process that does ``work`` and ends."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads: ours hold no lock while they compute
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-            jobs = {pool.submit(_compile_into, d, sources[d], target, cache): d for d in longest_first}
-            for job in as_completed(jobs):
-                yield jobs[job], job.result()
-
-
-_KERNELS_PER_PROCESS = 6  # below that, starting processes costs more than it saves
+        child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            deque(work(), maxlen=0)
+        os._exit(0)
+    return child
 
 
 def _processors() -> int:

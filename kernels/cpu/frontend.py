@@ -43,6 +43,8 @@ _FACTORIES: dict[str, Callable[..., Rule]] = {
     "transpose": transpose,
 }  # make words, at the head of a file
 
+UNROLLED = 2  # trips of an innermost loop that become straight code
+
 _SYMBOLS: dict[type[ast.AST], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^",
     ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
@@ -164,14 +166,17 @@ class _Body:
         return inner, self.builder.block
 
     def loop(self, name: str, bounds: list[_Operand], body: Sequence[ast.stmt]) -> None:
-        trips = _trips(bounds)
-        if trips == 1:
-            outer = self.names
-            self.names = {**outer, name: bounds[0]}
-            self.statements(body)
-            self.names = {n: self.names[n] for n in outer}
-        elif trips != 0:
+        numbers = [b.kind.literal for b in bounds]
+        trips = None if None in numbers else range(*numbers)
+        innermost = not any(isinstance(s, ast.For) for s in body)
+        if trips is None or len(trips) > (UNROLLED if innermost else 1):
             self.rounds(name, bounds, body, certain=trips is not None)
+            return
+        outer = self.names
+        for i in trips:
+            self.names = {**self.names, name: _number(i)}
+            self.statements(body)
+        self.names = {n: self.names[n] for n in outer}
 
     def rounds(self, name: str, bounds: list[_Operand], body: Sequence[ast.stmt], certain: bool) -> None:
         """A guard, unless it is ``certain`` that the body runs, then the body with the test at its end: the form that
@@ -297,12 +302,6 @@ class _Body:
     def apply(self, rule: Rule, operands: list[_Operand], level: int) -> _Operand:
         kind, build = rule(*(o.kind for o in operands))
         return _Operand(kind, build(self.builder, *(o.value for o in operands)), level)
-
-
-def _trips(bounds: list[_Operand]) -> int | None:
-    """How often the body of a loop runs, where the bounds say it."""
-    numbers = [b.kind.literal for b in bounds]
-    return None if None in numbers else len(range(*numbers))
 
 
 def _assigned(body: Sequence[ast.stmt]) -> Iterator[str]:
