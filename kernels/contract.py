@@ -50,7 +50,7 @@ def lower_contract(
     factors = dict(zip("ab", (right, left) if p.swapped else (left, right), strict=True))
     dtype, depth = left.dtype.computed, p.k_size
     stored = {name: Stored(v.dtype, dtype) for name, v in factors.items() if v.dtype != dtype}
-    if ctx.target.pairs and has_pairs(p, [left, right]) and not is_simple(p, dtype):
+    if ctx.target.pairs and has_pairs(p, [left, right]) and not is_simple(p, dtype, stored):
         p, factors, stored = words(p, factors)
     read = [Operand(name, view, reads=True) for name, view in factors.items()]
     work = Work(p, dtype, depth, epilogue, read, [*epilogue.reads, *written], stored, ctx)
@@ -58,7 +58,7 @@ def lower_contract(
     came_from = lines(body, ctx)
     then = "" if epilogue.identity else ", then what follows per element"
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
-    if is_simple(p, dtype):
+    if is_simple(p, dtype, stored):
         return [work.whole(name, doc + then + ".", came_from)]
     if needs_turn(p):
         return work.turned(name, doc + then + ".", came_from)
@@ -97,7 +97,7 @@ class Work:
     def whole(self, name: str, doc: str, lines: tuple[Loc, ...]) -> Launch:
         """One launch for everything."""
         builder: Loops | SimpleLoops
-        if is_simple(self.p, self.dtype):
+        if is_simple(self.p, self.dtype, self.stored):
             builder = SimpleLoops(self.p, self.dtype, self.epilogue, self.stored)
         else:
             builder = self.loops(self.p, self.epilogue)

@@ -88,7 +88,7 @@ def restrided(p: Problem, position: int, along_k: int, size: int) -> Problem:
         return Axis(axis.size, (*axis.strides[:position], stride, *axis.strides[position + 1 :]))
 
     def each(axis: Axis) -> Axis:
-        return new(axis, axis.strides[position] // size)
+        return new(axis, axis.strides[position] // size) if axis.size > 1 else axis  # no step is taken
 
     outer, k_outer = tuple(map(each, p.outer)), tuple(map(each, p.k_outer))
     return replace(p, outer=outer, m=each(p.m), n=each(p.n), k_outer=k_outer, k=new(p.k, along_k))

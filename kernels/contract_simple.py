@@ -24,8 +24,14 @@ COLUMNS = 256  # of one task: enough for full vectors, and a few tasks for a lay
 Indexed = list[tuple[Axis, Bound]]
 
 
-def is_simple(p: Problem, dtype: DType) -> bool:
-    return not dtype.is_float or p.k_size == 0 or along_k(p)
+def is_simple(p: Problem, dtype: DType, stored: Mapping[str, Stored]) -> bool:
+    """``stored`` says how the factors lie in memory, where they are not of type ``dtype``."""
+    return not dtype.is_float or p.k_size == 0 or along_k(p) or read_once(p, stored)
+
+
+def read_once(p: Problem, stored: Mapping[str, Stored]) -> bool:
+    """Whether b would be copied for a single row: widened as it is read, it costs its own bytes and no more."""
+    return p.m.size == 1 and p.n.strides[B] == 1 and "b" in stored and not stored["b"].in_place
 
 
 def along_k(p: Problem) -> bool:

@@ -100,7 +100,14 @@ def test_pairs_of_bfloat16(layout: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(BASELINES, "pairs", PAIRS)
     left, right = layout.split(",")
     run: dict[str, Any] = {"kind": "bfloat16", "target": "pairs"}
-    for size, pad in (((13, 33, 8), 2), ((30, 70, 600), 3), ((12, 32, 7), 0), ((10, 20, 4096), 0), ((1, 70, 64), 1)):
+    for size, pad in (
+        ((13, 33, 8), 2),
+        ((30, 70, 600), 3),
+        ((12, 32, 7), 0),
+        ((10, 20, 4096), 0),
+        ((1, 70, 64), 1),
+        ((3, 1, 64), 0),
+    ):
         dims = dict(zip("mnk", size, strict=True))
         shapes = tuple(dims[d] for d in left), tuple(dims[d] for d in right)
         for out in (None, (1, 0)):
