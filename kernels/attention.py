@@ -53,7 +53,7 @@ def lower(
     if all(0 in view.shape for view in results):
         return []
     shape = Shape.of(views["q"], views["k"], views["v"], ctx.target)
-    code = kind(shape, views["q"].dtype, attrs, views)
+    code = kind(shape, views["q"].dtype.computed, attrs, views)
     scores = shape.batch * shape.heads * shape.queries * shape.keys // (2 if attrs["is_causal"] else 1)
     sizes = "x".join(map(str, views["q"].shape))
     return [

@@ -41,7 +41,7 @@ class Backward(Attention):
         self.tiles = even(shape.query_tiles, max(1, most // shape.mr))  # of a block of queries
         self.k_row, self.v_row = shape.aligned(shape.depth), shape.aligned(shape.width)
         self.one = shape.blocks == 1
-        self.dq_direct = self.column("dq") == 1
+        self.dq_direct = self.column("dq") == 1 and views["dq"].dtype == dtype
 
     def scratch(self) -> tuple[Scratch, ...]:
         s = self.shape

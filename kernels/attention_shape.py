@@ -10,6 +10,7 @@ from typing import ClassVar
 from graphc.dtype import DType, TensorType
 from graphc.ir import Attrs
 from graphc.kernels.contract_code import Bound, Code, expr, place
+from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_schedule import Target, even
 from graphc.kernels.plan import View
 from graphc.loop import Affine, Const, Expr, Load, Operand, Var, call
@@ -42,7 +43,7 @@ class Shape:
     def of(cls, q: View, k: View, v: View, target: Target) -> Shape:
         b, h, queries, depth = q.shape
         keys, width = k.shape[2], v.shape[3]
-        mr, nr = target.tile(q.dtype)
+        mr, nr = target.tile(q.dtype.computed)
         step = lcm(mr, nr)
         block = keys if keys <= KEY_BLOCK else -(-even(keys, KEY_BLOCK) // step) * step
         return cls(b, h, queries, keys, depth, width, mr, nr, min(block, keys))
@@ -77,7 +78,8 @@ class Attention:
         self.causal: bool = attrs["is_causal"]
         self.scale: float = attrs["scale"]
         self.dropout: float = attrs["dropout_p"]
-        self.code = Code(dtype, [*views, *self.buffers])
+        halves = {name: Stored(v.dtype, dtype) for name, v in views.items() if v.dtype.is_half}
+        self.code = Code(dtype, [*views, *self.buffers], halves)
         self.batch: Bound = 0
         self.head: Bound = 0
         self.keys: tuple[Var, Var] | None = None

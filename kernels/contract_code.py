@@ -31,6 +31,7 @@ from graphc.loop import (
     Update,
     Var,
     call,
+    converted,
 )  # fmt: skip
 
 __all__ = ["Bound", "Code", "Names", "expr", "place"]
@@ -118,6 +119,8 @@ class Code:
     # Statements
 
     def store(self, buffer: str, index: Affine, value: Expr) -> None:
+        if buffer in self.stored:
+            value = converted(value, self.stored[buffer].memory)
         self.out.append(Store(buffer, index, value))
 
     def update(self, var: Var, value: Expr) -> None:

@@ -8,12 +8,12 @@ from graphc.ir import Graph, Node, Value
 
 __all__ = ["KERNELS", "inline"]
 
-# Hints of regions that code generation knows by their operands and results. They stay whole, except on 16-bit floats.
+# Hints of regions that code generation knows by their operands and results. They stay whole.
 KERNELS = frozenset({"attention", "attention.vjp"})
 
 
 def inline(graph: Graph) -> Graph:
-    """Replace each `call` by the nodes of its body, unless it is a kernel (see `KERNELS`).
+    """Replace each `call` by the nodes of its body, unless its hint is in `KERNELS`.
 
     Before: equal nodes are merged, and stay unmerged from here on: what a checkpointed region computes again in the
     backward pass is not merged with the forward pass. After: every `call` is a kernel of its own.
@@ -22,15 +22,11 @@ def inline(graph: Graph) -> Graph:
     """
 
     def visit(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
-        if "body" not in node.attrs or _is_kernel(node):
+        if "body" not in node.attrs or node.attrs["hint"] in KERNELS:
             return None
         return _splice(inline(node.attrs["body"]), inputs)
 
     return graph.rewrite(visit)
-
-
-def _is_kernel(node: Node) -> bool:
-    return node.attrs["hint"] in KERNELS and not any(v.dtype.is_half for v in node.inputs)
 
 
 def _splice(body: Graph, inputs: Sequence[Value]) -> list[Value]:

@@ -12,7 +12,7 @@ from graphc.ir import Graph, Node, Value, toposort
 from graphc.ops import get_op
 from graphc.ops.attention import attention
 from graphc.ops.base import Meta, Region, apply_node, at_loc
-from graphc.ops.build import Array, convert, permute, reshape
+from graphc.ops.build import Array, permute, reshape
 from graphc.ops.region import walk_graph
 from graphc.passes.rewrite import uniform, with_bodies
 
@@ -81,14 +81,13 @@ def _region(a: Attention, new: dict[Value, Value], node: Node) -> Value:
     with at_loc(node.loc):
         operands = []
         for m in (a.q, a.k, a.v):
-            x = permute(convert(new[m.value], m.value.dtype.computed), m.axes)
+            x = permute(new[m.value], m.axes)
             lead = x.shape[:-2]
             operands.append(reshape(x, (prod(lead[:-1]), lead[-1] if lead else 1, *x.shape[-2:])))
         operands.extend(new[key] for key in a.dropout.keys)
         types = [x.type for x in operands]
         rule = attention(types, is_causal=a.is_causal, scale=a.scale, dropout_p=a.dropout.p)
-        out = reshape(apply_node("call", *operands, **rule).out(), node.types[0].shape)
-        return convert(out, node.types[0].dtype)
+        return reshape(apply_node("call", *operands, **rule).out(), node.types[0].shape)
 
 
 # The pattern, from the last product to the first ---------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from lowered import blank, like, run_lowered
 
 import graphc.ops  # noqa: F401
-from graphc.dtype import TensorType, dtype, uint32
+from graphc.dtype import TensorType, dtype, finfo, uint32
 from graphc.ir import Graph, attrs
 from graphc.kernels.attention import lower_attention, lower_attention_vjp
 from graphc.kernels.cpu.target import BASELINES
@@ -31,25 +31,29 @@ def check(
     *, order: Any = BY_TOKEN, grads: Any = BY_TOKEN, kind: str = "float32", **run: Any,
 ) -> None:  # fmt: skip
     float_ = dtype(kind)
+    row = float_.computed.name
+    near = finfo(kind).eps if float_.is_half else 0  # of what is stored in 16 bits
     types = [TensorType(float_, s) for s in ((b, h, queries, depth), (b, h, keys, depth), (b, h, keys, width))]
     types += [TensorType(uint32, ())] * (2 if dropout else 0)
     at = attrs(**attention(types, is_causal=causal, scale=depth**-0.5, dropout_p=dropout))
     rng = np.random.default_rng(queries)
-    arrays = [like(rng.standard_normal(t.shape).astype(kind), order) for t in types[:3]]
+    arrays = [like(rng.standard_normal(t.shape).astype(float_.numpy), order) for t in types[:3]]
     arrays += [np.array(x, np.uint32) for x in (123, 456789)][: len(types) - 3]
     want = evaluate(at["body"], arrays)
-    outs = [blank(want[0].shape, kind, order), blank(want[1].shape, kind)]
+    outs = [blank(want[0].shape, float_.numpy, order), blank(want[1].shape, row)]
     run_lowered(lower_attention, at["body"], arrays, outs, at, **run)
     for name, got, expected in zip(["o", "lse"], outs, want, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+        got, expected = got.astype(np.float64), expected.astype(np.float64)
+        np.testing.assert_allclose(got, expected, rtol=max(1e-4, near), atol=1e-5, err_msg=name)
 
-    cotangents = [rng.standard_normal(x.shape).astype(kind) for x in want]
+    cotangents = [rng.standard_normal(x.shape).astype(x.dtype) for x in want]
     arrays = [*arrays, *want, like(cotangents[0], order), cotangents[1]]
     want = evaluate(at["vjp"], arrays)
-    outs = [blank(x.shape, kind, grads) for x in want]
+    outs = [blank(x.shape, x.dtype, grads) for x in want]
     run_lowered(lower_attention_vjp, at["vjp"], arrays, outs, at, **run)
     for name, got, expected in zip(["dq", "dk", "dv"], outs, want, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=3e-5, err_msg=name)
+        got, expected = got.astype(np.float64), expected.astype(np.float64)
+        np.testing.assert_allclose(got, expected, rtol=max(1e-3, near), atol=3e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -92,6 +96,13 @@ def test_every_tile_shape(target: str) -> None:
 
 def test_float64() -> None:
     check(1, 1, 19, 19, 3, 5, True, 0.5, kind="float64")
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_16_bits(kind: str, tmp_path: Path) -> None:
+    check(1, 2, 37, 50, 20, 24, True, 0.25, kind=kind, grads=BY_DEPTH)
+    check(1, 1, 40, 1100, 16, 16, False, 0.0, kind=kind)
+    check(2, 2, 64, 64, 32, 32, True, 0.0, kind=kind, compiled=tmp_path)
 
 
 def test_bits_do_not_depend_on_threads() -> None:

@@ -12,13 +12,12 @@ from graphc.nn.functional import dropout, softmax
 from graphc.ops.attention import attention
 from graphc.random import next_key
 from graphc.scope import emit, user_loc
-from graphc.tensor import Tensor, TensorLike, as_tensor, broadcast_to, matmul
+from graphc.tensor import Tensor, TensorLike, as_tensor, astype, broadcast_to, matmul
 from graphc.trace import stop_gradient
 
 __all__ = ["attend", "scaled_dot_product_attention"]
 
 
-@rounded_once
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -32,8 +31,9 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """softmax(query · keyᵀ · scale) · value, per head.
 
-    query [..., T, D], key [..., S, D], value [..., S, D], of one float dtype, with the same leading dimensions
-    (usually [B, H]). ``is_causal``: position i sees positions j <= i. ``scale`` is 1/sqrt(D) unless given.
+    query [..., T, D], key [..., S, D], value [..., S, D], with the same leading dimensions (usually [B, H]). 16-bit
+    floats are computed in float32; the result has the type of the query. ``is_causal``: position i sees positions
+    j <= i. ``scale`` is 1/sqrt(D) unless given.
     ``attn_mask``, of a shape that broadcasts to [..., T, S]: bool (True takes part; a query that sees no key gives 0)
     or float (added to the scores). Dropout with probability ``dropout_p`` (below 1) acts on the weights.
     With ``enable_gqa`` key and value may have fewer heads [..., H_kv, S, D]: query head h uses head h · H_kv // H.
@@ -53,7 +53,8 @@ def scaled_dot_product_attention(
         raise error("GC0217", f"the dropout of attention is from 0 to below 1, not {dropout_p}", loc=user_loc())
     scale = 1.0 / sqrt(query.shape[-1]) if scale is None else float(scale)
     if attn_mask is not None or value.shape[-1] != query.shape[-1]:
-        return attend(query, key, value, attn_mask, dropout_p, is_causal, scale)[0]
+        out, _ = attend(query, key, value, attn_mask, dropout_p, is_causal, scale)
+        return astype(out, query.dtype)
     if groups > 1:
         key, value = repeat_heads(key, groups), repeat_heads(value, groups)
     lead = query.shape[:-2]

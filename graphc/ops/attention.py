@@ -15,7 +15,7 @@ from typing import Any
 from graphc.dtype import Shape, TensorType, int32, uint32
 from graphc.ir import Graph, Value
 from graphc.ops.base import apply, at_loc
-from graphc.ops.build import add, broadcast_axes, full, mul, sub, where, zeros
+from graphc.ops.build import add, broadcast_axes, convert, full, mul, sub, where, zeros
 
 __all__ = ["HINT", "attention"]
 
@@ -27,7 +27,8 @@ HEADS = ((0, 1), (0, 1))  # batch and head are the batch dimensions of every pro
 def attention(types: Sequence[TensorType], *, is_causal: bool, scale: float, dropout_p: float = 0.0) -> dict[str, Any]:
     """The attributes of the `call` node of attention, softmax(scale q kᵀ) v, whose operands have ``types``.
 
-    Operands: q [B,H,T,D], k [B,H,S,D], v [B,H,S,D], of one float dtype; with dropout also k0 and k1, the key of the
+    Operands: q [B,H,T,D], k [B,H,S,D], v [B,H,S,D], floats; those of 16 bits are widened, and what comes of them is
+    rounded once (o has the type of q, lse is float32 then); with dropout also k0 and k1, the key of the
     random numbers as two uint32 scalars. Results: o [B,H,T,D] and lse [B,H,T], the log of the sum of the exponentials
     of a row's scores. ``is_causal``: query i sees the keys 0 to i. ``dropout_p`` in [0, 1) zeroes each weight with that
     probability and divides the others by 1 - dropout_p. Raises GC01xx where the types do not fit.
@@ -58,20 +59,23 @@ def _inputs(names: str, types: Sequence[TensorType]) -> list[Value]:
 
 
 def _body(types: Sequence[TensorType], form: Form) -> Graph:
-    q, k, v, *keys = inputs = _inputs("q k v k0 k1", types)
+    inputs = _inputs("q k v k0 k1", types)
+    q, k, v, *keys = map(_wide, inputs)
     s = _scores(q, k, form)
     top = apply("max", s, axes=(3,))
     lse = add(top, apply("log", apply("sum", apply("exp", sub(s, _columns(top, s))), axes=(3,))))
     p = apply("exp", sub(s, _columns(lse, s)))
     o = apply("dot", _dropped(p, keys, form), v, batch=HEADS, contract=((3,), (2,)))
-    return Graph.build(HINT, inputs, [("o", o), ("lse", lse)])
+    return Graph.build(HINT, inputs, [("o", convert(o, inputs[0].dtype)), ("lse", lse)])
 
 
 def _vjp(types: Sequence[TensorType], form: Form) -> Graph:
-    q, k, v, *keys = operands = _inputs("q k v k0 k1", types)
+    operands = _inputs("q k v k0 k1", types)
+    q, k, v, *keys = map(_wide, operands)
     row = TensorType(q.dtype, q.shape[:3])
-    out = TensorType(q.dtype, (*q.shape[:3], v.shape[3]))
-    o, lse, do, dlse = given = _inputs("o lse do dlse", [out, row, out, row])
+    out = TensorType(types[0].dtype, (*q.shape[:3], v.shape[3]))
+    given = _inputs("o lse do dlse", [out, row, out, row])
+    o, lse, do, dlse = map(_wide, given)
     s = _scores(q, k, form)
     p = apply("exp", sub(s, _columns(lse, s)))
     # O = P' V, where P' is P after dropout
@@ -82,7 +86,12 @@ def _vjp(types: Sequence[TensorType], form: Form) -> Graph:
     ds = mul(mul(p, sub(dp, _columns(shift, dp))), form.scale)
     dq = apply("dot", ds, k, batch=HEADS, contract=((3,), (2,)))
     dk = apply("dot", ds, q, batch=HEADS, contract=((2,), (2,)))
-    return Graph.build(f"{HINT}_vjp", [*operands, *given], [("dq", dq), ("dk", dk), ("dv", dv)])
+    grads = [convert(d, x.dtype) for d, x in zip((dq, dk, dv), operands, strict=False)]
+    return Graph.build(f"{HINT}_vjp", [*operands, *given], list(zip(("dq", "dk", "dv"), grads, strict=True)))
+
+
+def _wide(x: Value) -> Value:
+    return convert(x, x.dtype.computed)
 
 
 def _scores(q: Value, k: Value, form: Form) -> Value:
