@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from graphc.dtype import DType, float32
 from graphc.ir import Graph, Node, Value
+from graphc.ops.attention import HINT, attention
 from graphc.ops.base import Contract, Join, Move, apply, apply_node, at_loc, get_op
 from graphc.ops.build import convert
-from graphc.passes.inline import KERNELS
 from graphc.passes.rewrite import with_bodies
 
 __all__ = ["moved_after", "precision", "round_factors"]
@@ -17,12 +17,16 @@ __all__ = ["moved_after", "precision", "round_factors"]
 def round_factors(graph: Graph, to: DType) -> Graph:
     """The policy: every product of float32 in a traced graph gets the attribute ``factors`` = ``to``.
 
-    Parameters, sums, norms, losses and the optimizer stay float32, and so does attention inside its kernel. The graph
-    says what it computes, so the interpreter and an artifact that is compiled again do the same."""
+    Parameters, sums, norms, losses and the optimizer stay float32. Attention takes queries, keys and values of type
+    ``to``, and computes with them in float32. The graph says what it computes, so the interpreter and an artifact that
+    is compiled again do the same."""
 
     def rule(node: Node, inputs: tuple[Value, ...]) -> Iterable[Value] | None:
         body = node.attrs.get("body")
-        if isinstance(body, Graph) and node.attrs.get("hint") not in KERNELS:
+        if node.attrs.get("hint") == HINT:
+            with at_loc(node.loc):
+                return narrow_attention(node, inputs, to)
+        if isinstance(body, Graph):
             with at_loc(node.loc):
                 return apply_node(node.op, *inputs, **{**node.attrs, "body": round_factors(body, to)}).outs
         multiplies = isinstance(get_op(node.op).lower, Contract) or node.op == "conv"
@@ -32,6 +36,14 @@ def round_factors(graph: Graph, to: DType) -> Graph:
             return [apply(node.op, *inputs, **node.attrs, factors=to)]
 
     return graph.rewrite(rule)
+
+
+def narrow_attention(node: Node, inputs: tuple[Value, ...], to: DType) -> list[Value]:
+    """The region of attention over operands of type ``to``, with results of the types that ``node`` has."""
+    operands = [convert(v, to) if v.dtype == float32 else v for v in inputs]
+    form = {name: node.attrs[name] for name in ("is_causal", "scale", "dropout_p")}
+    made = apply_node(node.op, *operands, **attention([v.type for v in operands], **form))
+    return [convert(v, t.dtype) for v, t in zip(made.outs, node.types, strict=True)]
 
 
 def precision(graph: Graph) -> Graph:

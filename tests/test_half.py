@@ -341,6 +341,23 @@ def test_precision_rounds_the_factors_of_products_only() -> None:
     assert any(not np.array_equal(wide[name], want[name]) for name in want)
 
 
+def test_precision_of_attention() -> None:
+    rng = np.random.default_rng(4)
+    inputs = {name: rng.standard_normal((1, 2, 20, 8), np.float32) for name in "qkv"}
+
+    @gc.entry(**{name: gc.spec(x.shape) for name, x in inputs.items()})
+    def attend(q, k, v):
+        return {"y": gc.scaled_dot_product_attention(q, k, v, is_causal=True)}
+
+    program = gc.compile(attend, precision="bf16")
+    (want,) = interpret(parse(program.attend.graph), inputs)[0].values()
+    (wide,) = interpret(trace_entries(attend)[0].graph, inputs)[0].values()
+    got = program.attend(**inputs)["y"]
+    assert got.dtype == np.float32
+    close(got.astype(bfloat16.numpy), want.astype(bfloat16.numpy))
+    assert 0 < np.abs(got - wide).max() < 0.05
+
+
 def test_precision_is_checked() -> None:
     with pytest.raises(GraphcError, match=r"GC0607.*'half'"):
         mixed("half")
