@@ -33,6 +33,7 @@ from graphc.dtype import uint32 as uint32
 from graphc.errors import GraphcError as GraphcError
 from graphc.functional import *  # noqa: F403
 from graphc.functional_along import *  # noqa: F403
+from graphc.functional_control import *  # noqa: F403
 from graphc.functional_einsum import *  # noqa: F403
 from graphc.functional_math import *  # noqa: F403
 from graphc.functional_shape import *  # noqa: F403

@@ -8,7 +8,7 @@ to the file, and is asked by the runtime.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from graphc.artifact_records import (
     ARENA,
@@ -21,6 +21,7 @@ from graphc.artifact_records import (
     EntryRecord,
     Manifest,
     PortRecord,
+    SpanRecord,
 )
 from graphc.dtype import DTYPES
 from graphc.errors import CODES, error
@@ -74,13 +75,58 @@ def _entry(entry: EntryRecord, manifest: Manifest) -> None:
         CONST: manifest.const_bytes,
         FLAGS: 4 * len(entry.checks),
     }
+    moves = _moves(entry, at)
     for number, launch in enumerate(entry.launches):
         _require(0 <= launch.kernel < len(manifest.kernels), f"{at}: kernel of launch {number}")
         _require(launch.flops >= 0 and launch.bytes >= 0, f"{at}: work of launch {number}")
-        for space, where, extent in launch.args:
+        for i, (space, where, extent) in enumerate(launch.args):
             _require(0 <= space < len(SPACES), f"{at}: an argument of launch {number}")
+            back, forth = moves.get((number, i), (0, 0))
+            _require(space in (ARENA, STATE, CONST) or not (back or forth), f"{at}: steps of launch {number}")
             if space != VALUE:
-                _require(_inside(where, extent, room[space]), f"{at}: an argument of launch {number} is out of range")
+                for end in (where + back, where + forth):
+                    _require(_inside(end, extent, room[space]), f"{at}: an argument of launch {number} is out of range")
+    for span in entry.spans:
+        if span.test is not None:
+            space, where, extent = span.test
+            _require(space in (ARENA, STATE, CONST) and extent >= 1, f"{at}: a test")
+            _require(_inside(where, extent, room[space]), f"{at}: a test is out of range")
+
+
+def _moves(entry: EntryRecord, at: str) -> dict[tuple[int, int], tuple[int, int]]:
+    """How far loops move each argument, (launch, number), backwards and forwards; the spans are checked on the way."""
+    _nested(entry.spans, at)
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    for i, span in enumerate(entry.spans):
+        where = f"{at}: span {i}"
+        _require(span.kind in ("repeat", "while", "cond"), f"{where}: kind")
+        _require(0 <= span.start <= span.middle <= span.stop <= len(entry.launches), f"{where}: its launches")
+        _require(span.start < span.stop, f"{where}: it is empty")
+        _require(1 <= span.count <= LIMIT, f"{where}: count")
+        repeats = span.kind == "repeat"
+        _require(repeats == (span.test is None) and (repeats or (span.count == 1 and not span.steps)), where)
+        _require(not repeats or span.middle == span.start, f"{where}: middle")
+        for launch, arg, stride in span.steps:
+            _require(span.start <= launch < span.stop, f"{where}: a step")
+            _require(0 <= arg < len(entry.launches[launch].args), f"{where}: a step")
+            back, forth = found.get((launch, arg), (0, 0))
+            way = stride * (span.count - 1)
+            found[launch, arg] = (back + min(way, 0), forth + max(way, 0))
+    return found
+
+
+def _nested(spans: Sequence[SpanRecord], at: str) -> None:
+    """Spans are apart, or the one that is listed first is on one side of the middle of the other."""
+    around: list[tuple[int, SpanRecord]] = []
+    for i, span in sorted(enumerate(spans), key=lambda s: (s[1].start, -s[1].stop, -s[0])):
+        while around and around[-1][1].stop <= span.start:
+            around.pop()
+        if around:
+            number, outer = around[-1]
+            first = outer.start <= span.start and span.stop <= outer.middle
+            second = outer.middle <= span.start and span.stop <= outer.stop
+            _require(i < number and (first or second), f"{at}: span {i} overlaps another")
+        around.append((i, span))
 
 
 def _block(what: str, ports: Iterable[PortRecord], nbytes: int) -> None:

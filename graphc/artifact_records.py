@@ -18,11 +18,11 @@ from graphc.errors import Loc, error
 
 __all__ = [
     "ARENA", "CONST", "FLAGS", "FORMAT", "SPACES", "STATE", "VALUE", "Check", "ConstRecord", "EntryRecord",
-    "KernelRecord", "LaunchRecord", "Manifest", "PortRecord", "Provenance", "StateRecord", "TargetRecord",
+    "KernelRecord", "LaunchRecord", "Manifest", "PortRecord", "Provenance", "SpanRecord", "StateRecord", "TargetRecord",
     "TensorRecord", "decode", "encode",
 ]  # fmt: skip
 
-FORMAT = 1
+FORMAT = 2
 
 # The first number of a launch argument [space, number, extent]: what the number counts from.
 SPACES = ("value", "arena", "state", "const", "flags")
@@ -107,6 +107,25 @@ class LaunchRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class SpanRecord:
+    """Control flow over the launches ``start`` .. ``stop`` (not included); spans are nested or apart.
+
+    ``kind`` "repeat": they run ``count`` times, and each of ``steps``, (launch, argument, bytes), moves an address on
+    by so many bytes with each iteration. "while": all run again and again; behind each run of those before ``middle``
+    the byte at ``test`` decides, and 0 ends it. "cond": those before ``middle`` run if the byte at ``test`` is not 0,
+    else those from ``middle`` on. ``barrier``: the threads meet before ``test`` is read."""
+
+    kind: str
+    start: int
+    middle: int
+    stop: int
+    count: int
+    steps: tuple[tuple[int, int, int], ...]
+    test: tuple[int, int, int] | None
+    barrier: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """A run-time check: its flag word is not 0 after a step that failed it."""
 
@@ -129,7 +148,8 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class EntryRecord:
-    """One entry: its plan, ready to run. ``graph`` and ``fused`` are members: the graph as traced and after passes."""
+    """One entry: its plan, ready to run. ``graph`` and ``fused`` are members: the graph as traced and after passes. Of
+    ``spans``, inner ones come before those around them."""
 
     name: str
     loc: Loc | None
@@ -141,6 +161,7 @@ class EntryRecord:
     lower_bound_bytes: int
     scratch_bytes: int
     launches: tuple[LaunchRecord, ...]
+    spans: tuple[SpanRecord, ...]
     checks: tuple[Check, ...]
     tensors: tuple[TensorRecord, ...]
 

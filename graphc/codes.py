@@ -133,6 +133,19 @@ CODES: dict[str, Code] = {
         "gc.concat([]).",
         "Give the operands that the message asks for: gc.concat([a, b]).",
     ),
+    "GC0114": Code(
+        "a carry changes its form, shape or dtype",
+        "What a loop hands from one iteration to the next has one type, that of its first value.",
+        "gc.scan(lambda c, x: (gc.concat([c, x]), None), init, xs): the carry grows.",
+        "Start with the type that the body returns: 0.0 for a float, gc.zeros(shape) for a sum of rows. What grows is "
+        "returned as y, which is stacked.",
+    ),
+    "GC0115": Code(
+        "the branches of a condition return different things",
+        "Both functions of gc.cond return tensors of the same shapes and dtypes, in the same form.",
+        "gc.cond(p, lambda x: x, lambda x: x.sum(), x)",
+        "Give the smaller one the other's shape: gc.broadcast_to(x.sum(), x.shape).",
+    ),
     "GC0113": Code(
         "a window does not fit",
         "Convolution and pooling slide a window over the input, which must be at least as long as the window after "

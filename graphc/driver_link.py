@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,17 +19,19 @@ from graphc.artifact_records import (
     EntryRecord,
     LaunchRecord,
     PortRecord,
+    SpanRecord,
     StateRecord,
     TensorRecord,
 )
 from graphc.dtype import DType, Shape, dtype
 from graphc.errors import Loc
 from graphc.ir import StateSpec
-from graphc.kernels.plan import Arg, Buffer, EntryPlan, View
+from graphc.kernels.plan import Arg, Buffer, EntryPlan, Span, View
+from graphc.kernels.spans import Nest, Tree, nested
 from graphc.kernels.sync import Touch, barriers
 from graphc.loop import Kernel
 from graphc.passes.memory import ALIGN, Lifetime, MemoryPlan, plan_memory
-from graphc.passes.memory_check import Access, check_memory
+from graphc.passes.memory_check import Access, Branch, Loop, Walk, check_memory
 
 __all__ = ["KernelTable", "Layout", "entry_record", "lay_out_consts", "lay_out_state", "plan_arena"]
 
@@ -110,32 +112,67 @@ def plan_arena(plan: EntryPlan) -> MemoryPlan:
 
 
 def _lifetimes(plan: EntryPlan) -> list[Lifetime]:
-    end = len(plan.launches)
+    """A tensor lives from the first launch that touches it to the last; what a loop shares with what is around it, and
+    what it writes row by row, lives as long as the loop."""
     buffers: dict[str, Buffer] = {}
-    span: dict[str, tuple[int, int]] = {}
+    when: dict[str, list[int]] = {}
 
-    def touch(buffer: Buffer, when: int) -> None:
-        buffers.setdefault(buffer.name, buffer)
-        first, last = span.get(buffer.name, (when, when))
-        span[buffer.name] = (min(first, when), max(last, when))
+    def touch(buffer: Buffer | None, at: int) -> None:
+        if buffer is not None and buffer.space == "arena":
+            buffers.setdefault(buffer.name, buffer)
+            when.setdefault(buffer.name, []).append(at)
 
     for _, view in plan.inputs:
         touch(view.buffer, -1)
-    for when, launch in enumerate(plan.launches):
+    for number, launch in enumerate(plan.launches):
         for arg in launch.args:
-            if arg.buffer is not None and arg.buffer.space == "arena":
-                touch(arg.buffer, when)
+            touch(arg.buffer, number)
+    for span in plan.spans:
+        if span.test is not None:
+            touch(span.test.buffer, span.start if span.kind == "cond" else span.middle - 1)
     for _, view in plan.outputs:
-        touch(view.buffer, end)
-    return [Lifetime(name, b.nbytes, *span[name], b.loc) for name, b in buffers.items()]
+        touch(view.buffer, len(plan.launches))
+
+    alive = {name: (min(at), max(at)) for name, at in when.items()}
+    for span in plan.spans:
+        if span.kind == "cond":
+            continue
+        rows = _stepped(plan, span, written=False)
+        for name, at in when.items():
+            inside = [span.start <= t < span.stop for t in at]
+            if name in rows or (any(inside) and not all(inside)):
+                first, last = alive[name]
+                alive[name] = (min(first, span.start), max(last, span.stop - 1))
+    return [Lifetime(name, b.nbytes, *alive[name], b.loc) for name, b in buffers.items()]
 
 
-def _accesses(plan: EntryPlan) -> list[Access]:
-    def names(args: Sequence[Arg], reads: bool) -> tuple[str, ...]:
-        used = [a for a in args if a.buffer is not None and a.buffer.space == "arena"]
+def _stepped(plan: EntryPlan, span: Span, written: bool) -> frozenset[str]:
+    """The arena tensors that a loop goes through row by row, or of these only those that it writes."""
+    args = [plan.launches[launch].args[arg] for launch, arg, _ in span.steps]
+    return frozenset(
+        a.buffer.name for a in args if a.buffer and a.buffer.space == "arena" and (a.writes or not written)
+    )
+
+
+def _accesses(plan: EntryPlan) -> Walk:
+    def names(args: Iterable[Arg | None], reads: bool) -> tuple[str, ...]:
+        used = [a for a in args if a and a.buffer is not None and a.buffer.space == "arena"]
         return tuple(dict.fromkeys(a.buffer.name for a in used if a.buffer and (a.reads if reads else a.writes)))
 
-    return [Access(e.label, names(e.args, True), names(e.args, False)) for e in plan.launches]
+    def step(part: int | Nest) -> Walk:
+        if isinstance(part, int):
+            launch = plan.launches[part]
+            return [Access(launch.label, names(launch.args, True), names(launch.args, False))]
+        span, before, after = part.span, walk(part.before), walk(part.after)
+        decide = [Access(f"the test of a {span.kind}", names([span.test], True), ())]
+        if span.kind == "cond":
+            return [*decide, Branch(before, after)]
+        return [Loop([*before, *decide], after, span.kind == "repeat", _stepped(plan, span, written=True))]
+
+    def walk(tree: Tree) -> Walk:
+        return [access for part in tree for access in step(part)]
+
+    return walk(nested(len(plan.launches), plan.spans))
 
 
 # The record ----------------------------------------------------------------------------------------------------------
@@ -160,10 +197,12 @@ class _Places:
                 return self.consts.offset[self.const_names[buffer.name]]
         return 0  # flags
 
-    def argument(self, arg: Arg) -> tuple[int, int, int]:
+    def argument(self, arg: Arg, moves: int = 0) -> tuple[int, int, int]:
+        """The argument as recorded; loops move it on by up to ``moves`` bytes."""
         if arg.buffer is None:
             return (VALUE, arg.value, 0)
-        return (_SPACE[arg.buffer.space], self.start(arg.buffer) + arg.offset, max(arg.buffer.nbytes - arg.offset, 0))
+        extent = max(arg.buffer.nbytes - arg.offset - moves, 0)
+        return (_SPACE[arg.buffer.space], self.start(arg.buffer) + arg.offset, extent)
 
     def touch(self, arg: Arg) -> Touch | None:
         """The whole buffer: how far a kernel reaches from its address is not recorded. Flag words are only ever set,
@@ -194,18 +233,36 @@ def entry_record(
 ) -> EntryRecord:
     """The entry as data. ``graph`` and ``fused`` name the members that hold its graphs."""
     places = _Places(memory.offsets, state, consts, {name: const_name(array) for name, array in plan.consts})
-    meet = barriers([[t for a in e.args if (t := places.touch(a)) is not None] for e in plan.launches])
+    meet = barriers(
+        [[t for a in e.args if (t := places.touch(a)) is not None] for e in plan.launches],
+        plan.spans,
+        [places.touch(span.test) if span.test else None for span in plan.spans],
+    )
+    moves = _moves(plan.spans)
     launches = tuple(
         LaunchRecord(
             kernels.number(e.kernel),
-            tuple(places.argument(a) for a in e.args),
+            tuple(places.argument(a, moves.get((number, i), 0)) for i, a in enumerate(e.args)),
             barrier,
             e.label,
             e.lines,
             e.flops,
             e.bytes,
         )
-        for e, barrier in zip(plan.launches, meet, strict=True)
+        for number, (e, barrier) in enumerate(zip(plan.launches, meet.launches, strict=True))
+    )
+    spans = tuple(
+        SpanRecord(
+            span.kind,
+            span.start,
+            span.middle,
+            span.stop,
+            span.count,
+            span.steps,
+            None if span.test is None else places.argument(span.test),
+            barrier,
+        )
+        for span, barrier in zip(plan.spans, meet.tests, strict=True)
     )
     return EntryRecord(
         name=plan.name,
@@ -218,9 +275,19 @@ def entry_record(
         lower_bound_bytes=memory.lower_bound_bytes,
         scratch_bytes=plan.scratch_bytes,
         launches=launches,
+        spans=spans,
         checks=tuple(Check(f.code, f.message, f.loc) for f in plan.flags),
         tensors=tuple(
             TensorRecord(p.life.name, p.life.nbytes, p.offset, p.life.start, p.life.end, p.life.loc)
             for p in memory.placed
         ),
     )
+
+
+def _moves(spans: Sequence[Span]) -> dict[tuple[int, int], int]:
+    """How many bytes loops move each argument, (launch, number), forwards at most."""
+    found: dict[tuple[int, int], int] = {}
+    for span in spans:
+        for launch, arg, stride in span.steps:
+            found[launch, arg] = found.get((launch, arg), 0) + max(stride, 0) * (span.count - 1)
+    return found

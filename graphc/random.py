@@ -66,7 +66,8 @@ def generator() -> np.random.Generator:
 
 
 def next_key() -> tuple[Tensor, Tensor]:
-    """The key (k0, k1), scalars uint32, of a new call site. Marks the entry as one that advances ``rng.step``."""
+    """The key (k0, k1), scalars uint32, of a new call site. Marks the entry as one that advances ``rng.step``. In the
+    body of a loop, each iteration has a key of its own."""
     root = scope().root
     if "rng" not in root.memo:
         with entering(root):
@@ -74,7 +75,11 @@ def next_key() -> tuple[Tensor, Tensor]:
             _STEP.assign(_STEP + 1)
     k0, k1 = root.memo["rng"]
     site = root.memo["rng.sites"] = root.memo.get("rng.sites", 0) + 1
-    return k0 ^ (site * GOLDEN & 0xFFFFFFFF), k1
+    key = k0 ^ (site * GOLDEN & 0xFFFFFFFF), k1
+    for loop in scope().enclosing():
+        if loop.iteration is not None:
+            key = fold_in(key, Tensor.of(scope().bring(loop.iteration(), loop)))
+    return key
 
 
 def bits(key: tuple[Tensor, Tensor], shape: tuple[int, ...]) -> Tensor:

@@ -26,6 +26,7 @@ from graphc.errors import GraphcError, Loc, error
 from graphc.runtime_arguments import bind, described
 from graphc.runtime_memory import MemoryReport
 from graphc.runtime_native import Block, Code, Team, check_machine
+from graphc.runtime_table import LaunchTable
 
 __all__ = ["Entry", "KernelInfo", "Program", "StateView", "kernel_infos", "load"]
 
@@ -233,7 +234,14 @@ class Entry:
         self._slots = {p.name: _view(program._arena, p) for p in record.inputs}
         self._results = {p.name: _view(program._arena, p) for p in record.outputs}
         self._flags = np.zeros(max(len(record.checks), 1), np.int32)
-        self._table, self._launches = self._link(kernels)
+        base = {
+            VALUE: 0,
+            ARENA: program._arena.address,
+            STATE: program._state.address,
+            CONST: program._consts.address,
+            FLAGS: self._flags.ctypes.data,
+        }
+        self._table = LaunchTable(record, kernels, base, program.threads)
 
     def __call__(self, /, *unnamed: Any, **arguments: Any) -> dict[str, np.ndarray]:
         """Run one step and return its outputs as fresh arrays.
@@ -248,9 +256,9 @@ class Entry:
         return self._step(arguments, None)
 
     def timed(self, /, **arguments: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """As a call, and the nanoseconds of each launch ([launches] int64)."""
-        stamps = np.zeros(len(self._launches) + 1, np.int64)
-        return self._step(arguments, stamps), np.diff(stamps)
+        """As a call, and the nanoseconds of each launch ([launches] int64), of all its runs if a loop repeats it."""
+        times = np.zeros(len(self._table.records), np.int64)
+        return self._step(arguments, times), times[self._table.positions]
 
     @property
     def memory(self) -> MemoryReport:
@@ -313,30 +321,12 @@ class Entry:
             for name, slot in self._slots.items():
                 np.copyto(slot, arrays[name])
             self._flags[:] = 0
-            program._team.run(self._launches, program._scratch, program._stride, times)
+            program._team.run(self._table, program._scratch, program._stride, times)
             if self._flags.any():
                 failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
                 hint = "check the arrays given; this step has no outputs, and the state is what it made of it"
                 raise error(failed.code, failed.message, loc=failed.loc, hint=hint)
             return {name: slot.copy() for name, slot in self._results.items()}
-
-    def _link(self, kernels: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The argument tables, one after the other, and the launch records that point into them."""
-        program = self._program
-        base = {
-            VALUE: 0,
-            ARENA: program._arena.address,
-            STATE: program._state.address,
-            CONST: program._consts.address,
-            FLAGS: self._flags.ctypes.data,
-        }
-        words = [base[space] + number for launch in self._record.launches for space, number, _ in launch.args]
-        table = np.array(words or [0], np.int64)
-        rows, at = [], table.ctypes.data
-        for launch in self._record.launches:
-            rows.append((kernels[launch.kernel], at, int(launch.barrier), 0))
-            at += 8 * len(launch.args)
-        return table, np.array(rows, np.int64).reshape(-1, 4)
 
 
 def _view(block: Block, port: PortRecord) -> np.ndarray:

@@ -3,12 +3,13 @@
 The contract with the code in an artifact: every kernel is ``void kernel(int64* args, int64 scratch, int64 tid, int64
 nthreads)``, and the team object has::
 
-    void gc_run(int64* ctl, int64* launches, int64 n, int64 nthreads, int64 scratch, int64 stride, int64* times)
+    void gc_run(int64* ctl, int64* records, int64 n, int64 nthreads, int64 scratch, int64 stride, int64 words,
+                int64* times)
     void gc_worker(int64* ctl, int64 tid)      runs in a thread of ours until gc_stop; tid from 1
     void gc_stop(int64* ctl)
 
-A launch is four words: kernel address, address of its argument table, barrier before it (0 or 1), unused. ``times`` is
-0 or room for n + 1 time stamps in ns.
+The records of the launch table are described in `graphc.runtime_table`; thread t uses the words that lie ``t * words``
+bytes behind those that a record points to. ``times`` is 0 or n words, to which the ns of each record are added.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 from graphc.artifact import Artifact
 from graphc.artifact_records import TargetRecord
 from graphc.errors import error
+from graphc.runtime_table import LaunchTable
 
 __all__ = ["Block", "Code", "Team", "check_machine"]
 
@@ -106,19 +108,20 @@ class Team:
     def __init__(self, code: Code, nthreads: int):
         self.nthreads = nthreads
         self._code = code
-        self._run = ctypes.CFUNCTYPE(None, *[_WORDS] * 7)(code.address("gc_run"))
+        self._run = ctypes.CFUNCTYPE(None, *[_WORDS] * 8)(code.address("gc_run"))
         self._worker = ctypes.CFUNCTYPE(None, _WORDS, _WORDS)(code.address("gc_worker"))
         self._stop = ctypes.CFUNCTYPE(None, _WORDS)(code.address("gc_stop"))
         self._ctl = Block(_CTL_BYTES)
         self._close: weakref.finalize[Any, Any] | None = None
         self._pid = 0
 
-    def run(self, launches: np.ndarray, scratch: Block, stride: int, times: np.ndarray | None = None) -> None:
-        """Run ``launches`` ([n, 4] int64); returns when the last one is done."""
+    def run(self, table: LaunchTable, scratch: Block, stride: int, times: np.ndarray | None = None) -> None:
+        """Walk ``table``; returns when all threads are done."""
         if self.nthreads > 1 and self._pid != os.getpid():
             self._start()
         clock = 0 if times is None else times.ctypes.data
-        self._run(self._ctl.address, launches.ctypes.data, len(launches), self.nthreads, scratch.address, stride, clock)
+        records, n = table.records.ctypes.data, len(table.records)
+        self._run(self._ctl.address, records, n, self.nthreads, scratch.address, stride, table.stride, clock)
 
     def close(self) -> None:
         """Stop the workers; a later run starts new ones."""

@@ -33,7 +33,11 @@ class Scope:
     ``registry`` maps the names of state to the objects that own them; all entries of a program share one, so that a
     name means one thing. ``reads`` and ``writes`` belong to the outermost scope, except that writes inside a region
     are kept there until it closes. ``undo`` runs when the entry is traced; ``memo`` is for what an entry makes once.
+    ``block``: the graph is a body of control flow; ``iteration`` of a loop's body gives the number of the iteration.
     """
+
+    block = False
+    iteration: Callable[[], Value] | None = None
 
     def __init__(
         self,
@@ -69,6 +73,10 @@ class Scope:
         while scope is not None and scope is not outer:
             scope = scope.parent
         return scope is outer
+
+    def enclosing(self) -> list[Scope]:
+        """This scope and those around it, the outermost first."""
+        return [*(self.parent.enclosing() if self.parent else ()), self]
 
     def bring(self, value: Value, owner: Scope) -> Value:
         """``value`` of ``owner`` (this scope or one around it) as a value of this scope: captured if need be."""

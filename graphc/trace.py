@@ -12,9 +12,10 @@ import numpy as np
 
 from graphc.dtype import DType, Shape, TensorType
 from graphc.errors import Loc, error
-from graphc.ir import Graph, StateSpec, Value
+from graphc.ir import Graph, Node, StateSpec, Value
 from graphc.ops import get_op
-from graphc.ops.base import NotDifferentiable, Region
+from graphc.ops.base import Control, NotDifferentiable, Region
+from graphc.ops.control import scan_parts
 from graphc.scope import Scope, current, emit, entering, user_loc
 from graphc.tensor import Array, Tensor, apply, as_dtype, as_tensor, liftable, scope
 from graphc.variable import State
@@ -242,7 +243,7 @@ def grad(loss: Tensor, wrt: Any, *, allow_unused: bool = False) -> Any:
     gradients work. Raises GC0301 (the loss is no float scalar), GC0302 (no path from a tensor to the loss; with
     ``allow_unused`` its gradient is zeros), GC0304 (not a float tensor), GC0305 (inside a checkpoint).
     """
-    if scope().parent is not None:
+    if any(s.parent is not None and not s.block for s in scope().enclosing()):
         raise error("GC0305", "gc.grad inside gc.checkpoint", loc=user_loc(), hint="take the gradient outside of it")
     names, tensors = _flatten(wrt)
     loss = as_tensor(loss)
@@ -336,7 +337,9 @@ def _differentiable_from(roots: Sequence[Value]) -> set[Value]:
         node = value.node
         op = get_op(node.op)
         sources = node.inputs
-        if isinstance(op.lower, Region) and node.attrs["vjp"] is None:
+        if isinstance(op.lower, Control):
+            sources = _reached_by_control(node, value.index)
+        elif isinstance(op.lower, Region) and node.attrs["vjp"] is None:
             body: Graph = node.attrs["body"]
             inside = _differentiable_from([body.outputs[value.index][1]])
             sources = tuple(v for v, i in zip(node.inputs, body.inputs, strict=True) if i in inside)
@@ -344,3 +347,25 @@ def _differentiable_from(roots: Sequence[Value]) -> set[Value]:
             sources = ()
         stack.extend(v for v in sources if v.dtype.is_float)
     return seen
+
+
+def _reached_by_control(node: Node, result: int) -> tuple[Value, ...]:
+    """The operands from which gradients flow into one result of a `scan` or `cond`. A `while_loop` lets all pass, so
+    that `differentiate` can say what is wrong with it."""
+    if node.op == "while_loop":
+        return node.inputs
+    if node.op == "cond":
+        found: set[Value] = set()
+        for branch in (node.attrs["then"], node.attrs["other"]):
+            inside = _differentiable_from([branch.outputs[result][1]])
+            found.update(v for v, i in zip(node.inputs[1:], branch.inputs, strict=True) if i in inside)
+        return tuple(v for v in node.inputs if v in found)
+    body: Graph = node.attrs["body"]
+    carries = scan_parts(body.inputs, node.attrs).carries
+    wanted = {result}
+    while True:  # a carry that a wanted result needs is wanted itself
+        inside = _differentiable_from([body.outputs[i][1] for i in sorted(wanted)])
+        more = {i for i, v in enumerate(carries) if v in inside} - wanted
+        if not more:
+            return tuple(v for v, i in zip(node.inputs, body.inputs, strict=True) if i in inside)
+        wanted |= more

@@ -13,7 +13,7 @@ in place, a copy is added.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -24,10 +24,10 @@ from graphc.errors import Loc
 from graphc.ir import Graph, Node, Value
 from graphc.kernels.assign_layout import Layouts
 from graphc.kernels.plan import Buffer, View
-from graphc.ops.base import Join, Move, Region, Source, Split, get_op
+from graphc.ops.base import Control, Join, Move, Region, Source, Split, get_op
 from graphc.passes.views import is_view
 
-__all__ = ["Assignment", "Step", "assign"]
+__all__ = ["Assignment", "Frame", "Step", "assign"]
 
 # (body of the call, number of the operand, number of the result) -> may the result overwrite the operand?
 InPlace = Callable[[Node, int, int], bool]
@@ -50,16 +50,28 @@ class Assignment:
     steps: tuple[Step, ...]
     inputs: tuple[tuple[str, View], ...]
     outputs: tuple[tuple[str, View], ...]
-    consts: tuple[tuple[str, np.ndarray], ...]
 
 
-def assign(graph: Graph, in_place: InPlace) -> Assignment:
+@dataclass(frozen=True)
+class Frame:
+    """What is around a graph. ``names`` of buffers and ``consts`` are shared by all graphs of an entry. The body of a
+    loop or branch also finds memory: views of its ``inputs``, in order, of its ``state`` (carries) by name, and where
+    its ``outputs`` are wanted, by name."""
+
+    names: set[str] = field(default_factory=set)
+    consts: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    inputs: Sequence[View] = ()
+    state: Mapping[str, View] = field(default_factory=dict)
+    outputs: Mapping[str, View] = field(default_factory=dict)
+
+
+def assign(graph: Graph, in_place: InPlace, frame: Frame | None = None) -> Assignment:
     """Give every value of ``graph`` (fused and in its final order) a view of a buffer.
 
     ``in_place(call, operand, result)`` says whether the kernel of ``call`` reads each element of the operand only
     before it writes the same element of the result, and no other.
     """
-    return _Assigner(graph, in_place).run()
+    return _Assigner(graph, in_place, frame or Frame()).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +89,11 @@ LONG_RUN = 64  # elements: a constant joined in longer runs is written in its pl
 class _Assigner:
     graph: Graph
     in_place: InPlace
+    frame: Frame
     views: dict[Value, View] = field(default_factory=dict)
     wanted: dict[Value, View] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     owner: dict[str, Value] = field(default_factory=dict)
-    consts: list[tuple[str, np.ndarray]] = field(default_factory=list)
-    names: set[str] = field(default_factory=set)
     fillings: dict[str, Filling] = field(default_factory=dict)
     filled: set[str] = field(default_factory=set)
 
@@ -91,15 +102,17 @@ class _Assigner:
         self.position = {node: i for i, node in enumerate(self.graph.nodes)}
         self.keep = {self.layouts.root(v) for v in self.graph.results}
         self.last = self._last_uses()
+        self.views.update(zip(self.graph.inputs, self.frame.inputs, strict=False))
         self._want_states()
+        self._want_outputs()
         self._want_joins()
         for node in self.graph.nodes:
             self._node(node)
         inputs = tuple((v.node.attrs["name"], self.views[v]) for v in self.graph.inputs)
         finish = self._updates()
-        outputs = tuple((name, self._output(v)) for name, v in self.graph.outputs)
+        outputs = tuple((name, self._output(name, v)) for name, v in self.graph.outputs)
         self.steps += finish
-        return Assignment(tuple(self.steps), inputs, outputs, tuple(self.consts))
+        return Assignment(tuple(self.steps), inputs, outputs)
 
     # What is wanted where -----------------------------------------------------------------------------------------
 
@@ -114,7 +127,7 @@ class _Assigner:
 
     def _want_states(self) -> None:
         for name, value in self.graph.updates:
-            found = self.layouts.producer(value, Region)
+            found = self.layouts.producer(value, Region | Control)
             if found is None:
                 continue
             result, moves = found
@@ -122,8 +135,18 @@ class _Assigner:
             if target is not None and result not in self.wanted and self._readers_allow(name, result, target):
                 self.wanted[result] = target
 
+    def _want_outputs(self) -> None:
+        for name, value in self.graph.outputs:
+            found = self.layouts.producer(value, Region | Control | Join)
+            if found is not None and name in self.frame.outputs:
+                result, moves = found
+                target = self.layouts.inverse(self.frame.outputs[name], moves)
+                if target is not None:
+                    self.wanted.setdefault(result, target)
+
     def _state(self, name: str, value: Value) -> View:
-        return View.whole(Buffer(name, "state", value.type.nbytes), value.dtype, value.shape)
+        own = View.whole(Buffer(name, "state", value.type.nbytes), value.dtype, value.shape)
+        return self.frame.state.get(name, own)
 
     def _readers_allow(self, name: str, result: Value, target: View) -> bool:
         """Whether the node of ``result`` may overwrite state ``name`` at ``target``: all others have read it, and the
@@ -143,7 +166,7 @@ class _Assigner:
         return True
 
     def _same_index(self, node: Node, old: Value, result: Value) -> bool:
-        if old.shape != result.shape or not isinstance(get_op(node.op).lower, Region):
+        if old.shape != result.shape or not isinstance(get_op(node.op).lower, Region | Control):
             return False
         for k, v in enumerate(node.inputs):
             if self.layouts.root(v) == old and not (v == old and self.in_place(node, k, result.index)):
@@ -159,7 +182,7 @@ class _Assigner:
             self.wanted[joined] = whole
             filled = self._want_filling(node, whole)
             for v, part in zip(node.inputs, parts(whole, node), strict=True):
-                found = self.layouts.producer(v, Region | Join)
+                found = self.layouts.producer(v, Region | Control | Join)
                 if found is None:
                     continue
                 result, moves = found
@@ -209,8 +232,8 @@ class _Assigner:
         value = node.out()
         if node.op == "const":
             array = node.attrs["value"].array
-            key = f"const{len(self.consts)}"
-            self.consts.append((key, array))
+            key = f"const{len(self.frame.consts)}"
+            self.frame.consts.append((key, array))
             return View.whole(Buffer(key, "const", array.nbytes), value.dtype, value.shape)
         if node.op == "state":
             return self._state(node.attrs["name"], value)
@@ -292,13 +315,17 @@ class _Assigner:
             view, target = self.views[value], self._state(name, value)
             if view == target:
                 continue
-            if view.buffer.space == "state":
+            if view.buffer.space == "state" or view.buffer in [v.buffer for v in self.frame.state.values()]:
                 view = self._copy(view, value, value.node.loc)
             finish.append(Step(None, (view,), (target,), value.node.loc))
         return finish
 
-    def _output(self, value: Value) -> View:
-        view = self.views[value]
+    def _output(self, name: str, value: Value) -> View:
+        view, target = self.views[value], self.frame.outputs.get(name)
+        if target is not None:
+            if view != target:
+                self.steps.append(Step(None, (view,), (target,), value.node.loc))
+            return target
         if view.buffer.space == "arena" and view.contiguous:
             return view
         return self._copy(view, value, value.node.loc)
@@ -322,9 +349,9 @@ class _Assigner:
 
     def _name(self, base: str) -> str:
         name = base
-        while name in self.names:
-            name = f"{base}.{len(self.names)}"
-        self.names.add(name)
+        while name in self.frame.names:
+            name = f"{base}.{len(self.frame.names)}"
+        self.frame.names.add(name)
         return name
 
 

@@ -17,7 +17,7 @@ from graphc.kernels.contract_problem import Axis, Problem
 from graphc.kernels.lower_context import span_bytes
 from graphc.kernels.plan import View
 from graphc.loop import Affine, Call, Const, Expr, Load, call, converted
-from graphc.ops.base import Contract, get_op
+from graphc.ops.base import Contract, bodies, get_op
 
 __all__ = ["Stored", "has_pairs", "multiplies_pairs", "words"]
 
@@ -52,8 +52,7 @@ def has_pairs(p: Problem, views: Sequence[View]) -> bool:
 def multiplies_pairs(graph: Graph) -> bool:
     """Whether ``graph``, or a body in it, has a product of bfloat16."""
     for node in graph:
-        body = node.attrs.get("body")
-        if isinstance(body, Graph) and multiplies_pairs(body):
+        if any(multiplies_pairs(node.attrs[name]) for name in bodies(node)):
             return True
         if isinstance(get_op(node.op).lower, Contract) and node.inputs[0].dtype == bfloat16:
             return True

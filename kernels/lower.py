@@ -6,18 +6,19 @@ from collections.abc import Callable, Sequence
 
 from graphc.dtype import TensorType
 from graphc.ir import Attrs, Graph, Node, Value, attrs
-from graphc.kernels.assign import Step, assign
+from graphc.kernels.assign import Assignment, Frame, Step, assign
 from graphc.kernels.attention import lower_attention, lower_attention_vjp
 from graphc.kernels.contract import lower_contract
 from graphc.kernels.contract_schedule import Target
 from graphc.kernels.lower_col import lower_col
 from graphc.kernels.lower_context import LowerContext
+from graphc.kernels.lower_control import carried, lower_control
 from graphc.kernels.lower_index import lower_gather, lower_scatter, scatter_in_place
 from graphc.kernels.lower_map import lower_map
 from graphc.kernels.lower_row import lower_row, row_in_place
 from graphc.kernels.lower_rowwise import lower_rowwise
 from graphc.kernels.plan import EntryPlan, Launch, View
-from graphc.ops.base import apply
+from graphc.ops.base import Control, apply, get_op
 from graphc.passes.views import elementwise
 
 __all__ = ["LOWERINGS", "lower"]
@@ -43,14 +44,36 @@ def lower(graph: Graph, target: Target) -> EntryPlan:
     Before: the graph is fused (`graphc.passes.fuse`) and its nodes are in their final order. After: each call is one
     kernel or a few; no buffer has an address yet.
     """
-    assigned = assign(graph, in_place)
     ctx = LowerContext(target)
-    launches = [launch for step in assigned.steps for launch in lower_step(step, ctx)]
-    return EntryPlan(graph.name, tuple(launches), assigned.inputs, assigned.outputs, assigned.consts, tuple(ctx.flags))
+    assigned = lower_graph(graph, Frame(ctx.names, ctx.consts), ctx)
+    return EntryPlan(
+        graph.name,
+        tuple(ctx.launches),
+        assigned.inputs,
+        assigned.outputs,
+        tuple(ctx.consts),
+        tuple(ctx.flags),
+        tuple(ctx.spans),
+    )
+
+
+def lower_graph(graph: Graph, frame: Frame, ctx: LowerContext) -> Assignment:
+    """The launches of ``graph`` within ``frame``, into ``ctx``."""
+    assigned = assign(graph, in_place, frame)
+    lower_steps(assigned.steps, ctx)
+    return assigned
+
+
+def lower_steps(steps: Sequence[Step], ctx: LowerContext) -> None:
+    for step in steps:
+        ctx.loc = step.loc
+        if step.node is not None and isinstance(get_op(step.node.op).lower, Control):
+            lower_control(step, ctx, lower_steps, lower_graph)
+        else:
+            ctx.launches += lower_step(step, ctx)
 
 
 def lower_step(step: Step, ctx: LowerContext) -> list[Launch]:
-    ctx.loc = step.loc
     if step.node is None:
         (view,) = step.results
         return lower_map(identity(TensorType(view.dtype, view.shape)), attrs(), step.operands, step.results, ctx)
@@ -66,6 +89,8 @@ def identity(t: TensorType) -> Graph:
 
 def in_place(node: Node, operand: int, result: int) -> bool:
     """Whether the kernel of a call may write ``result`` over ``operand``."""
+    if isinstance(get_op(node.op).lower, Control):
+        return carried(node, operand, result)
     hint, body = node.attrs["hint"], node.attrs["body"]
     if hint == "row":
         return row_in_place(body, operand, result)

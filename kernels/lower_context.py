@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
+
 from graphc.dtype import DType
 from graphc.errors import Loc
 from graphc.ir import Graph
 from graphc.kernels.contract_schedule import Target
-from graphc.kernels.plan import Arg, Buffer, Flag, Launch, View
+from graphc.kernels.plan import Arg, Buffer, Flag, Launch, Span, View
 from graphc.loop import Kernel, Param, Scratch, Stmt
 from graphc.ops.base import Map, Reduce, get_op
 from graphc.passes.fuse_cost import node_cost
@@ -22,17 +24,22 @@ REDUCES = 1000  # of a reduction in a kernel's name: what it reduces by comes be
 
 @dataclass
 class LowerContext:
-    """The state of lowering one entry. ``target`` holds the facts of the machine that loops are shaped by."""
+    """The state of lowering one entry. ``target`` holds the facts of the machine that loops are shaped by; the rest is
+    what the entry has so far."""
 
     target: Target
     loc: Loc | None = None
     flags: list[Flag] = field(default_factory=list)
+    launches: list[Launch] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    consts: list[tuple[str, np.ndarray]] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)  # of buffers that hold values
     _temps: int = 0
 
-    def temp(self, name: str, nbytes: int) -> Buffer:
+    def temp(self, name: str, nbytes: int, space: str = "arena") -> Buffer:
         """Memory for the launches of the group that is being lowered."""
         self._temps += 1
-        return Buffer(f"{name}.{self._temps}", "arena", nbytes, self.loc)
+        return Buffer(f"{name}.{self._temps}", space, nbytes, self.loc)
 
     def flag(self, code: str, message: str, loc: Loc | None) -> Arg:
         """The word of a new run-time check, as an argument that the kernel may write."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 import numpy as np
 
@@ -11,14 +12,15 @@ from graphc.dtype import DType, Shape, contiguous_strides, same_layout
 from graphc.errors import Loc
 from graphc.loop import Kernel
 
-__all__ = ["Arg", "Buffer", "EntryPlan", "Flag", "Launch", "View"]
+__all__ = ["Arg", "Buffer", "EntryPlan", "Flag", "Launch", "Span", "View"]
 
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
     """A piece of memory. ``space`` is "arena" (placed by the planner), "state" (lives between steps; ``name`` is the
-    state's name), "const" (``name`` is the key of `EntryPlan.consts`) or "flags" (one int32 word per run-time check).
-    ``name`` is unique in its entry."""
+    state's name), "const" (``name`` is the key of `EntryPlan.consts`) or "flags" (one int32 word per run-time check);
+    while the body of a loop is lowered also "row" (a row that moves with the iteration). ``name`` is unique in its
+    entry."""
 
     name: str
     space: str
@@ -64,7 +66,8 @@ class Arg:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One run of a kernel inside a step. ``flops`` and ``bytes``: work and compulsory traffic of this launch."""
+    """A run of a kernel inside a step; many runs where a `Span` repeats it. ``flops`` and ``bytes``: work and
+    compulsory traffic of all these runs, as far as their number is known."""
 
     kernel: Kernel
     args: tuple[Arg, ...]
@@ -72,6 +75,24 @@ class Launch:
     lines: tuple[Loc, ...] = ()
     flops: int = 0
     bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Control flow over the launches ``start`` .. ``stop`` (not included). Spans are nested or apart.
+
+    ``kind`` "repeat": they run ``count`` times; ``steps`` are (launch, argument, bytes): addresses that move on by so
+    many bytes with each iteration. "while": from ``middle`` on they run, and all are repeated, as long as the byte at
+    ``test`` is not 0 at ``middle``. "cond": those before ``middle`` run where the byte at ``test`` is not 0, else those
+    from ``middle`` on."""
+
+    kind: Literal["repeat", "while", "cond"]
+    start: int
+    middle: int
+    stop: int
+    count: int = 1
+    steps: tuple[tuple[int, int, int], ...] = ()
+    test: Arg | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +109,7 @@ class EntryPlan:
     """One entry after lowering: launches in order over buffers, before offsets are chosen.
 
     ``inputs`` and ``outputs`` are contiguous arena views by name: the runtime copies inputs in before the first launch
-    and outputs out after the last."""
+    and outputs out after the last. Of ``spans``, inner ones come before those around them."""
 
     name: str
     launches: tuple[Launch, ...]
@@ -96,6 +117,7 @@ class EntryPlan:
     outputs: tuple[tuple[str, View], ...]
     consts: tuple[tuple[str, np.ndarray], ...] = ()
     flags: tuple[Flag, ...] = ()
+    spans: tuple[Span, ...] = ()
 
     @property
     def scratch_bytes(self) -> int:

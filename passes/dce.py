@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import apply_node, at_loc
+from graphc.ops.base import Control, Region, apply_node, at_loc, get_op
+from graphc.passes.dce_control import Trimmed, trim_control
 from graphc.passes.inline import KERNELS
 
 __all__ = ["dce", "trim"]
@@ -16,7 +17,8 @@ def dce(graph: Graph) -> Graph:
 
     Before: gradients are expanded (a gradient rule by hand would refer to the operands and results of its region).
     After: every node but the graph's inputs is needed; every operand of a region is read by its body and every result
-    is used, except where the hint is in `KERNELS`; no region carries a gradient rule.
+    is used, except where the hint is in `KERNELS`; the same holds for control flow, save that a carry may be there only
+    because another one needs it; no region carries a gradient rule.
 
     Example: ``%2,%3 = call{body=f}(%0, %1); return (%2)`` where f needs only %1 for its first result becomes
     ``%2 = call{body=g}(%1); return (%2)``.
@@ -26,16 +28,12 @@ def dce(graph: Graph) -> Graph:
     def visit(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
         if node not in trimmed:
             return None
-        body, operands, results = trimmed[node]
+        at, operands, results = trimmed[node]
         with at_loc(node.loc):
-            at = {**node.attrs, "body": body, "vjp": None}
             made = dict(zip(results, apply_node(node.op, *(inputs[i] for i in operands), **at).outs, strict=True))
         return [made.get(i, v) for i, v in enumerate(node.outs)]  # nobody takes a dead result
 
     return graph.rewrite(visit)
-
-
-Trimmed = tuple[Graph, Sequence[int], Sequence[int]]  # the body, and which operands and results are left
 
 
 def _trimmed_regions(graph: Graph) -> dict[Node, Trimmed]:
@@ -48,15 +46,26 @@ def _trimmed_regions(graph: Graph) -> dict[Node, Trimmed]:
         if not results:
             continue
         operands: Sequence[int] = range(len(node.inputs))
-        if "body" in node.attrs:
-            body: Graph = node.attrs["body"]
-            if node.attrs["hint"] in KERNELS:
-                trimmed[node] = (dce(body), operands, range(len(node.types)))
-            else:
-                body, operands = trim(dce(body), results)
-                trimmed[node] = (body, operands, results)
+        match get_op(node.op).lower:
+            case Control():
+                trimmed[node] = trim_control(node, results, dce)
+                operands = trimmed[node].operands
+            case Region():
+                trimmed[node] = _trim_region(node, results)
+                operands = trimmed[node].operands
         live.update(node.inputs[i] for i in operands)
     return trimmed
+
+
+def _trim_region(node: Node, results: Sequence[int]) -> Trimmed:
+    """The region with the ``results`` that are used and the operands that they need; a kernel keeps its form."""
+    body = dce(node.attrs["body"])
+    operands: Sequence[int] = range(len(node.inputs))
+    if node.attrs["hint"] in KERNELS:
+        results = range(len(node.types))
+    else:
+        body, operands = trim(body, results)
+    return Trimmed({**node.attrs, "body": body, "vjp": None}, operands, results)
 
 
 def trim(body: Graph, results: Sequence[int]) -> tuple[Graph, list[int]]:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from graphc.errors import Loc, error
 from graphc.ir import Graph, Node, Value, toposort
 from graphc.ops import get_op
-from graphc.ops.base import NotDifferentiable, Region, apply, apply_node, at_loc
+from graphc.ops.base import NotDifferentiable, Region, apply, apply_node, at_loc, bodies
 from graphc.ops.build import full, zeros
+from graphc.passes.differentiate_control import control_vjp, share_forward
 
 __all__ = ["differentiate"]
 
@@ -33,18 +34,20 @@ def differentiate(graph: Graph) -> Graph:
 
     # `rewrite` hands over inputs that are already expanded: a gradient of a gradient sees plain nodes.
     def expand(node: Node, inputs: tuple[Value, ...]) -> Iterable[Value] | None:
-        if isinstance(get_op(node.op).lower, Region) and _mentions_grad(node.attrs["body"]):
+        inner = {name: node.attrs[name] for name in bodies(node) if _mentions_grad(node.attrs[name])}
+        if inner:
+            expanded = {name: differentiate(body) for name, body in inner.items()}
             with at_loc(node.loc):
-                return apply_node(node.op, *inputs, **{**node.attrs, "body": differentiate(node.attrs["body"])}).outs
+                return apply_node(node.op, *inputs, **{**node.attrs, **expanded}).outs
         if node.op == "grad":
             return _gradients(inputs[0], inputs[1:], node.loc, bool(node.attrs.get("allow_unused", False)))
         return None
 
-    return graph.rewrite(expand)
+    return share_forward(graph.rewrite(expand))
 
 
 def _mentions_grad(graph: Graph) -> bool:
-    return any(n.op == "grad" or ("body" in n.attrs and _mentions_grad(n.attrs["body"])) for n in graph.nodes)
+    return any(n.op == "grad" or any(_mentions_grad(n.attrs[b]) for b in bodies(n)) for n in graph.nodes)
 
 
 def _gradients(loss: Value, wrt: Sequence[Value], loc: Loc | None, allow_unused: bool) -> list[Value]:
@@ -189,6 +192,8 @@ def _vjp(node: Node, cots: Sequence[Value | None], live: set[Value]) -> Sequence
     op = get_op(node.op)
     if isinstance(op.lower, Region):
         return _region_vjp(node, cots, live)
+    if node.op in ("scan", "cond"):
+        return control_vjp(node, cots, live, derive)
     if isinstance(op.vjp, NotDifferentiable):
         raise error(
             "GC0303",
@@ -220,7 +225,7 @@ def _region_vjp(node: Node, cots: Sequence[Value | None], live: set[Value]) -> S
     body: Graph = node.attrs["body"]
     wrt = [i for i, v in enumerate(node.inputs) if v in live]
     given = [i for i, c in enumerate(cots) if c is not None]
-    derived, found = _derive(body, wrt, given)
+    derived, found = derive(body, wrt, given)
     if not found:
         return [None] * len(node.inputs)
     seeds = [c for c in cots if c is not None]
@@ -229,7 +234,7 @@ def _region_vjp(node: Node, cots: Sequence[Value | None], live: set[Value]) -> S
     return [gradient.get(i) for i in range(len(node.inputs))]
 
 
-def _derive(body: Graph, wrt: Sequence[int], given: Sequence[int]) -> tuple[Graph, list[int]]:
+def derive(body: Graph, wrt: Sequence[int], given: Sequence[int]) -> tuple[Graph, list[int]]:
     """The graph from (inputs of ``body``, cotangents of its outputs ``given``) to the cotangents of its inputs ``wrt``,
     and those of ``wrt`` that have one."""
     with at_loc(None):

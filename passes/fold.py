@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphc.errors import Loc
 from graphc.ir import Graph, Literal, Node, Value
 from graphc.ops import get_op
-from graphc.ops.base import Meta, Region, apply, at_loc
+from graphc.ops.base import Control, Meta, Region, apply, at_loc
 from graphc.passes.rewrite import with_bodies
 
 __all__ = ["LIMIT", "fold"]
@@ -26,7 +26,7 @@ def fold(graph: Graph) -> Graph:
 
 def _fold(node: Node, inputs: tuple[Value, ...]) -> list[Value] | None:
     op = get_op(node.op)
-    if not inputs or any(v.node.op != "const" for v in inputs) or isinstance(op.lower, Region | Meta):
+    if not inputs or any(v.node.op != "const" for v in inputs) or isinstance(op.lower, Region | Control | Meta):
         return None
     size = sum(t.size for t in node.types)
     if size > LIMIT or size > sum(v.type.size for v in inputs):

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from math import prod
 
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import Contract, Gather, Join, Map, Reduce, RowWise, Scatter, Source, Split, get_op
+from graphc.ops.base import Contract, Control, Gather, Join, Map, Reduce, RowWise, Scatter, Source, Split, get_op
 from graphc.passes.fuse_extract import Group, extract
 from graphc.passes.fuse_groups import Kind, Partition, Space, Unit
 from graphc.passes.fuse_prepare import plain_reductions
 from graphc.passes.fuse_values import Access, Values
+from graphc.passes.rewrite import with_bodies
 
 __all__ = ["fuse"]
 
@@ -29,7 +30,7 @@ def fuse(graph: Graph) -> Graph:
 
     Example: ``y = gelu(dot(x, w) + b)`` is one call {hint=contract}; softmax is one call {hint=row}.
     """
-    graph = plain_reductions(graph)
+    graph = plain_reductions(with_bodies(graph, fuse, blocks_only=True))
     values = Values(graph)
     fuser = _Fuser(graph, values)
     for stage in STAGES:
@@ -127,6 +128,8 @@ def _hint(node: Node) -> str:
             return "scatter"
         case RowWise():
             return "rowwise"
+        case Control():
+            return node.op
     return str(node.attrs["hint"])
 
 

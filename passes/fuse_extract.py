@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import Join, Map, Move, Reduce, Region, Source, Split, apply, at_loc, get_op
+from graphc.ops.base import Control, Join, Map, Move, Reduce, Region, Source, Split, apply, at_loc, get_op
 
 __all__ = ["Group", "extract", "is_uniform"]
 
@@ -36,7 +36,7 @@ def extract(graph: Graph, groups: Sequence[Group], floating: frozenset[Node]) ->
     """
     top: dict[Value, Value] = {}
     for group in groups:
-        if isinstance(get_op(group.members[0].op).lower, Region):
+        if isinstance(get_op(group.members[0].op).lower, Region | Control):
             (node,) = group.members
             made = Node(node.op, tuple(translate(v, top) for v in node.inputs), node.attrs, node.types, node.loc)
             top.update(zip(node.outs, made.outs, strict=True))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphc.ir import Graph, Node, Value
+from graphc.ops.base import Region, get_op
+from graphc.passes.rewrite import with_bodies
 
 __all__ = ["KERNELS", "inline"]
 
@@ -22,11 +24,11 @@ def inline(graph: Graph) -> Graph:
     """
 
     def visit(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
-        if "body" not in node.attrs or node.attrs["hint"] in KERNELS:
+        if not isinstance(get_op(node.op).lower, Region) or node.attrs["hint"] in KERNELS:
             return None
         return _splice(inline(node.attrs["body"]), inputs)
 
-    return graph.rewrite(visit)
+    return with_bodies(graph, inline, blocks_only=True).rewrite(visit)
 
 
 def _splice(body: Graph, inputs: Sequence[Value]) -> list[Value]:

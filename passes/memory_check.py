@@ -4,6 +4,9 @@ The arena is simulated: each piece of it remembers which tensor was written ther
 a read must find every piece of its tensor still owned by that tensor. So the proof needs no lifetimes and shares no
 idea with the planner: whoever overwrites a tensor that is read later is caught at that read. Pieces are what lies
 between neighbouring borders of tensors; no smaller ones can differ.
+
+A loop is walked twice: the second time finds what the first has left, and a third would find the same. Where control
+flow may go two ways, pieces that differ afterwards belong to nobody.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import numpy as np
 
 from graphc.errors import error
 
-__all__ = ["Access", "check_memory"]
+__all__ = ["Access", "Branch", "Loop", "Walk", "check_memory"]
 
 _ALIGN = 64
+_NOBODY = -1  # owner of a piece that one way through the launches wrote and another did not
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +34,33 @@ class Access:
     writes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """``test`` runs, then ``body`` and ``test`` again and again; at least once if ``runs``. Each iteration writes a
+    part of the tensors ``stacked`` and must find the parts of those before."""
+
+    test: Walk
+    body: Walk
+    runs: bool
+    stacked: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """``one`` runs, or ``other``."""
+
+    one: Walk
+    other: Walk
+
+
+Walk = Sequence["Access | Loop | Branch"]
+
+
 def check_memory(
     places: Mapping[str, tuple[int, int]],
     arena_bytes: int,
     inputs: Iterable[str],
-    accesses: Sequence[Access],
+    accesses: Walk,
     outputs: Iterable[str],
 ) -> None:
     """Raise GC0008 unless the plan is sound.
@@ -45,12 +71,7 @@ def check_memory(
     arena = _Arena(places, arena_bytes)
     for name in inputs:
         arena.write(name, "the inputs")
-    for access in accesses:
-        arena.apart({*access.reads, *access.writes}, access.label)
-        for name in access.reads:
-            arena.read(name, access.label)
-        for name in access.writes:
-            arena.write(name, access.label)
+    arena.walk(accesses)
     for name in outputs:
         arena.read(name, "the outputs")
 
@@ -65,6 +86,43 @@ class _Arena:
         piece = {border: i for i, border in enumerate(borders)}
         self.span = {name: slice(piece[at], piece[at + size]) for name, (at, size) in places.items()}
         self.owner = np.zeros(len(borders), np.int32)  # 0: nobody wrote here yet
+        self.growing: frozenset[str] = frozenset()
+
+    def walk(self, steps: Walk) -> None:
+        for step in steps:
+            match step:
+                case Loop():
+                    self.loop(step)
+                case Branch():
+                    before = self.owner.copy()
+                    self.walk(step.one)
+                    one, self.owner = self.owner, before
+                    self.walk(step.other)
+                    self.agree(one)
+                case Access():
+                    self.access(step)
+
+    def loop(self, loop: Loop) -> None:
+        self.walk(loop.test)
+        skipped, outside = self.owner.copy(), self.growing
+        for growing in (outside, outside | loop.stacked):
+            self.growing = growing
+            self.walk(loop.body)
+            self.walk(loop.test)
+        self.growing = outside
+        if not loop.runs:
+            self.agree(skipped)
+
+    def agree(self, other: np.ndarray) -> None:
+        """Pieces that belong to another tensor on the ``other`` way here belong to nobody."""
+        self.owner[self.owner != other] = _NOBODY
+
+    def access(self, access: Access) -> None:
+        self.apart({*access.reads, *access.writes}, access.label)
+        for name in (*access.reads, *self.growing.intersection(access.writes)):
+            self.read(name, access.label)
+        for name in access.writes:
+            self.write(name, access.label)
 
     def apart(self, names: set[str], label: str) -> None:
         spans = sorted((self.span[name].start, self.span[name].stop, name) for name in names)
@@ -76,8 +134,8 @@ class _Arena:
         held = self.owner[self.span[name]]
         if (held != self.number[name]).any():
             other = int(held[held != self.number[name]][0])
-            by = next((n for n, i in self.number.items() if i == other), None)
-            what = f"{by} has overwritten it" if by else "nothing has written it"
+            names = {i: f"{n} has overwritten it" for n, i in self.number.items()}
+            what = {0: "nothing has written it", _NOBODY: "not every way there has written it", **names}[other]
             raise _unsound(f"{label} reads {name}, but {what}")
 
     def write(self, name: str, label: str) -> None:

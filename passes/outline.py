@@ -11,7 +11,7 @@ from graphc.dtype import Shape
 from graphc.ir import Graph, Node, Value, toposort
 from graphc.ops import get_op
 from graphc.ops.attention import attention
-from graphc.ops.base import Meta, Region, apply_node, at_loc
+from graphc.ops.base import Control, Meta, Region, apply_node, at_loc
 from graphc.ops.build import Array, permute, reshape
 from graphc.ops.region import walk_graph
 from graphc.passes.rewrite import uniform, with_bodies
@@ -224,7 +224,7 @@ def _is_triangle(array: Array, shape: Shape, keeps: bool) -> bool:
 def _constant(value: Value) -> Array | None:
     """The array, where it depends on constants alone and is not too large to look at."""
     for node in toposort([value]):
-        if node.op in ("input", "state") or isinstance(get_op(node.op).lower, Region | Meta):
+        if node.op in ("input", "state") or isinstance(get_op(node.op).lower, Control | Region | Meta):
             return None
         if any(t.size > LARGEST_MASK for t in node.types):
             return None

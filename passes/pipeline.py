@@ -14,6 +14,7 @@ from graphc.passes.expand import expand
 from graphc.passes.fold import fold
 from graphc.passes.fuse import fuse
 from graphc.passes.inline import inline
+from graphc.passes.loops import loops
 from graphc.passes.outline import outline
 from graphc.passes.precision import precision
 from graphc.passes.schedule import schedule
@@ -54,6 +55,7 @@ PIPELINE = (
     Pass("cse", cse, "Merges equal computations."),
     Pass("dce", dce, "Drops what nobody needs, also inside regions."),
     Pass("inline", inline, "Replaces regions without a kernel of their own by their bodies."),
+    Pass("loops", loops, "Shortens the bodies of loops."),
     Pass("widen", widen, "Accumulates 16-bit floats in float32."),
     Pass("fuse", fuse, "Groups nodes into kernels."),
     Pass("schedule", schedule, "Orders the kernels for a low peak of memory."),
@@ -75,6 +77,10 @@ ORDER = (
     Constraint("cse", "dce", "merged regions may have results that only one of them used"),
     Constraint("cse", "inline", "what a checkpoint computes again must not be merged with the forward pass"),
     Constraint("dce", "inline", "a region is trimmed to what is used before its body is copied"),
+    Constraint("dce", "loops", "a carry that nobody needs is not worth a row, and dce knows no kept carries"),
+    Constraint("differentiate", "loops", "a scan with kept carries has no gradient"),
+    Constraint("loops", "widen", "what moves behind a loop accumulates, too"),
+    Constraint("loops", "fuse", "what moves behind a loop becomes part of the kernels there"),
     Constraint("inline", "fuse", "fuse lowers every region that is left to a kernel of its name"),
     Constraint("inline", "widen", "what regions accumulate is in the open then"),
     Constraint("widen", "fuse", "the casts join the kernels around them, and kernels accumulate in one type"),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from graphc.dtype import DType, float32
 from graphc.ir import Graph, Node, Value
 from graphc.ops.attention import HINT, attention
-from graphc.ops.base import Contract, Join, Move, apply, apply_node, at_loc, get_op
+from graphc.ops.base import Contract, Join, Move, apply, apply_node, at_loc, bodies, get_op
 from graphc.ops.build import convert
 from graphc.passes.rewrite import with_bodies
 
@@ -22,13 +22,13 @@ def round_factors(graph: Graph, to: DType) -> Graph:
     is compiled again do the same."""
 
     def rule(node: Node, inputs: tuple[Value, ...]) -> Iterable[Value] | None:
-        body = node.attrs.get("body")
         if node.attrs.get("hint") == HINT:
             with at_loc(node.loc):
                 return narrow_attention(node, inputs, to)
-        if isinstance(body, Graph):
+        rounded = {name: round_factors(node.attrs[name], to) for name in bodies(node)}
+        if rounded:
             with at_loc(node.loc):
-                return apply_node(node.op, *inputs, **{**node.attrs, "body": round_factors(body, to)}).outs
+                return apply_node(node.op, *inputs, **{**node.attrs, **rounded}).outs
         multiplies = isinstance(get_op(node.op).lower, Contract) or node.op == "conv"
         if not multiplies or node.types[0].dtype != float32 or "factors" in node.attrs:
             return None

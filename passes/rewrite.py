@@ -18,7 +18,7 @@ from itertools import repeat
 
 from graphc.errors import error
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import apply_node, at_loc
+from graphc.ops.base import Control, apply_node, at_loc, bodies, get_op
 
 __all__ = ["Match", "Pattern", "Rule", "num", "op", "rewrite", "rule", "uniform", "var", "with_bodies"]
 
@@ -185,17 +185,29 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     raise error("GC0001", f"the rewrite rules did not come to rest on graph {graph.name!r}")
 
 
-def with_bodies(graph: Graph, fn: Callable[[Graph], Graph]) -> Graph:
-    """``graph`` with ``fn`` applied to the body of each region."""
-    bodies: dict[Node, Graph] = {}
+def with_bodies(graph: Graph, fn: Callable[[Graph], Graph], *, blocks_only: bool = False) -> Graph:
+    """``graph`` with ``fn`` applied to the graphs that its nodes run: bodies of regions and blocks of control flow, or
+    the latter only. The nodes keep their order."""
+
+    def changed(node: Node) -> dict[str, Graph]:
+        if blocks_only and not isinstance(get_op(node.op).lower, Control):
+            return {}
+        return {name: made for name in bodies(node) if (made := fn(node.attrs[name])) is not node.attrs[name]}
+
+    found = {node: new for node in graph.nodes if (new := changed(node))}
+    if not found:
+        return graph
+    now: dict[Value, Value] = {}
+    nodes = []
     for node in graph.nodes:
-        if "body" in node.attrs and (new := fn(node.attrs["body"])) is not node.attrs["body"]:
-            bodies[node] = new
-
-    def visit(node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...] | None:
-        if node not in bodies:
-            return None
-        with at_loc(node.loc):
-            return apply_node(node.op, *inputs, **{**node.attrs, "body": bodies[node]}).outs
-
-    return graph.rewrite(visit) if bodies else graph
+        inputs = tuple(now[v] for v in node.inputs)
+        made = node
+        if node in found:
+            with at_loc(node.loc):
+                made = apply_node(node.op, *inputs, **{**node.attrs, **found[node]})
+        elif inputs != node.inputs:
+            made = Node(node.op, inputs, node.attrs, node.types, node.loc)
+        nodes.append(made)
+        now.update(zip(node.outs, made.outs, strict=True))
+    outputs, updates = (tuple((n, now[v]) for n, v in pairs) for pairs in (graph.outputs, graph.updates))
+    return Graph(graph.name, tuple(nodes), graph.inputs, outputs, updates)

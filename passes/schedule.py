@@ -7,8 +7,9 @@ from enum import Enum
 from heapq import heappop, heappush
 
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import Source, get_op
+from graphc.ops.base import Region, Source, get_op
 from graphc.passes.inline import KERNELS
+from graphc.passes.rewrite import with_bodies
 from graphc.passes.views import elementwise, is_view, roots
 
 __all__ = ["peak_bytes", "schedule"]
@@ -26,6 +27,7 @@ def schedule(graph: Graph) -> Graph:
 
     Example: of two branches that are summed, the one with the larger temporaries runs first.
     """
+    graph = with_bodies(graph, schedule, blocks_only=True)
     orders = [_Scheduler(graph).run(policy) for policy in _Policy]
     graphs = [Graph(graph.name, order, graph.inputs, graph.outputs, graph.updates) for order in orders]
     return min(graphs, key=peak_bytes)
@@ -72,9 +74,9 @@ class _Liveness:
 
     def overwrites(self, node: Node) -> int:
         """The bytes of results that can be written over operands which would die if ``node`` ran now."""
-        body = node.attrs.get("body")
-        if body is None or node.attrs["hint"] in KERNELS:
+        if not isinstance(get_op(node.op).lower, Region) or node.attrs["hint"] in KERNELS:
             return 0
+        body = node.attrs["body"]
         dying = {
             v: v.type
             for v, inner in zip(node.inputs, body.inputs, strict=True)

@@ -9,6 +9,7 @@ from graphc.ir import Graph, Node, Value
 from graphc.ops.base import Contract, Reduce, RowWise, Scatter, apply_node, at_loc, get_op
 from graphc.ops.build import convert
 from graphc.passes.precision import moved_after
+from graphc.passes.rewrite import with_bodies
 
 __all__ = ["widen"]
 
@@ -35,7 +36,7 @@ def widen(graph: Graph) -> Graph:
                 made = apply_node(node.op, *map(wide, inputs), **node.attrs)
             return [convert(v, t.dtype) for v, t in zip(made.outs, node.types, strict=True)]
 
-    return graph.rewrite(rule)
+    return with_bodies(graph.rewrite(rule), widen, blocks_only=True)
 
 
 def wide(value: Value) -> Value:

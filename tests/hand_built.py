@@ -66,7 +66,8 @@ define void @count(ptr %args, i64 %scratch, i64 %tid, i64 %nthreads) {
 """
 
 TEAM = """
-define void @gc_run(ptr %ctl, ptr %launches, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, ptr %times) {
+define void @gc_run(ptr %ctl, ptr %launches, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, i64 %words,
+                    ptr %times) {
 entry:
   br label %head
 head:
@@ -121,6 +122,7 @@ def artifact(start: int = 7) -> Artifact:
             LaunchRecord(0, ((ARENA, 0, 16), (ARENA, 64, 16), (FLAGS, 0, 4)), False, "double", lines, 4, 32),
             LaunchRecord(1, ((STATE, 0, 4), (VALUE, 1, 0)), False, "count", lines, 1, 8),
         ),
+        spans=(),
         checks=(Check("GC0420", "x must not be negative", Loc("net.py", 3)),),
         tensors=(TensorRecord("x", 16, 0, -1, 0, Loc("net.py", 1)), TensorRecord("y", 16, 64, 0, 2, Loc("net.py", 3))),
     )

@@ -8,14 +8,16 @@ bounds of the buffer, and the lanes of a VECTOR loop are one NumPy array.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from graphc.dtype import DType, bfloat16
-from graphc.kernels.plan import EntryPlan, Launch, View
+from graphc.kernels.plan import EntryPlan, Launch, Span, View
+from graphc.kernels.spans import Nest, Tree, nested
 from graphc.loop import (
     Acc,
     Affine,
@@ -80,8 +82,7 @@ def run_plan(
         assert inputs[name].shape == view.shape
         assert inputs[name].dtype == view.dtype.numpy
         strided(pointer(view.buffer), view)[...] = inputs[name]
-    for launch in plan.launches:
-        run_launch(launch, pointer, nthreads)
+    _Launches(plan, pointer, nthreads).run(nested(len(plan.launches), plan.spans))
     for name, old in state.items():
         if name in memory:
             state[name] = memory[name].view(old.dtype).reshape(old.shape).copy()
@@ -89,6 +90,46 @@ def run_plan(
     flags = [m.view(np.int32) for name, m in memory.items() if _is_flags(plan, name)]
     outputs["flags"] = flags[0].copy() if flags else np.zeros(0, np.int32)
     return outputs
+
+
+class _Launches:
+    """The launches of a plan, with its loops and branches. ``moved`` is how far each argument has moved on."""
+
+    def __init__(self, plan: EntryPlan, pointer: Any, nthreads: int):
+        self.plan, self.pointer, self.nthreads = plan, pointer, nthreads
+        self.moved: Counter[tuple[int, int]] = Counter()
+
+    def run(self, tree: Tree) -> None:
+        for part in tree:
+            if isinstance(part, int):
+                launch = self.plan.launches[part]
+                args = [replace(a, offset=a.offset + self.moved[part, i]) for i, a in enumerate(launch.args)]
+                run_launch(replace(launch, args=tuple(args)), self.pointer, self.nthreads)
+            else:
+                {"repeat": self.repeat, "while": self.loop, "cond": self.branch}[part.span.kind](part)
+
+    def repeat(self, nest: Nest) -> None:
+        for _ in range(nest.span.count):
+            self.run(nest.after)
+            for launch, arg, stride in nest.span.steps:
+                self.moved[launch, arg] += stride
+        for launch, arg, stride in nest.span.steps:
+            self.moved[launch, arg] -= stride * nest.span.count
+
+    def loop(self, nest: Nest) -> None:
+        self.run(nest.before)
+        while self.holds(nest.span):
+            self.run(nest.after)
+            self.run(nest.before)
+
+    def branch(self, nest: Nest) -> None:
+        self.run(nest.before if self.holds(nest.span) else nest.after)
+
+    def holds(self, span: Span) -> bool:
+        assert span.test is not None
+        where = self.pointer(span.test.buffer, span.test.offset)
+        assert where.memory[where.offset] in (0, 1)
+        return bool(where.memory[where.offset])
 
 
 def _is_flags(plan: EntryPlan, name: str) -> bool:

@@ -129,8 +129,8 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def test_other_format_version(path: Path) -> None:
-    rewrite(path, lambda m: m.update(format=2))
-    with pytest.raises(GraphcError, match="has artifact format 2; this graphc reads format 1") as caught:
+    rewrite(path, lambda m: m.update(format=1))
+    with pytest.raises(GraphcError, match="has artifact format 1; this graphc reads format 2") as caught:
         Artifact.read(path)
     assert caught.value.code == "GC0503"
 

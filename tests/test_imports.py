@@ -24,7 +24,8 @@ LAYERS = (
     ("graphc.ops",),
     (
         "graphc.verify", "graphc.text", "graphc.interp", "graphc.scope", "graphc.indexing", "graphc.variable",
-        "graphc.tensor", "graphc.traps", "graphc.half", "graphc.random", "graphc.trace", "graphc.functional*",
+        "graphc.tensor", "graphc.traps", "graphc.half", "graphc.random", "graphc.trace", "graphc.tree",
+        "graphc.functional*",
         "graphc.nn", "graphc.optim", "graphc.modelfile",
     ),
     ("graphc.passes",),

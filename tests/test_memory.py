@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphc.errors import GraphcError
+from graphc.kernels.plan import Arg, Buffer, Span
 from graphc.kernels.sync import Touch, barriers
 from graphc.passes.memory import ALIGN, Lifetime, largest_live_set, plan_memory
-from graphc.passes.memory_check import Access, check_memory
+from graphc.passes.memory_check import Access, Branch, Loop, check_memory
 
 lifetimes = st.lists(
     st.tuples(st.integers(0, 5000), st.integers(-1, 20), st.integers(0, 8)).map(lambda t: (t[0], t[1], t[1] + t[2])),
@@ -119,6 +120,37 @@ def test_checker_refuses(places: dict[str, tuple[int, int]], steps: list[Access]
     assert caught.value.code == "GC0008"
 
 
+LOOPED = [
+    Access("before", ("x",), ("c",)),
+    Loop([], [Access("use", ("c",), ("t",)), Access("step", ("t",), ("c",))], True),
+]
+
+
+def test_checker_walks_loops_twice() -> None:
+    check_memory({"x": (0, 64), "c": (64, 64), "t": (0, 64)}, 128, ["x"], LOOPED, ["c"])
+    again = [LOOPED[0], Loop([], [Access("use", ("x", "c"), ()), Access("step", ("c",), ("t",))], True)]
+    with pytest.raises(GraphcError, match="use reads x, but t has overwritten it"):
+        check_memory({"x": (0, 64), "c": (64, 64), "t": (0, 64)}, 128, ["x"], again, ["c"])
+
+
+def test_checker_knows_that_rows_add_up() -> None:
+    """A temporary over the rows that earlier iterations have stacked."""
+    body = [Access("make", (), ("t",)), Access("use", ("t",), ("c",)), Access("stack", ("c",), ("ys",))]
+    loop = Loop([], body, True, frozenset(["ys"]))
+    check_memory({"t": (0, 64), "c": (64, 64), "ys": (128, 64)}, 192, [], [loop], ["ys"])
+    with pytest.raises(GraphcError, match="stack reads ys, but t has overwritten it"):
+        check_memory({"t": (0, 64), "c": (64, 64), "ys": (0, 64)}, 128, [], [loop], ["ys"])
+
+
+def test_checker_trusts_what_both_ways_have_written() -> None:
+    places = {"x": (0, 64), "a": (64, 64), "b": (128, 64)}
+    one, other = Access("one", ("x",), ("a",)), Access("other", ("x",), ("b",))
+    check_memory(places, 192, ["x"], [Branch([one], [other, one])], ["a"])
+    for steps in ([Branch([one], [other])], [Loop([other], [one], False)]):
+        with pytest.raises(GraphcError, match="reads a, but not every way there has written it"):
+            check_memory(places, 192, ["x"], steps, ["a"])
+
+
 # Barriers ------------------------------------------------------------------------------------------------------------
 
 
@@ -129,13 +161,48 @@ def touch(start: int, stop: int, *, writes: bool = False, space: str = "arena") 
 def test_barriers_separate_conflicts_only() -> None:
     write_a, read_a = touch(0, 64, writes=True), touch(0, 64)
     write_b = touch(64, 128, writes=True)
-    assert barriers([[write_a], [write_b], [read_a], [read_a]]) == [False, False, True, False]  # read after write
-    assert barriers([[read_a], [write_a]]) == [False, True]  # write after read
-    assert barriers([[write_a], [write_a]]) == [False, True]  # write after write
-    assert barriers([[write_a], [touch(0, 64, space="state")]]) == [False, False]
+    assert barriers([[write_a], [write_b], [read_a], [read_a]]).launches == [
+        False,
+        False,
+        True,
+        False,
+    ]  # read after write
+    assert barriers([[read_a], [write_a]]).launches == [False, True]  # write after read
+    assert barriers([[write_a], [write_a]]).launches == [False, True]  # write after write
+    assert barriers([[write_a], [touch(0, 64, space="state")]]).launches == [False, False]
 
 
 def test_a_barrier_clears_what_came_before() -> None:
     write_a, read_a = touch(0, 64, writes=True), touch(0, 64)
     write_b, read_b = touch(64, 128, writes=True), touch(64, 128)
-    assert barriers([[write_a, write_b], [read_a], [read_b], [write_b]]) == [False, True, False, True]
+    assert barriers([[write_a, write_b], [read_a], [read_b], [write_b]]).launches == [False, True, False, True]
+
+
+TEST = Arg(Buffer("test", "arena", 1), reads=True)
+
+
+def test_iterations_are_apart() -> None:
+    write_a, read_a = touch(0, 64, writes=True), touch(0, 64)
+    other = touch(64, 128, writes=True)
+    repeat = Span("repeat", 1, 1, 3, 5)
+    assert barriers([[other], [read_a], [other], [read_a]], [repeat], [None]).launches == [False, True, False, False]
+    assert barriers([[other], [read_a], [write_a], [read_a]], [repeat], [None]).launches == [False, True, True, True]
+
+
+def test_threads_decide_together() -> None:
+    test, write = touch(0, 1), touch(0, 1, writes=True)
+    other, read = touch(64, 128, writes=True), touch(64, 128)
+    cond = Span("cond", 1, 2, 3, test=TEST)
+    found = barriers([[write], [other], [], [read]], [cond], [test])
+    assert (found.tests, found.launches) == ([True], [False, False, False, True])
+    found = barriers([[], [other], [], [write]], [cond], [test])  # the test is read by some while others are behind
+    assert (found.tests, found.launches) == ([False], [False, False, False, True])
+    loop = Span("while", 0, 1, 2, test=TEST)
+    found = barriers([[write], [other], [read]], [loop], [test])
+    assert (found.tests, found.launches) == ([True], [True, False, False])
+
+
+def test_a_branch_at_the_start_of_a_loop_is_its_barrier() -> None:
+    inner, outer = Span("cond", 0, 1, 2, test=TEST), Span("repeat", 0, 0, 2, 3)
+    found = barriers([[touch(0, 64, writes=True)], []], [inner, outer], [touch(64, 65), None])
+    assert (found.tests, found.launches) == ([True, False], [False, False])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphc.nn import functional, init, layers, layers_activation, layers_conv, layers_loss
+from graphc.nn import functional, init, layers, layers_activation, layers_conv, layers_loss, recurrent
 from graphc.nn.cache import Context, KVCache
 from graphc.nn.generation import generation_entries, sample
 from graphc.nn.layers import *  # noqa: F403
@@ -10,6 +10,7 @@ from graphc.nn.layers_activation import *  # noqa: F403
 from graphc.nn.layers_conv import *  # noqa: F403
 from graphc.nn.layers_loss import *  # noqa: F403
 from graphc.nn.module import Module
+from graphc.nn.recurrent import *  # noqa: F403
 from graphc.variable import Parameter
 
 __all__ = ["Context", "KVCache", "Module", "Parameter", "functional", "generation_entries", "init", "sample"]
@@ -17,3 +18,4 @@ __all__ += layers.__all__
 __all__ += layers_activation.__all__
 __all__ += layers_conv.__all__
 __all__ += layers_loss.__all__
+__all__ += recurrent.__all__

@@ -6,6 +6,7 @@ from graphc.ops.along import ALONG
 from graphc.ops.base import apply, apply_node, at_loc, get_op, install
 from graphc.ops.binary import BINARY
 from graphc.ops.contract import CONTRACT
+from graphc.ops.control import CONTROL
 from graphc.ops.conv import CONV
 from graphc.ops.index import INDEX
 from graphc.ops.movement import MOVEMENT
@@ -20,6 +21,7 @@ __all__ = ["OPS", "apply", "apply_node", "at_loc", "get_op"]
 
 OPS = (
     *SOURCE, *UNARY, *BINARY, *REDUCE, *CONTRACT, *MOVEMENT, *WINDOWS, *CONV, *ORDER, *INDEX, *ALONG, *REGION,
+    *CONTROL,
 )  # fmt: skip
 
 install(OPS)

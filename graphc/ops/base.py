@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from graphc.ops.row import Row
 
 __all__ = [
-    "Contract", "Gather", "Join", "Lowering", "Map", "MapContext", "Meta", "Move", "NotDifferentiable", "Op", "Reduce",
-    "Region", "RowWise", "Sample", "Scatter", "Source", "Split", "apply", "apply_node", "at_loc", "get_op",
-    "install", "known_op",
+    "Contract", "Control", "Gather", "Join", "Lowering", "Map", "MapContext", "Meta", "Move", "NotDifferentiable", "Op",
+    "Reduce", "Region", "RowWise", "Sample", "Scatter", "Source", "Split", "apply", "apply_node", "at_loc", "bodies",
+    "get_op", "install", "known_op",
 ]  # fmt: skip
 
 
@@ -147,13 +147,21 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Control:
+    """Control flow: the graphs in the attributes ``blocks`` run once, many times or not at all. Their nodes become
+    kernels of their own, between records of the launch table that repeat or skip them (`graphc.ops.control`)."""
+
+    blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Meta:
     """No code of its own: a pass named in ``by`` must have rewritten it away before lowering."""
 
     by: str
 
 
-Lowering = Map | Reduce | Contract | Move | Join | Split | Gather | Scatter | RowWise | Source | Region | Meta
+Lowering = Map | Reduce | Contract | Move | Join | Split | Gather | Scatter | RowWise | Source | Region | Control | Meta
 
 
 # The op --------------------------------------------------------------------------------------------------------------
@@ -199,7 +207,7 @@ class Op:
     def evaluate(self, arrays: Sequence[np.ndarray], at: Attrs) -> tuple[np.ndarray, ...]:
         """The results on arrays of any type: 16-bit floats are computed in float32, each result is rounded once."""
         dtypes = [dtype(a.dtype) for a in arrays]
-        if isinstance(self.lower, Region) or not any(d.is_half for d in dtypes):
+        if isinstance(self.lower, Region | Control) or not any(d.is_half for d in dtypes):
             return self.eval(arrays, at)
         types = self.infer([TensorType(d, a.shape) for d, a in zip(dtypes, arrays, strict=True)], at)
         wide = [a.astype(d.computed.numpy, copy=False) for d, a in zip(dtypes, arrays, strict=True)]
@@ -225,6 +233,16 @@ def get_op(name: str) -> Op:
 
 def known_op(name: str) -> bool:
     return name in _TABLE
+
+
+def bodies(node: Node) -> tuple[str, ...]:
+    """The attributes of ``node`` that hold the graphs which it runs; none for most nodes."""
+    match _TABLE[node.op].lower:
+        case Region():
+            return ("body",)
+        case Control(blocks):
+            return blocks
+    return ()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from graphc.ops import check
 from graphc.ops.base import Meta, NotDifferentiable, Op, Region, Sample, apply, get_op
 from graphc.ops.build import Array, add, floats, mul
 
-__all__ = ["REGION", "walk_graph"]
+__all__ = ["REGION", "closed", "require_operands", "signature", "walk_graph"]
 
 
 def walk_graph(graph: Graph, inputs: Sequence[Array], state: Mapping[str, Array]) -> dict[Value, Array]:
@@ -50,13 +50,18 @@ def require_operands(what: str, got: Sequence[TensorType], want: Sequence[Tensor
         raise error("GC0110", f"{what} takes ({', '.join(map(str, want))}), and got ({', '.join(map(str, got))})")
 
 
+def closed(what: str, body: Graph) -> tuple[list[TensorType], list[TensorType]]:
+    """The `signature` of ``body``, which must not touch state."""
+    if body.updates or any(node.op == "state" for node in body.nodes):
+        raise error("GC0110", f"{what} reads or writes state: only operands and results cross its border")
+    return signature(body)
+
+
 def infer_call(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType, ...]:
     body = check.attribute("call", at, "body", Graph)
     hint = check.attribute("call", at, "hint", str)
-    operands, results = signature(body)
+    operands, results = closed(f"region {hint}", body)
     require_operands(f"region {hint}", types, operands)
-    if body.updates or any(node.op == "state" for node in body.nodes):
-        raise error("GC0110", f"region {hint} reads or writes state: only operands and results cross its border")
     if at.get("vjp") is not None:
         given, wanted = signature(check.attribute("call", at, "vjp", Graph))
         require_operands(f"the gradient of region {hint}", given, [*operands, *results, *results])

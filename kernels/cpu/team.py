@@ -1,21 +1,23 @@
-"""The thread team as LLVM IR: it walks a step's launches on all threads, with barriers where launches conflict.
+"""The thread team as LLVM IR: it walks a step's launch table on all threads, with barriers where launches conflict.
 
 The C interface (every address and count is an int64)::
 
-    void gc_run(ctl, launches, n, nthreads, scratch, stride, times)   by the caller, as thread 0
-    void gc_worker(ctl, tid)                                          in each further thread; returns after gc_stop
+    void gc_run(ctl, records, n, nthreads, scratch, stride, words, times)   by the caller, as thread 0
+    void gc_worker(ctl, tid)                                                in each further thread, up to gc_stop
     void gc_stop(ctl)
 
 ``ctl`` is 512 zeroed bytes, 64-byte aligned, of one team. Words on cache lines of their own:
 
     0   epoch: jobs published so far, -1 to stop
-    8   the job: launches, n, nthreads, scratch, stride
+    8   the job: records, n, nthreads, scratch, stride, words
     16  barrier: threads that have arrived
     24  barrier: phase, one more each time it opens
 
-A launch is four words: kernel, argument table, 1 if a barrier comes before it, unused. Thread t has the scratch memory
-``scratch + t * stride``. ``times`` is 0 or takes n + 1 time stamps of thread 0, in ns: before each launch, and at the
-end. One thread needs no worker and touches no ctl; otherwise nthreads - 1 workers must run (or start later).
+A record is four words: kernel, address of its words, 1 if a barrier comes before it, kind (0 call, 1 repeat, 2 branch:
+`graphc.runtime_table` describes them). Thread t has the scratch memory ``scratch + t * stride``, and its words are
+``t * words`` bytes behind those of thread 0, so that each thread counts its iterations and moves its arguments alone.
+``times`` is 0 or n words, to which thread 0 adds the ns from the start of each record to that of the next. One thread
+needs no worker and touches no ctl; otherwise nthreads - 1 workers must run (or start later).
 
 Waiting: a barrier looks a hundred times (2 to 5 us) and then yields its processor at every look. A launch and its
 barrier take a quarter of a microsecond where each thread has a processor; where threads share one, looking longer only
@@ -127,62 +129,154 @@ leave:
   ret i64 %epoch
 }
 
-; Thread %tid's way through the launches; %times is null except on thread 0. All threads leave together.
-define internal void @walk(ptr %ctl, ptr %launches, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, ptr %times,
-                           i64 %tid) {
+; The end of an iteration: where to go from here, in records. Arguments move on by a step, or, after the last iteration,
+; back to where they began.
+define internal i64 @repeat(ptr %words) {
+entry:
+  %left = load i64, ptr %words
+  %count_at = getelementptr i64, ptr %words, i64 1
+  %count = load i64, ptr %count_at
+  %back_at = getelementptr i64, ptr %words, i64 2
+  %back = load i64, ptr %back_at
+  %moving_at = getelementptr i64, ptr %words, i64 3
+  %moving = load i64, ptr %moving_at
+  %pairs = getelementptr i64, ptr %words, i64 4
+  %fewer = sub i64 %left, 1
+  %done = icmp eq i64 %fewer, 0
+  %reset = select i1 %done, i64 %count, i64 %fewer
+  store i64 %reset, ptr %words
+  %rewind = sub i64 1, %count
+  %by = select i1 %done, i64 %rewind, i64 1
+  br label %next
+next:
+  %k = phi i64 [ 0, %entry ], [ %following, %move ]
+  %more = icmp slt i64 %k, %moving
+  br i1 %more, label %move, label %leave
+move:
+  %at = mul i64 %k, 2
+  %pair = getelementptr i64, ptr %pairs, i64 %at
+  %distance = load i64, ptr %pair
+  %stride_at = getelementptr i64, ptr %pair, i64 1
+  %stride = load i64, ptr %stride_at
+  %word = getelementptr i8, ptr %words, i64 %distance
+  %old = load i64, ptr %word
+  %change = mul i64 %stride, %by
+  %new = add i64 %old, %change
+  store i64 %new, ptr %word
+  %following = add i64 %k, 1
+  br label %next
+leave:
+  %jump = select i1 %done, i64 1, i64 %back
+  ret i64 %jump
+}
+
+; Where a branch leads, in records.
+define internal i64 @branch(ptr %words) {
+entry:
+  %test = load ptr, ptr %words
+  %jump_at = getelementptr i64, ptr %words, i64 1
+  %jump = load i64, ptr %jump_at
+  %always = icmp eq ptr %test, null
+  br i1 %always, label %leave, label %look
+look:
+  %byte = load i8, ptr %test
+  %false = icmp eq i8 %byte, 0
+  %chosen = select i1 %false, i64 %jump, i64 1
+  br label %leave
+leave:
+  %by = phi i64 [ %jump, %entry ], [ %chosen, %look ]
+  ret i64 %by
+}
+
+; Thread %tid's way through the records; %times is null except on thread 0. All threads leave together.
+define internal void @walk(ptr %ctl, ptr %records, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, i64 %words,
+                           ptr %times, i64 %tid) {
 entry:
   %offset = mul i64 %stride, %tid
   %mine = add i64 %scratch, %offset
+  %own = mul i64 %words, %tid
   %team = icmp ugt i64 %nthreads, 1
   %timed = icmp ne ptr %times, null
+  %start = call i64 @now()
   br label %next
 next:
-  %i = phi i64 [ 0, %entry ], [ %following, %launch ]
+  %i = phi i64 [ 0, %entry ], [ %target, %go ]
+  %running = phi i64 [ 0, %entry ], [ %current, %go ]
+  %since = phi i64 [ %start, %entry ], [ %stamp, %go ]
   %more = icmp slt i64 %i, %n
   %at = mul i64 %i, 4
-  %record = getelementptr i64, ptr %launches, i64 %at
+  %record = getelementptr i64, ptr %records, i64 %at
   br i1 %more, label %ordered, label %end
 ordered:
   %flag_at = getelementptr i64, ptr %record, i64 2
   %flag = load i64, ptr %flag_at
   %conflict = icmp ne i64 %flag, 0
   %wait = and i1 %conflict, %team
-  br i1 %wait, label %meet, label %stamp
+  br i1 %wait, label %meet, label %ready
 meet:
   call void @barrier(ptr %ctl, i64 %nthreads)
-  br label %stamp
-stamp:
-  br i1 %timed, label %clock, label %launch
+  br label %ready
+ready:
+  br i1 %timed, label %clock, label %do
 clock:
   %time = call i64 @now()
-  %time_at = getelementptr i64, ptr %times, i64 %i
-  store i64 %time, ptr %time_at
-  br label %launch
-launch:
-  %kernel = load ptr, ptr %record
+  call void @spent(ptr %times, i64 %running, i64 %since, i64 %time)
+  br label %do
+do:
+  %current = phi i64 [ %running, %ready ], [ %i, %clock ]
+  %stamp = phi i64 [ %since, %ready ], [ %time, %clock ]
   %args_at = getelementptr i64, ptr %record, i64 1
-  %args = load i64, ptr %args_at
+  %shared = load i64, ptr %args_at
+  %args = add i64 %shared, %own
+  %args_ptr = inttoptr i64 %args to ptr
+  %kind_at = getelementptr i64, ptr %record, i64 3
+  %kind = load i64, ptr %kind_at
+  switch i64 %kind, label %call [ i64 1, label %again
+                                  i64 2, label %decide ]
+call:
+  %kernel = load ptr, ptr %record
   call void %kernel(i64 %args, i64 %mine, i64 %tid, i64 %nthreads)
-  %following = add i64 %i, 1
+  br label %go
+again:
+  %back = call i64 @repeat(ptr %args_ptr)
+  br label %go
+decide:
+  %chosen = call i64 @branch(ptr %args_ptr)
+  br label %go
+go:
+  %jump = phi i64 [ 1, %call ], [ %back, %again ], [ %chosen, %decide ]
+  %target = add i64 %i, %jump
   br label %next
 end:
-  br i1 %team, label %last_meet, label %last_stamp
+  br i1 %team, label %last_meet, label %last_ready
 last_meet:
   call void @barrier(ptr %ctl, i64 %nthreads)
-  br label %last_stamp
-last_stamp:
-  br i1 %timed, label %last_clock, label %leave
+  br label %last_ready
+last_ready:
+  %any = icmp sgt i64 %n, 0
+  %count = and i1 %timed, %any
+  br i1 %count, label %last_clock, label %leave
 last_clock:
-  %end_time = call i64 @now()
-  %end_at = getelementptr i64, ptr %times, i64 %n
-  store i64 %end_time, ptr %end_at
+  %last = call i64 @now()
+  call void @spent(ptr %times, i64 %running, i64 %since, i64 %last)
   br label %leave
 leave:
   ret void
 }
 
+; Add the time since %since to that of record %running.
+define internal void @spent(ptr %times, i64 %running, i64 %since, i64 %time) {
+  %at = getelementptr i64, ptr %times, i64 %running
+  %old = load i64, ptr %at
+  %more = sub i64 %time, %since
+  %new = add i64 %old, %more
+  store i64 %new, ptr %at
+  ret void
+}
+
 ; Publish the job, do thread 0's part, return when all are done.
-define void @gc_run(ptr %ctl, ptr %launches, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, ptr %times) {
+define void @gc_run(ptr %ctl, ptr %records, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, i64 %words,
+                    ptr %times) {
 entry:
   %team = icmp ugt i64 %nthreads, 1
   br i1 %team, label %publish, label %work
@@ -192,17 +286,20 @@ publish:
   %nthreads_at = getelementptr i64, ptr %job, i64 2
   %scratch_at = getelementptr i64, ptr %job, i64 3
   %stride_at = getelementptr i64, ptr %job, i64 4
-  store ptr %launches, ptr %job
+  %words_at = getelementptr i64, ptr %job, i64 5
+  store ptr %records, ptr %job
   store i64 %n, ptr %n_at
   store i64 %nthreads, ptr %nthreads_at
   store i64 %scratch, ptr %scratch_at
   store i64 %stride, ptr %stride_at
+  store i64 %words, ptr %words_at
   %epoch = load atomic i64, ptr %ctl monotonic, align 8
   %next = add i64 %epoch, 1
   store atomic i64 %next, ptr %ctl release, align 8
   br label %work
 work:
-  call void @walk(ptr %ctl, ptr %launches, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, ptr %times, i64 0)
+  call void @walk(ptr %ctl, ptr %records, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, i64 %words, ptr %times,
+                  i64 0)
   ret void
 }
 
@@ -221,12 +318,15 @@ work:
   %nthreads_at = getelementptr i64, ptr %job, i64 2
   %scratch_at = getelementptr i64, ptr %job, i64 3
   %stride_at = getelementptr i64, ptr %job, i64 4
-  %launches = load ptr, ptr %job
+  %words_at = getelementptr i64, ptr %job, i64 5
+  %records = load ptr, ptr %job
   %n = load i64, ptr %n_at
   %nthreads = load i64, ptr %nthreads_at
   %scratch = load i64, ptr %scratch_at
   %stride = load i64, ptr %stride_at
-  call void @walk(ptr %ctl, ptr %launches, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, ptr null, i64 %tid)
+  %words = load i64, ptr %words_at
+  call void @walk(ptr %ctl, ptr %records, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, i64 %words, ptr null,
+                  i64 %tid)
   br label %idle
 leave:
   ret void
