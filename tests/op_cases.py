@@ -49,7 +49,7 @@ class Operand:
     def array(self) -> Array:
         x = self.base
         for op, at in self.moves:
-            (x,) = get_op(op).eval([x], at)
+            (x,) = get_op(op).evaluate([x], at)
         return x
 
     def value(self, source: Value) -> Value:
@@ -105,7 +105,7 @@ class Source:
         def make(shape: Shape) -> Array:
             kind = dtype(dt).kind
             if kind == "f":
-                return np.asarray(self.rng.standard_normal(shape) * 2, dt)
+                return np.asarray(self.rng.standard_normal(shape) * 2, dtype(dt).numpy)
             if kind == "b":
                 return np.asarray(self.rng.random(shape) < 0.5)
             return np.asarray(self.rng.integers(max(low, 0) if kind == "u" else low, high, shape), dt)
@@ -136,7 +136,8 @@ class OpCase:
 
 
 Cases = Callable[[str], Iterator[OpCase]]
-FLOATS, SIGNED, UNSIGNED = ("float32", "float64"), ("int8", "int16", "int32", "int64"), ("uint8", "uint32")
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+SIGNED, UNSIGNED = ("int8", "int16", "int32", "int64"), ("uint8", "uint32")
 NUMBERS = FLOATS + SIGNED + UNSIGNED
 ALL = (*NUMBERS, "bool")
 
@@ -187,10 +188,13 @@ def random_bits(op: str) -> Iterator[OpCase]:
         yield OpCase(op, tuple(source(shape, "uint32", 0, 2**32 - 1, view=repeated) for _ in "ab"), attrs(), "uint32")
 
 
+LARGEST_POSITION = {"int8": 127, "uint8": 255, "int16": 2**15 - 1, "float16": 2**15}
+
+
 def iota(op: str) -> Iterator[OpCase]:
     for dt, shape in product(NUMBERS, SHAPES):
         for axis in range(len(shape)):
-            if shape[axis] <= np.iinfo(dt).max if dt not in FLOATS else True:
+            if shape[axis] <= LARGEST_POSITION.get(dt, shape[axis]):
                 yield OpCase(op, (), attrs(shape=shape, axis=axis, dtype=dtype(dt)), dt)
 
 
@@ -212,7 +216,7 @@ def reductions(op: str) -> Iterator[OpCase]:
                 operand = source(shape, dt)
                 if op == "prod" and dt in FLOATS:
                     operand = Operand(0.8 + 0.4 * np.abs(np.sin(operand.base)), operand.moves)
-                    operand = Operand(operand.base.astype(dt), operand.moves)
+                    operand = Operand(operand.base.astype(dtype(dt).numpy), operand.moves)
                 yield OpCase(op, (operand,), attrs(axes=axes), dt)
 
 
@@ -354,7 +358,7 @@ def recurrence(op: str) -> Iterator[OpCase]:
     for dt, shape in product(NUMBERS, SHAPES):
         if shape:
             a, b = source(shape, dt, -2, 3), source(shape, dt)
-            a = Operand(np.tanh(a.base).astype(dt), a.moves) if dt in FLOATS else a
+            a = Operand(np.tanh(a.base).astype(dtype(dt).numpy), a.moves) if dt in FLOATS else a
             yield OpCase(op, (a, b), attrs(reverse=len(shape) % 2 == 0), dt)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import scipy.special
 
+from graphc.dtype import TensorType, dtype
 from graphc.ir import Attrs
+from graphc.ops import get_op
 
 __all__ = ["REFERENCE"]
 
@@ -187,6 +189,10 @@ REFERENCE: dict[str, Reference] = {
 
 
 def reference(op: str, arrays: tuple[Array, ...], at: Attrs) -> tuple[Array, ...]:
+    """The results, in the types that ``infer`` gives; 16-bit floats are computed with in float32."""
+    types = get_op(op).infer([TensorType(dtype(a.dtype), a.shape) for a in arrays], at)
+    wide = [a.astype(dtype(a.dtype).computed.numpy) for a in arrays]
     with np.errstate(all="ignore"):
-        made = REFERENCE[op](*arrays, **at)
-    return tuple(np.asarray(m) for m in (made if isinstance(made, list) else [made]))
+        made = REFERENCE[op](*wide, **at)
+        results = [np.asarray(m) for m in (made if isinstance(made, list) else [made])]
+        return tuple(m.astype(t.dtype.numpy) if t.dtype.is_half else m for m, t in zip(results, types, strict=True))

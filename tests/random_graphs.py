@@ -114,7 +114,7 @@ class Maker:
                 name = node.attrs["name"]
                 results = [initial[name] if name in initial else np.zeros(node.types[0].shape, np.uint32)]
             else:
-                results = get_op(node.op).eval([self.done[v] for v in node.inputs], node.attrs)
+                results = get_op(node.op).evaluate([self.done[v] for v in node.inputs], node.attrs)
             self.done.update(zip(node.outs, results, strict=True))
         return [self.done[v] for v in wanted]
 
