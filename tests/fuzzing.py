@@ -12,6 +12,7 @@ from loop_interp import run_plan
 from random_graphs import Arrays, Case
 
 from graphc.driver import CompileReport, Options, Source, build
+from graphc.dtype import finfo, holds_floats
 from graphc.errors import GraphcError
 from graphc.interp import interpret
 from graphc.ir import Graph, Node, Value, toposort
@@ -90,7 +91,8 @@ STAGES: dict[str, Run] = {"passes": through_passes, "lowering": in_loops, "code 
 
 # Comparison ----------------------------------------------------------------------------------------------------------
 
-TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+# Of the largest element of a result, by the narrowest type on the way to it.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 def problem(case: Case, run: Run) -> str | None:
@@ -108,26 +110,29 @@ def difference(case: Case, want: Results, got: Results) -> str | None:
     """The first result that is off by more than rounding can explain: by more than a tolerance, and by more than what
     the interpreter's own result moves when the last digits of the inputs change."""
     rough: dict[str, np.ndarray] | None = None
+    tolerance = max(TOLERANCE.get(t.dtype.name, 0.0) for node in case.graph.nodes for t in node.types)
     for name, exact in {**want[0], **want[1]}.items():
         found = {**got[0], **got[1]}[name]
         if found.dtype != exact.dtype or found.shape != exact.shape:
             return f"{name} is {found.dtype}{found.shape}, not {exact.dtype}{exact.shape}"
-        if exact.dtype.kind != "f":
+        if not holds_floats(exact):
             if not np.array_equal(found, exact):
                 return f"{name} differs in {np.count_nonzero(found != exact)} of {exact.size} elements"
             continue
-        if within(found, exact, 0.0):
+        found, exact = found.astype(np.float64), exact.astype(np.float64)
+        if within(found, exact, tolerance, 0.0):
             continue
         rough = {k: a for part in expected(nudged(case)) for k, a in part.items()} if rough is None else rough
-        if not within(found, exact, 30 * np.nan_to_num(np.abs(rough[name] - exact))):
+        slack = 30 * np.nan_to_num(np.abs(rough[name].astype(np.float64) - exact))
+        if not within(found, exact, tolerance, slack):
             return f"{name} differs by {np.nanmax(np.abs(found - exact))}"
     return None
 
 
-def within(found: np.ndarray, exact: np.ndarray, slack: Any) -> bool:
+def within(found: np.ndarray, exact: np.ndarray, tolerance: float, slack: Any) -> bool:
     finite = np.isfinite(exact)
     scale = max(1.0, float(np.max(np.abs(exact[finite]), initial=0.0)))
-    close = np.abs(found - exact) <= TOLERANCE[exact.dtype.name] * scale + slack
+    close = np.abs(found - exact) <= tolerance * scale + slack
     return bool(np.all(np.where(finite, close, (found == exact) | (np.isnan(found) & np.isnan(exact)))))
 
 
@@ -136,9 +141,10 @@ def nudged(case: Case) -> Case:
     rng = np.random.default_rng(1)
 
     def moved(a: np.ndarray) -> np.ndarray:
-        if a.dtype.kind != "f":
+        if not holds_floats(a):
             return a
-        return (a * (1 + 2 * np.finfo(a.dtype).eps * rng.choice([-1, 1], a.shape))).astype(a.dtype)
+        factors = 1 + 2 * finfo(a.dtype).eps * rng.choice([-1, 1], a.shape)
+        return (a.astype(np.float64) * factors).astype(a.dtype)
 
     return replace(
         case,

@@ -14,6 +14,7 @@ import numpy as np
 from random_steps import STEPS, stopped
 
 import graphc as gc
+from graphc.dtype import dtype
 from graphc.ir import Graph, Node, Value, toposort
 from graphc.ops import get_op
 from graphc.trace import trace_entry
@@ -26,6 +27,8 @@ Arrays = dict[str, Array]
 DIMS = (1, 2, 3, 4, 5, 7, 8, 16, 17, 33)
 LARGEST = 5_000  # elements of a value
 BOUND = 30.0  # the largest float that takes part in further steps
+
+MARGINS = {"float32": 1e-4, "float64": 1e-8, "float16": 2e-2, "bfloat16": 1e-1}  # of the largest element
 
 # Ops that hand elements on or choose among them: their results have the same bits however they are computed.
 EXACT = {
@@ -52,7 +55,7 @@ class Maker:
         self.stops = stops
         self.rng = np.random.default_rng(seed)
         self.seed = seed
-        drawn = "float32" if self.chance(0.6) else "float64"
+        drawn = self.choose(("float32",) * 10 + ("float64",) * 8 + ("float16", "bfloat16"))
         self.float = dt or drawn
         self.tensors: list[gc.Tensor] = []
         self.inputs: Arrays = {}
@@ -74,12 +77,12 @@ class Maker:
         return tuple(i for i in range(n) if self.chance(0.5)) or ((self.choose(n),) if n else ())
 
     def array(self, shape: Sequence[int], dt: str | None = None) -> Array:
-        kind = np.dtype(dt or self.float)
-        if kind.kind == "b":
+        to = dtype(dt or self.float)
+        if to.kind == "b":
             return self.rng.random(shape) < 0.5
-        if kind.kind in "iu":
-            return self.rng.integers(0 if kind.kind == "u" else -9, 10, shape).astype(kind)
-        return self.rng.standard_normal(shape).astype(kind)
+        if to.is_integer:
+            return self.rng.integers(0 if to.kind == "u" else -9, 10, shape).astype(to.numpy)
+        return self.rng.standard_normal(shape).astype(to.numpy)
 
     # Tensors
 
@@ -100,8 +103,8 @@ class Maker:
         return parameter
 
     def value(self, t: gc.Tensor) -> Array:
-        """What ``t`` is on the inputs of this program."""
-        return self.values([t._resolve()])[0]
+        """What ``t`` is on the inputs of this program; 16-bit floats widened."""
+        return self.values([t._resolve()])[0].astype(t.dtype.computed.numpy, copy=False)
 
     def values(self, wanted: Sequence[Value]) -> list[Array]:
         initial = {s.name: s.initial for s in self.states}
@@ -134,15 +137,12 @@ class Maker:
         x, y = self.value(a), self.value(b) if isinstance(b, gc.Tensor) else np.asarray(b)
         if self.exact(a) and (not isinstance(b, gc.Tensor) or self.exact(b)):
             return True
-        return bool(np.all(np.abs(x - y) > self.margin(x)))
+        return bool(np.all(np.abs(x - y) > margin(x, a)))
 
     def distinct(self, t: gc.Tensor, axis: int) -> bool:
         """Whether the elements along ``axis`` have a clear order."""
         x = np.sort(self.value(t), axis=axis)
-        return self.exact(t) or bool(np.all(np.diff(x, axis=axis) > self.margin(x)))
-
-    def margin(self, x: Array) -> float:
-        return float(np.max(np.abs(x), initial=1.0)) * (1e-4 if x.dtype == np.float32 else 1e-8)
+        return self.exact(t) or bool(np.all(np.diff(x, axis=axis) > margin(x, t)))
 
     # Growing
 
@@ -163,6 +163,11 @@ class Maker:
             if top > BOUND:
                 t = gc.tanh(t) if self.chance(0.3) else t * float(np.float32(1 / top))
         self.tensors.append(t)
+
+
+def margin(x: Array, t: gc.Tensor) -> float:
+    """What rounding may have done to the elements ``x`` of ``t``, at most."""
+    return float(np.max(np.abs(x), initial=1.0)) * MARGINS.get(t.dtype.name, 0.0)
 
 
 def random_case(seed: int, *, gradients: bool = True, dt: str | None = None, stops: bool = True) -> Case:

@@ -152,6 +152,8 @@ def converted(m: Maker) -> Made:
     x = m.pick("fiub")
     if x is None:
         return None
+    if x.dtype.name == "float32" and m.exact(x) and m.chance(0.3):
+        return x.astype(m.choose(("float16", "bfloat16")))
     if x.dtype.kind == "f":
         fraction = np.abs(m.value(x) * 4) % 1
         clear = m.exact(x) or not np.any((fraction < 1e-2) | (fraction > 0.99))
