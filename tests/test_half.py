@@ -8,7 +8,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from fuzzing import expected, in_loops
 from loop_interp import run_plan
+from random_graphs import random_case
 
 import graphc as gc
 from graphc import nn, optim
@@ -174,6 +176,21 @@ def test_elementwise_ops_as_native_code(to: DType) -> None:
     want, _ = interpret(traced.graph, {"a": a, "b": b})
     for name in want:
         close(got[name], want[name])
+
+
+@pytest.mark.parametrize("to", HALVES)
+def test_random_graphs_in_16_bits(to: DType) -> None:
+    """Forward and backward, through all passes and lowered: sums in another order may round to a neighbour."""
+    for seed in range(16):
+        case = random_case(seed, dt=to.name)
+        with np.errstate(all="ignore"):
+            wanted, got = expected(case), in_loops(case)
+        for name, want in (wanted[0] | wanted[1]).items():
+            found = (got[0] | got[1])[name]
+            assert found.dtype == want.dtype
+            a, b = found.astype(np.float64), want.astype(np.float64)
+            largest = np.abs(b, where=np.isfinite(b), out=np.zeros(b.shape)).max(initial=0)
+            np.testing.assert_allclose(a, b, rtol=0, atol=8 * finfo(to).eps * largest, err_msg=f"{name} of seed {seed}")
 
 
 # Models --------------------------------------------------------------------------------------------------------------
