@@ -220,6 +220,28 @@ def test_functions_of_several_steps_round_once(to: DType) -> None:
         close(got, exact[name].astype(to.numpy))
 
 
+def test_keys_and_values_of_a_cache_in_16_bits() -> None:
+    """A decoder of float32 reads half the bytes, and rounds the keys and values of each position once."""
+    rng = np.random.default_rng(6)
+    inputs = {name: rng.standard_normal((1, 2, 1, 4), np.float32) for name in "qkv"}
+    results = []
+    for to in ("float32", "bfloat16"):
+        cache = nn.KVCache(1, 2, 5, 4, dtype=to)
+
+        @gc.entry(**{name: gc.spec(x.shape) for name, x in inputs.items()})
+        def step(q, k, v, cache=cache):
+            return {"y": cache.step().attend(0, q, k, v)}
+
+        (traced,) = trace_entries(step)
+        state = traced.initial
+        for _ in range(3):
+            outputs, state = interpret(traced.graph, inputs, state)
+        results.append(outputs["y"])
+        assert {a.dtype.name for a in state.values()} == {to, "int32"}
+    assert results[1].dtype == np.float32
+    np.testing.assert_allclose(results[1], results[0], atol=0.02)
+
+
 def test_losses_of_16_bits_are_float32() -> None:
     @gc.entry(x=gc.spec((3, 4), "float16"), y=gc.spec((3,), "int32"))
     def losses(x, y):

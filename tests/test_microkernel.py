@@ -5,21 +5,23 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from backends import runnable
+from backends import in_c, runnable
 from native import aligned, elf_symbols, load_objects
 
 import graphc.kernels.cpu.build as build
-from graphc.dtype import DTYPES, DType, bool_, float32, float64
+from graphc.dtype import DTYPES, DType, bfloat16, bool_, float32, float64, int32
 from graphc.kernels.cpu.build import Compiled, compile_kernels, machine, optimise, team_object
 from graphc.kernels.cpu.frontend import lower
-from graphc.kernels.cpu.target import BASELINES, CpuTarget
+from graphc.kernels.cpu.target import BASELINES, PAIRS, CpuTarget
 from graphc.loop import Acc, Affine, Call, Contract, Kernel, Load, Loop, Operand, Param, Role, Store, Update, Var, call
 
 RUNNABLE = [level for level, target in BASELINES.items() if runnable(target)]
@@ -94,6 +96,29 @@ def row_sums(n: int = 100) -> Kernel:
     row = (Acc(total, "sum"), Loop(j, n, (Update(total, term),), Role.VECTOR), Store("y", Affine.of(i), total))
     params = (Param("x", float32), Param("y", float32, written=True))
     return Kernel(f"row_sums_{n}", params, (Loop(i, 8, row, Role.PARALLEL),))
+
+
+@pytest.mark.parametrize("backend", ["native", "c"])
+def test_pairs_of_bfloat16(backend: str, tmp_path: Path) -> None:
+    """A and B hold words of two bfloat16 each, side by side along k; the sums are float32."""
+    rng = np.random.default_rng(5)
+    m, n, k = 13, 37, 18  # words along k
+    a, b = (rng.standard_normal(shape).astype(bfloat16.numpy) for shape in ((m, k, 2), (k, n, 2)))
+    want = np.einsum("mkp,knp->mn", *(x.astype(np.float64) for x in (a, b)))
+    stmt = Contract(Operand("c", Affine(), n), Operand("a", Affine(), k), Operand("b", Affine(), n), m, n, k, float32,
+                    pairs=True)  # fmt: skip
+    kernel = Kernel("pairs", (Param("a", int32), Param("b", int32), Param("c", float32, written=True)), (stmt,))
+    c = aligned(m * n, np.float32).reshape(m, n)
+    words = [x.view(np.int32)[..., 0] for x in (a, b)]
+    if backend == "c":
+        in_c(shutil.which("cc") or pytest.skip("no C compiler (cc) on this machine"), tmp_path)(kernel, [*words, c], 1)
+    else:
+        target = replace(BASELINES["x86-64-v4"], features=(*BASELINES["x86-64-v4"].features, PAIRS))
+        if not runnable(target):
+            pytest.skip("this machine has no AVX512-BF16")
+        (built,) = compile_kernels([kernel], target, tmp_path)
+        load_objects([built.object]).run(built.symbol, [*words, c])
+    np.testing.assert_allclose(c, want, rtol=1e-5, atol=1e-5)
 
 
 def halves() -> Kernel:
