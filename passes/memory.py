@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from random import Random
 
 import numpy as np
@@ -152,15 +153,16 @@ class _Search:
             trial = list(order)
             for k in (random.choice(high), random.randrange(len(order))):
                 trial.insert(random.randrange(k + 1), trial.pop(k))
-            trial_offsets, end = self._place(trial)
+            trial_offsets, end = self._place(trial, best_end)
             if end <= best_end:
                 offsets, best_end, order = trial_offsets, end, trial
             if best_end <= self.enough:
                 break
         return offsets
 
-    def _place(self, order: Sequence[int]) -> tuple[np.ndarray, int]:
-        """Offsets when the tensors are placed in ``order``, and the end of the highest."""
+    def _place(self, order: Sequence[int], limit: float = inf) -> tuple[np.ndarray, int]:
+        """Offsets when the tensors are placed in ``order``, and the end of the highest; unfinished where that is above
+        ``limit``."""
         offsets = np.zeros(len(order), np.int64)
         sorted_by_offset = np.zeros(len(order), np.int64)  # the first ``count`` are placed
         top = 0
@@ -168,10 +170,12 @@ class _Search:
             placed = sorted_by_offset[:count]
             alive = placed[(self.start[placed] <= self.end[i]) & (self.end[placed] >= self.start[i])]
             offsets[i] = at = _tightest_gap(offsets[alive], self.size[alive], int(self.size[i]))
-            here = int(np.searchsorted(offsets[placed], at))
+            top = max(top, at + int(self.size[i]))
+            if top > limit:
+                break
+            here = int(offsets[placed].searchsorted(at))
             sorted_by_offset[here + 1 : count + 1] = sorted_by_offset[here:count].copy()
             sorted_by_offset[here] = i
-            top = max(top, at + int(self.size[i]))
         return offsets, top
 
 
@@ -182,8 +186,8 @@ def _tightest_gap(offsets: np.ndarray, sizes: np.ndarray, size: int) -> int:
         return 0
     ends = np.maximum.accumulate(offsets + sizes)
     gaps = offsets - np.concatenate(([0], ends[:-1]))
-    fits = np.flatnonzero(gaps >= size)
+    (fits,) = (gaps >= size).nonzero()
     if not len(fits):
         return int(ends[-1])
-    tightest = fits[np.argmin(gaps[fits])]
+    tightest = fits[gaps[fits].argmin()]
     return int(ends[tightest - 1]) if tightest else 0

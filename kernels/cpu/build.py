@@ -85,23 +85,17 @@ def machine(target: CpuTarget) -> llvm.TargetMachine:
     )
 
 
-def parse(text: str, target: CpuTarget) -> llvm.ModuleRef:
-    """LLVM IR as a module for ``target``. Raises RuntimeError for what is none."""
-    module = llvm.parse_assembly(text)
-    module.triple = target.triple
-    module.data_layout = str(machine(target).target_data)
-    module.verify()
-    return module
-
-
 def optimise(text: str, target: CpuTarget) -> llvm.ModuleRef:
-    """Parse the LLVM IR of a kernel and optimise it for ``target``.
+    """Parse LLVM IR and optimise it for ``target``.
 
     The front end writes in SSA form, vectorised, with loop invariants outside and common terms computed once: what is
     left for LLVM before it selects instructions is algebra. Its standard pipeline (O3) takes six times as long, for
     kernels of the same speed.
     """
-    module = parse(text, target)
+    module = llvm.parse_assembly(text)
+    module.triple = target.triple
+    module.data_layout = str(machine(target).target_data)
+    module.verify()
     builder = llvm.create_pass_builder(machine(target), llvm.create_pipeline_tuning_options(speed_level=3))
     passes = llvm.create_new_module_pass_manager()
     passes.add_instruction_combine_pass()
@@ -117,10 +111,7 @@ def team_object(target: CpuTarget, cache_dir: Path | None = None) -> bytes:
         if (code := cache.read(name)) is None:
             cache.write_object(name, code := team_object(target))
         return code
-    module = parse(team_ir(target), target)
-    builder = llvm.create_pass_builder(machine(target), llvm.create_pipeline_tuning_options(speed_level=3))
-    builder.getModulePassManager().run(module, builder)
-    return bytes(machine(target).emit_object(module))
+    return bytes(machine(target).emit_object(optimise(team_ir(target), target)))
 
 
 def compile_source(source: str, symbol: str, target: CpuTarget) -> bytes:
