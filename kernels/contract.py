@@ -62,7 +62,7 @@ def lower_contract(
         return [work.whole(name, doc + then + ".", came_from)]
     if needs_turn(p):
         return work.turned(name, doc + then + ".", came_from)
-    parts = k_parts(p, dtype, ctx.target)
+    parts = k_parts(p, dtype, ctx.target, work.copied)
     if parts == 1:
         return [work.whole(name, doc + then + ".", came_from)]
     return work.in_parts(parts, name, doc, then, came_from)
@@ -88,10 +88,14 @@ class Work:
     def size(self) -> int:
         return self.p.outer_size * self.p.m.size * self.p.n.size
 
+    @property
+    def copied(self) -> list[str]:
+        """The factors that cannot be read in place."""
+        return [name for name, lies in self.stored.items() if not lies.in_place]
+
     def loops(self, p: Problem, epilogue: Epilogue) -> Loops:
         """Blocked loops under the best schedule."""
-        copied = [name for name, lies in self.stored.items() if not lies.in_place]
-        schedule = choose(p, self.dtype, self.ctx.target, copied)
+        schedule = choose(p, self.dtype, self.ctx.target, self.copied)
         return Loops(p, schedule, self.dtype, epilogue, self.stored)
 
     def whole(self, name: str, doc: str, lines: tuple[Loc, ...]) -> Launch:

@@ -9,7 +9,7 @@ from typing import Protocol
 from graphc.dtype import DType
 from graphc.kernels.contract_problem import Problem
 
-__all__ = ["Schedule", "Target", "choose", "even"]
+__all__ = ["TEAMS", "Schedule", "Target", "choose", "cost", "even"]
 
 K_BLOCK = 512  # rows of a panel per microkernel call: the tile of a stays in the first level of cache
 PACKED_BYTES = 3 << 18  # the panels that a task keeps packed, in the second level of cache

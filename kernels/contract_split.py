@@ -6,29 +6,41 @@ epilogue. The number of parts depends on shapes only, so the result does not dep
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from graphc.dtype import DType
 from graphc.kernels.contract_code import Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
-from graphc.kernels.contract_schedule import Target
+from graphc.kernels.contract_schedule import TEAMS, Target, choose, cost
 from graphc.loop import Affine, Role, Scratch, Stmt
 
 __all__ = ["Sum", "k_parts", "partial_problem"]
 
-FEW_TASKS = 4  # with at least as many independent tiles there is parallelism without cutting k
-LEAST_DEPTH = 1024  # of a part: below, the partial results cost more than they bring
+LEAST_DEPTH = 512  # of a part: a block of k, for which a tile of a stays in the first level of cache
 MOST_PARTS = 16
+MOST_BYTES = 3 << 20  # of partial results: they stay in the second level of cache until they are added
+ADD = 0.3  # cycles to add one element of a partial result
+WORTH = 0.8  # of the cycles without parts: the model is not exact, and partial results take memory
+LAUNCH = 5000  # cycles of a second launch, with the barrier before it
 
 
-def k_parts(p: Problem, dtype: DType, target: Target) -> int:
-    """Into how many equal parts to cut k; 1 for none."""
-    mr, nr = target.tile(dtype)
-    if p.outer_size * -(-p.m.size // mr) * -(-p.n.size // nr) >= FEW_TASKS:
-        return 1
-    sizes = [n for n in range(1, MOST_PARTS + 1) if p.k.size % n == 0 and p.k.size // n >= LEAST_DEPTH]
-    return max(sizes, default=1)
+def k_parts(p: Problem, dtype: DType, target: Target, copied: Collection[str] = ()) -> int:
+    """Into how many equal parts to cut k: so many that each is about one block, if the cost model says that it pays;
+    else 1. A small result leaves few tiles for which what is packed can be used again; cut along k, a task packs its
+    part of both factors once."""
+
+    def cycles(parts: int) -> float:
+        """Summed over the sizes of teams, as `cost` is."""
+        whole = p if parts == 1 else partial_problem(p, parts)
+        added = 0.0 if parts == 1 else sum(LAUNCH + ADD * (parts + 1) * size / team for team in TEAMS)
+        return cost(whole, choose(whole, dtype, target, copied)) + added
+
+    size = p.outer_size * p.m.size * p.n.size
+    most = min(MOST_PARTS, p.k.size // LEAST_DEPTH, MOST_BYTES // max(1, size * dtype.itemsize))
+    parts = max((n for n in range(2, most + 1) if p.k.size % n == 0), default=1)
+    return parts if parts > 1 and cycles(parts) < WORTH * cycles(1) else 1
 
 
 def partial_problem(p: Problem, parts: int) -> Problem:
