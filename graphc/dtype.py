@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ __all__ = [
     "IntegerInfo",
     "Shape",
     "TensorType",
+    "array_of",
     "bfloat16",
     "bool_",
     "broadcast_shapes",
@@ -119,6 +121,14 @@ def dtype(like: object) -> DType:
 def holds_floats(array: np.ndarray) -> bool:
     """Whether the elements are floats; bfloat16 is none in NumPy's eyes (its ``kind`` is V)."""
     return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+
+
+def array_of(value: Any) -> np.ndarray:
+    """``value`` as an array. A tensor of PyTorch's bfloat16, which NumPy does not take, comes by way of float32."""
+    foreign = not isinstance(value, np.ndarray | np.generic) and hasattr(value, "float")
+    if foreign and "bfloat16" in str(getattr(value, "dtype", "")):
+        return np.asarray(value.float()).astype(bfloat16.numpy)
+    return np.asarray(value)
 
 
 # Promotion: what each type becomes at its next step up. Two types meet in the first that both reach. Among integers and

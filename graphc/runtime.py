@@ -21,7 +21,7 @@ from graphc import artifact_tensors
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, is_trusted, trust
 from graphc.artifact_records import ARENA, CONST, FLAGS, STATE, VALUE, EntryRecord, PortRecord
 from graphc.config import settings
-from graphc.dtype import TensorType
+from graphc.dtype import TensorType, array_of
 from graphc.errors import GraphcError, Loc, error
 from graphc.runtime_arguments import bind, described
 from graphc.runtime_memory import MemoryReport
@@ -175,7 +175,7 @@ class Program:
         """
         with self._lock:
             trainable = {p.name for p in self._artifact.manifest.state if p.trainable}
-            self.state.assign({n: np.asarray(t) for n, t in tensors.items()}, trainable if strict else (), strict)
+            self.state.assign({n: array_of(t) for n, t in tensors.items()}, trainable if strict else (), strict)
 
     def close(self) -> None:
         """Stop the worker threads (a later call starts them again)."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from graphc.artifact_records import EntryRecord
-from graphc.dtype import DType, TensorType
+from graphc.dtype import DType, TensorType, array_of
 from graphc.errors import GraphcError, error
 
 __all__ = ["bind", "described"]
@@ -59,7 +59,7 @@ def _as_array(value: Any, dtype: DType) -> np.ndarray | None:
     try:
         if hasattr(value, "__dlpack__") and "bfloat16" not in str(getattr(value, "dtype", "")):
             return np.from_dlpack(value)
-        array = np.asarray(value)  # arrays of bfloat16, too, which NumPy does not take by DLPack
+        array = array_of(value)  # also of bfloat16, which NumPy does not take by DLPack
     except (TypeError, ValueError, RuntimeError, BufferError):  # ragged lists; tensors of a GPU or with a gradient
         return None
     return array if hasattr(value, "__array__") else _convert(array, dtype)

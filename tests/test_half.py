@@ -15,7 +15,7 @@ from random_graphs import random_case
 import graphc as gc
 from graphc import nn, optim
 from graphc.cli_run import as_declared, read_array
-from graphc.dtype import DTYPES, DType, TensorType, bfloat16, dtype, finfo, float16, float32, iinfo, promote
+from graphc.dtype import DTYPES, DType, TensorType, array_of, bfloat16, dtype, finfo, float16, float32, iinfo, promote
 from graphc.errors import GraphcError
 from graphc.interp import interpret
 from graphc.ir import Graph, Value
@@ -307,14 +307,27 @@ def test_files_of_arguments(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, x)
 
 
+class Foreign:
+    """What PyTorch's tensors of bfloat16 have in common with this: NumPy does not take them."""
+
+    dtype = "torch.bfloat16"
+
+    def __array__(self, *args: object, **kwargs: object) -> np.ndarray:
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+    def float(self) -> np.ndarray:
+        return np.float32([1.5, 2])
+
+
 def test_arguments_of_bfloat16() -> None:
     @gc.entry(x=gc.spec((2,), "bfloat16"))
     def double(x):
         return {"y": x + x}
 
     program = gc.compile(double)
-    for given in ([1.5, 2], np.array([1.5, 2], ml_dtypes.bfloat16)):
+    for given in ([1.5, 2], np.array([1.5, 2], ml_dtypes.bfloat16), Foreign()):
         np.testing.assert_array_equal(program.double(x=given)["y"].astype(np.float32), [3, 4])
+    np.testing.assert_array_equal(array_of(Foreign()).astype(np.float32), [1.5, 2])
     with pytest.raises(GraphcError, match="GC0402"):
         program.double(x=np.zeros(2, np.float32))
 

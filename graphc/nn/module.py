@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from graphc.dtype import holds_floats
+from graphc.dtype import array_of, holds_floats
 from graphc.errors import error
 from graphc.scope import current, user_loc
 from graphc.tensor import Array, Tensor, as_dtype
@@ -161,7 +161,7 @@ class Module:
         loaded: dict[State, Array] = {}
         for name, value in slots.items():
             if name in state_dict:
-                array = _fitting(name, value, np.asarray(state_dict[name]))
+                array = _fitting(name, value, array_of(state_dict[name]))
                 if value in loaded and not np.array_equal(loaded[value], array):
                     raise error("GC0802", f"{name} is tied to another name, and the two values differ")
                 loaded[value] = array
