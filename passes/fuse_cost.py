@@ -37,6 +37,9 @@ def probe(value: Value) -> Expr:
 
 def map_context(value: Value, known: Mapping[str, Expr] | None = None) -> MapContext:
     """What a `Map` rule sees; ``known`` None: the positions are placeholders of their own names."""
+    lowering = get_op(value.node.op).lower
+    if isinstance(lowering, Map) and not lowering.coords:
+        return MapContext(value.node.attrs, value.type, (), None)
     names = known if known is not None else {p: Var(p) for p in positions(value)}
     coords = tuple(names.get(f"coord{d}", Const(0, int64)) for d in range(value.type.ndim))
     return MapContext(value.node.attrs, value.type, coords, names.get("linear"))

@@ -49,6 +49,7 @@ class _Liveness:
 
     def __init__(self, graph: Graph):
         self.roots = roots(graph)
+        self._reads = {n: set() if is_view(n) else {self.roots[v] for v in n.inputs} for n in graph.nodes}
         self.readers: dict[Value, set[Node]] = {}
         for node in graph.nodes:
             for v in self.reads(node):
@@ -57,16 +58,18 @@ class _Liveness:
         # New state is written over the old in most cases.
         self.updates = {self.roots[v] for _, v in graph.updates}
         self.left = {v: len(users) for v, users in self.readers.items()}
+        self._born = {n: sum(self.counted(v) for v in n.outs if self.roots[v] == v) for n in graph.nodes}
 
     def reads(self, node: Node) -> set[Value]:
         """The values whose memory ``node`` reads."""
-        return set() if is_view(node) else {self.roots[v] for v in node.inputs}
+        return self._reads[node]
 
     def counted(self, value: Value) -> int:
         return 0 if value.node.op in ("state", "const") or value in self.updates else value.type.nbytes
 
     def born(self, node: Node) -> int:
-        return sum(self.counted(v) for v in node.outs if self.roots[v] == v)
+        """The bytes of the results of ``node``."""
+        return self._born[node]
 
     def frees(self, node: Node) -> int:
         """The bytes that would die if ``node`` ran now."""
@@ -80,7 +83,8 @@ class _Liveness:
         dying = {
             v: v.type
             for v, inner in zip(node.inputs, body.inputs, strict=True)
-            if self.left.get(v) == 1
+            if v.type in node.types
+            and self.left.get(v) == 1
             and v not in self.kept
             and (node.attrs["hint"] == "row" or elementwise(body, inner))
         }
@@ -117,6 +121,7 @@ class _Scheduler:
 
     def __post_init__(self) -> None:
         self.live = _Liveness(self.graph)
+        self.free = {n for n in self.graph.nodes if is_view(n) or isinstance(get_op(n.op).lower, Source)}
         self.rank = {node: i for i, node in enumerate(self.graph.nodes)}
         self.users: dict[Node, list[Node]] = {node: [] for node in self.graph.nodes}
         self.waits = dict.fromkeys(self.graph.nodes, 0)
@@ -205,7 +210,7 @@ class _Scheduler:
             return max(0, over - self.live.overwrites(node)) if over > 0 else 0
 
         while ready:
-            node = min(ready, key=lambda n: (0 if self._free(n) else rise(n), *self._priority(n, ready[n])))
+            node = min(ready, key=lambda n: (0 if n in self.free else rise(n), *self._priority(n, ready[n])))
             del ready[node]
             order.append(node)
             most += rise(node)
@@ -217,13 +222,9 @@ class _Scheduler:
                     ready[user] = len(order)
         return tuple(order)
 
-    def _free(self, node: Node) -> bool:
-        """Sources and views take no memory and no time."""
-        return is_view(node) or isinstance(get_op(node.op).lower, Source)
-
     def _priority(self, node: Node, fresh: int) -> tuple[int, ...]:
-        """Smaller is sooner."""
-        if self._free(node):
+        """Smaller is sooner. Sources and views take no memory and no time."""
+        if node in self.free:
             return (0, 0, 0, 0, self.rank[node])
         growth = self.live.born(node) - self.live.frees(node)
         return (1 + (growth > 0), min(growth, 0), -fresh, growth, self.rank[node])

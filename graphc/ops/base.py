@@ -10,8 +10,7 @@ schedules and emits with no change elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -55,6 +54,8 @@ class Map:
     def element(self, args: Sequence[Expr], ctx: MapContext) -> Expr:
         """The expression of one element over operands and a result of any type."""
         t = ctx.type
+        if not t.dtype.is_half and not any(a.dtype.is_half for a in args):
+            return self.fn(args, ctx)
         wide = replace(ctx, type=TensorType(t.dtype.computed, t.shape))
         return converted(self.fn([converted(a, a.dtype.computed) for a in args], wide), t.dtype)
 
@@ -245,14 +246,18 @@ def bodies(node: Node) -> tuple[str, ...]:
     return ()
 
 
-@contextmanager
-def at_loc(loc: Loc | None) -> Iterator[None]:
-    """Nodes built inside carry ``loc``."""
-    token = _LOC.set(loc)
-    try:
-        yield
-    finally:
-        _LOC.reset(token)
+class at_loc:
+    """A context: nodes built inside carry ``loc``. (Passes enter it for each node that a rule looks at, and a generator
+    would cost more than the rule.)"""
+
+    def __init__(self, loc: Loc | None):
+        self.loc = loc
+
+    def __enter__(self) -> None:
+        self.token = _LOC.set(self.loc)
+
+    def __exit__(self, *failure: object) -> None:
+        _LOC.reset(self.token)
 
 
 def apply(op: str, *inputs: Value, **kwargs: Any) -> Value:

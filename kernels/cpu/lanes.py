@@ -49,6 +49,9 @@ def like(value: Value, element: ir.Type) -> ir.Type:
 class _Splat(ir.Constant):  # type: ignore[misc]
     """One number in every lane, in LLVM's short notation."""
 
+    def __init__(self, type_: ir.VectorType, element: ir.Constant):
+        self.type, self.constant = type_, (element,)  # the base class would repeat the element for each lane
+
     def _get_reference(self) -> str:
         return f"splat ({self.constant[0]})"
 
