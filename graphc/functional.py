@@ -384,9 +384,9 @@ def arange(start: float, stop: float | None = None, step: float = 1, *, dtype: A
     start, stop = (0, start) if stop is None else (start, stop)
     to = common_dtype(start, stop, step) if dtype is None else as_dtype(dtype)
     length = len(np.arange(start, stop, step))
-    count = iota((length,), 0, dtype=to)
+    count = iota((length,), 0, dtype=to.computed)
     scaled = count if step == 1 else count * step
-    return scaled if start == 0 else scaled + start
+    return astype(scaled if start == 0 else scaled + start, to)
 
 
 def iota(shape: Sequence[int], axis: int, *, dtype: Any = int32) -> Tensor:

@@ -185,7 +185,7 @@ def linspace(start: float, stop: float, num: int, *, dtype: Any = None, endpoint
     steps = num - 1 if endpoint else num
     if steps < 1:
         return full((num,), start, dtype=to)
-    at = arange(num, dtype=to if to.is_float else float32)
+    at = arange(num, dtype=to.computed if to.is_float else float32)
     # From the nearer end, so that both ends are exact.
     up, down = start + at * ((stop - start) / steps), stop - (steps - at) * ((stop - start) / steps)
     return astype(where(2 * at <= steps, up, down), to)

@@ -197,7 +197,9 @@ def test_functions_of_several_steps_round_once(to: DType) -> None:
         "gelu": gc.gelu, "silu": gc.silu, "softmax": gc.softmax, "log_softmax": gc.log_softmax, "softplus": gc.softplus,
         "expm1": gc.expm1, "mish": gc.mish, "layer_norm": lambda v: gc.layer_norm(v, 48), "mean": gc.mean,
         "std": gc.std, "rms_norm": lambda v: gc.rms_norm(v, 48), "norm": gc.norm,
-        "logsumexp": lambda v: gc.logsumexp(v, -1),
+        "logsumexp": lambda v: gc.logsumexp(v, -1), "pool": lambda v: gc.avg_pool1d(v, 5, 3, 2),
+        "adaptive": lambda v: gc.adaptive_avg_pool1d(v, 7), "arange": lambda v: gc.arange(1, 9, 0.03, dtype=v.dtype),
+        "linspace": lambda v: gc.linspace(-1, 3, 300, dtype=v.dtype),
     }  # fmt: skip
 
     def entry(d: DType):

@@ -10,6 +10,7 @@ from typing import Any
 from graphc.dtype import Shape
 from graphc.errors import GraphcError, error
 from graphc.functional import concat, mean, stack
+from graphc.half import rounded_once
 from graphc.ir import Value
 from graphc.ops import conv as rules
 from graphc.ops import windows as moves
@@ -251,6 +252,7 @@ def max_pool3d(
     return _max_pool(3, x, kernel_size, stride, padding, dilation, ceil_mode)
 
 
+@rounded_once
 def _avg_pool(
     n: int, x: Tensor, kernel_size: Sizes, stride: Sizes | None, padding: Sizes, count_include_pad: bool
 ) -> Tensor:
@@ -291,6 +293,7 @@ def avg_pool3d(
     return _avg_pool(3, x, kernel_size, stride, padding, count_include_pad)
 
 
+@rounded_once
 def _adaptive_avg_pool(n: int, x: Tensor, output_size: Any) -> Tensor:
     """Cell i of m covers the elements from floor(i L / m) to ceil((i + 1) L / m)."""
     given = (output_size,) * n if isinstance(output_size, int) or output_size is None else tuple(output_size)
