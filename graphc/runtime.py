@@ -321,7 +321,8 @@ class Entry:
             for name, slot in self._slots.items():
                 np.copyto(slot, arrays[name])
             self._flags[:] = 0
-            program._team.run(self._table, program._scratch, program._stride, times)
+            table = self._table
+            program._team.run(table.records, program._scratch, program._stride, table.stride, times)
             if self._flags.any():
                 failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
                 hint = "check the arrays given; this step has no outputs, and the state is what it made of it"

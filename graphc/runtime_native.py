@@ -29,7 +29,6 @@ import numpy as np
 from graphc.artifact import Artifact
 from graphc.artifact_records import TargetRecord
 from graphc.errors import error
-from graphc.runtime_table import LaunchTable
 
 __all__ = ["Block", "Code", "Team", "check_machine"]
 
@@ -115,13 +114,19 @@ class Team:
         self._close: weakref.finalize[Any, Any] | None = None
         self._pid = 0
 
-    def run(self, table: LaunchTable, scratch: Block, stride: int, times: np.ndarray | None = None) -> None:
-        """Walk ``table``; returns when all threads are done."""
+    def run(
+        self, records: np.ndarray, scratch: Block, stride: int, words: int = 0, times: np.ndarray | None = None
+    ) -> None:
+        """Walk the ``records`` of a launch table; returns when all threads are done.
+
+        ``stride`` and ``words`` are the bytes from one thread's part of ``scratch`` and of the table's words to the
+        next's. ``times`` takes a time stamp per record.
+        """
         if self.nthreads > 1 and self._pid != os.getpid():
             self._start()
         clock = 0 if times is None else times.ctypes.data
-        records, n = table.records.ctypes.data, len(table.records)
-        self._run(self._ctl.address, records, n, self.nthreads, scratch.address, stride, table.stride, clock)
+        start, n = records.ctypes.data, len(records)
+        self._run(self._ctl.address, start, n, self.nthreads, scratch.address, stride, words, clock)
 
     def close(self) -> None:
         """Stop the workers; a later run starts new ones."""
