@@ -1,222 +1,274 @@
-"""Learning on real data beside PyTorch: a model of `models/` and the same model of `transformers` start from the same
-weights and see the same batches; both curves go into one picture.
+"""Learning on real data beside PyTorch: a model of `models/` and the same model in PyTorch start from the same weights
+and see the same batches; both curves go into one picture.
 
-    python bench/learning.py vit --data cifar10/ --steps 300
-    python bench/learning.py bert --data sst2/
-    python bench/learning.py clip --data emoji/
+    python bench/learning.py gpt2                    # data in ../shared/data; --data-root names another folder
+    python bench/learning.py gpt2 --only graphc      # one system now, the other later; an interrupted one goes on
+    python bench/learning.py --report                # pictures and tables anew, from the numbers that are there
 
-Writes bench/results/learning_MODEL.json and .svg. Dropout is off in both, since their random numbers differ. Needs
-torch and transformers.
+Writes bench/results/learning_MODEL.json and .svg, bench/results/learning.md, and the table in README.md. The recipes
+are in `bench/learning_recipes.py`. Needs torch and transformers.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
-import math
-import shlex
+import os
+import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
+from types import ModuleType
 from typing import Any
 
+import learning_report
 import numpy as np
-import torch
-import transformers
+from learning_recipes import RECIPES, Recipe, Scores
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from train_step import ENV, cpu_model
 
 import graphc as gc
 
-RESULTS = Path(__file__).parent / "results"
-NO_DROPOUT = ("hidden_dropout_prob", "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop")
-
-Batch = Mapping[str, torch.Tensor]
-Scores = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Twin:
-    """The class of `transformers`, its scores (the loss first) on a batch, and the shape of the learning rate."""
-
-    cls: str
-    scores: Callable[[Any, Batch], dict[str, torch.Tensor]]
-    schedule: str = "cosine"
+ROOT = Path(__file__).resolve().parents[1]
+SYSTEMS = ("graphc", "pytorch")
+ENTRIES = ("train", "evaluate", "infer")
+EXACT = 20  # of the first steps, each loss is kept
+BINS = 150  # of the training curve
 
 
-def classified(model: Any, x: Batch) -> dict[str, torch.Tensor]:
-    out = model(**x)
-    return {"loss": out.loss, "accuracy": (out.logits.argmax(-1) == x["labels"]).float().mean()}
+class Ours:
+    """The entries of ``module``, compiled."""
 
+    def __init__(self, module: ModuleType, config: Any) -> None:
+        self.program = gc.compile(*[e for e in module.entries(config) if e.name in ENTRIES])
+        self.names = [name for name, _ in module.Model(config).named_parameters()]
+        self.inputs = list(self.program.infer.specs)
 
-def matched(model: Any, x: Batch) -> dict[str, torch.Tensor]:
-    out = model(**x, return_loss=True)
-    own = torch.arange(len(out.logits_per_image))
-    return {"loss": out.loss, "accuracy": (out.logits_per_image.argmax(-1) == own).float().mean()}
-
-
-def predicted(model: Any, x: Batch) -> dict[str, torch.Tensor]:
-    logits = model(x["x"]).logits
-    return {"loss": torch.nn.functional.cross_entropy(logits.flatten(0, 1), x["y"].flatten())}
-
-
-TWINS = {
-    "vit": Twin("ViTForImageClassification", classified),
-    "bert": Twin("BertForSequenceClassification", classified, "linear"),
-    "clip": Twin("CLIPModel", matched),
-    "gpt2": Twin("GPT2LMHeadModel", predicted),
-}
-
-
-def rate(config: Any, step: int, shape: str) -> float:
-    """The learning rate of `graphc.optim.cosine` and `linear`, in plain Python."""
-    peak, warmup, final = config.learning_rate, config.warmup_iters, getattr(config, "min_lr", 0.0)
-    if step < warmup:
-        return float(peak * (step + 1) / (warmup + 1))
-    progress = min((step - warmup) / max(config.max_iters - warmup, 1), 1.0)
-    down = 0.5 * (1 + math.cos(math.pi * progress)) if shape == "cosine" else 1 - progress
-    return float(final + (peak - final) * down)
-
-
-class Peer:
-    """The model of `transformers` with ``weights``, trained as the model file trains ours."""
-
-    def __init__(self, twin: Twin, module: Any, config: Any, weights: Mapping[str, np.ndarray]) -> None:
-        cls = getattr(transformers, twin.cls)
-        self.twin, self.config = twin, config
-        self.model = cls(cls.config_class(**dataclasses.asdict(config)))
-        rename = getattr(module.Model(config), "own_names", dict)
-        with torch.no_grad():
-            for name, p in self.model.named_parameters():
-                p.copy_(torch.from_numpy(np.array(weights[next(iter(rename({name: None})))])))
-        parameters = list(self.model.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        betas = (getattr(config, "beta1", 0.9), getattr(config, "beta2", 0.999))
-        self.optimizer = torch.optim.AdamW(groups, betas=betas)
+    def weights(self) -> dict[str, np.ndarray]:
+        return {name: self.program.state[name] for name in self.names}
 
     def train(self, batch: Mapping[str, np.ndarray], step: int) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.config, step, self.twin.schedule)
-        self.optimizer.zero_grad()
-        loss = self.twin.scores(self.model.train(), tensors(batch))["loss"]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-        return float(loss.detach())
+        return float(self.program.train(**batch)["loss"])
 
-    @torch.no_grad()
-    def evaluate(self, **batch: np.ndarray) -> dict[str, Any]:
-        return {name: value.numpy() for name, value in self.twin.scores(self.model.eval(), tensors(batch)).items()}
+    def evaluate(self, **batch: np.ndarray) -> Scores:
+        return {name: float(value) for name, value in self.program.evaluate(**batch).items()}
 
-    @torch.no_grad()
     def infer(self, **batch: np.ndarray) -> dict[str, np.ndarray]:
-        out = self.model.eval()(**tensors(batch))
-        return {name: value.numpy() for name, value in out.items() if isinstance(value, torch.Tensor)}
+        return self.program.infer(**{name: batch[name] for name in self.inputs})
+
+    def save(self, path: Path) -> None:
+        self.program.save_state(path)
+
+    def load(self, path: Path) -> None:
+        self.program.load_state(path)
 
 
-def tensors(batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """int32 becomes int64, which PyTorch wants for class numbers."""
-    arrays = {name: np.ascontiguousarray(a) for name, a in batch.items()}
-    return {n: torch.from_numpy(a.astype(np.int64) if a.dtype == np.int32 else a) for n, a in arrays.items()}
+def make(name: str, system: str, module: ModuleType, config: Any) -> Any:
+    if system == "graphc":
+        return Ours(module, config)
+    from learning_twins import Peer
+
+    gc.seed(config.seed)  # as `entries` does
+    return Peer(name, module, config, dict(module.Model(config).state_dict()))
 
 
-def held_out(evaluate: Callable[..., Mapping[str, Any]], batches: Iterator[dict[str, np.ndarray]]) -> Scores:
-    """The mean of each score over the batches."""
-    found = [{name: float(v) for name, v in evaluate(**batch).items()} for batch in batches]
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+class Part:
+    """What one system has done so far: a JSON file that is complete after each evaluation, and a checkpoint."""
+
+    def __init__(self, path: Path, config: dict[str, Any], weights: Mapping[str, np.ndarray]) -> None:
+        self.path = path
+        self.values: dict[str, Any] = {
+            "config": config, "initial_weights": digest(weights), "batches": 0, "train": [], "heldout": [],
+            "seconds": 0.0,
+        }  # fmt: skip
+        if path.exists() and (kept := json.loads(path.read_text()))["config"] == json.loads(json.dumps(config)):
+            self.values = kept
+
+    @property
+    def step(self) -> int:
+        return len(self.values["train"])
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path.with_suffix(f".{self.step}.state")
+
+    def take(self, model: Any, batch: Mapping[str, np.ndarray]) -> float:
+        """One step; its loss."""
+        begin = perf_counter()
+        loss = float(model.train(batch, self.step))
+        self.values["seconds"] += perf_counter() - begin
+        self.values["train"].append(loss)
+        for array in batch.values():
+            self.values["batches"] = zlib.crc32(np.ascontiguousarray(array), self.values["batches"])
+        return loss
+
+    def save(self, model: Any) -> None:
+        """A killed process leaves this checkpoint, or the one before with its numbers."""
+        model.save(self.checkpoint)
+        self.write()
+        for old in self.path.parent.glob(f"{self.path.stem}.*.state"):
+            if old != self.checkpoint:
+                old.unlink()
+
+    def write(self) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.values))
+        os.replace(temporary, self.path)
+
+
+def digest(weights: Mapping[str, np.ndarray]) -> str:
+    """A fingerprint of arrays by name."""
+    state = hashlib.sha256()
+    for name in sorted(weights):
+        state.update(name.encode())
+        state.update(np.ascontiguousarray(weights[name]).tobytes())
+    return state.hexdigest()[:16]
+
+
+def train(name: str, system: str, recipe: Recipe, config: Any, kept: Path) -> None:
+    """Train one system to the end of the recipe, from where an earlier process left it."""
+    module = import_module(f"graphc.models.{name}")
+    model = make(name, system, module, config)
+    described = dataclasses.asdict(config) | {"data": recipe.data}
+    kept.mkdir(parents=True, exist_ok=True)
+    part = Part(kept / f"{name}-{system}.json", described, model.weights())
+    values = part.values
+    if part.step:
+        model.load(part.checkpoint)
+    every = max(config.max_iters // recipe.evaluations, 1)
+    feed = module.batches(config, "train", part.step)
+    with progress(f"{name} {system}", config.max_iters, part.step) as bar:
+        while part.step < config.max_iters:
+            loss = part.take(model, next(feed))
+            bar.advance(bar.task_ids[0])
+            if part.step % every == 0 or part.step == config.max_iters:
+                scores = held_out(model.evaluate, module.batches(config, "heldout"))
+                values["heldout"].append({"step": part.step, **scores})
+                part.save(model)
+                found = "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
+                bar.console.print(f"{name} {system}  step {part.step}  train {loss:.4f}  held out: {found}")
+    values["final"] = final(model, module, config, recipe.split)
+    part.write()
+    print(name, system, values["final"], flush=True)
+
+
+def progress(label: str, steps: int, done: int) -> Progress:
+    columns = (TextColumn(label), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task(label, total=steps, completed=done)
+    return bar
+
+
+def held_out(evaluate: Callable[..., Scores], batches: Iterator[dict[str, np.ndarray]]) -> Scores:
+    """The mean of each score over the batches; a rest that fills none is left to `final`."""
+    found = [evaluate(**batch) for batch in batches]
     return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
 
 
-def run(name: str, overrides: dict[str, Any], evaluations: int) -> dict[str, Any]:
-    """Train both and return the curves."""
-    module, twin = import_module(f"graphc.models.{name}"), TWINS[name]
-    known = {f.name for f in dataclasses.fields(module.Config)}
-    config = module.Config(**overrides, **{key: 0.0 for key in NO_DROPOUT if key in known})
-    program = gc.compile(*module.entries(config))
-    peer = Peer(twin, module, config, program.state)
-    steps, every = config.max_iters, max(config.max_iters // evaluations, 1)
-    systems = ("graphc", "pytorch")
-    curves: dict[str, Any] = {s: {"train": [], "heldout": [], "seconds": 0.0} for s in systems}
-    feed = module.batches(config, "train")
-    for step in range(steps):
-        batch = next(feed)
-        for system, train in (("graphc", program.train), ("pytorch", None)):
-            begin = perf_counter()
-            loss = float(train(**batch)["loss"]) if train else peer.train(batch, step)
-            curves[system]["seconds"] += perf_counter() - begin
-            curves[system]["train"].append(loss)
-        if (step + 1) % every == 0 or step + 1 == steps:
-            for system, evaluate in (("graphc", program.evaluate), ("pytorch", peer.evaluate)):
-                scores = held_out(evaluate, module.batches(config, "heldout"))
-                curves[system]["heldout"].append({"step": step + 1, **scores})
-                print(f"step {step + 1:>6}  {system:<8}", *[f"{k} {v:.4f}" for k, v in scores.items()], flush=True)
-    result = {"model": name, "steps": steps, "baselines": module.baselines(config), **curves}
+def final(model: Any, module: ModuleType, config: Any, split: str) -> Scores:
+    """Scores over all of ``split``, row by row through ``infer``: loss in nats and accuracy of the labels, or retrieval
+    where a row alone has no score."""
     if hasattr(module, "retrieval"):
-        owner = module.emoji(config.data, "heldout").owner
-        for system, infer in (("graphc", program.infer), ("pytorch", peer.infer)):
-            curves[system]["retrieval"] = module.retrieval(*module.embeddings(infer, config), owner)
-            print(system, curves[system]["retrieval"])
-    return result
+        return dict(module.retrieval(*module.embeddings(model.infer, config), module.emoji(config.data, split).owner))
+    losses, right = [], []
+    for batch in module.batches(dataclasses.replace(config, batch_size=1), split):
+        (labels,) = (batch[name].ravel() for name in ("y", "labels") if name in batch)
+        logits = model.infer(**batch)["logits"].astype(np.float64).reshape(len(labels), -1)
+        logits -= logits.max(1, keepdims=True)
+        losses.extend(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels])
+        right.extend(logits.argmax(1) == labels)
+    return {"loss": float(np.mean(losses)), "accuracy": float(np.mean(right))}
 
 
-def picture(result: Mapping[str, Any]) -> str:
-    """Both training curves (means of tenths of a hundredth of the steps) and both held-out curves as SVG."""
-    width, height, edge = 640, 360, 48
-    steps = result["steps"]
-    high = max(result[s]["train"][0] for s in ("graphc", "pytorch")) * 1.05
-    lines = []
-    for system, colour, dash in (("pytorch", "#d95f02", ""), ("graphc", "#1b6ca8", "5 4")):
-        size = max(steps // 60, 1)
-        losses = result[system]["train"]
-        train = [(i + size / 2, float(np.mean(losses[i : i + size]))) for i in range(0, steps, size)]
-        tests = [(h["step"], h["loss"]) for h in result[system]["heldout"]]
-        for points, stroke in ((train, 1.0), (tests, 2.5)):
-            at = " ".join(
-                f"{edge + (width - 2 * edge) * x / steps:.1f},{height - edge - (height - 2 * edge) * y / high:.1f}"
-                for x, y in points
-            )
-            style = f'fill="none" stroke="{colour}" stroke-width="{stroke}" stroke-dasharray="{dash}"'
-            lines.append(f'<polyline points="{at}" {style}/>')
-    heights = [(height - edge - (height - 2 * edge) * i / 4, high * i / 4) for i in range(5)]
-    ticks = [f'<text x="4" y="{y:.0f}">{loss:.2f}</text>' for y, loss in heights]
-    title = f"{result['model']}: loss over {steps} steps; thick: held out; blue dashes: graphc, orange: PyTorch"
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-size="12">',
-            '<rect width="100%" height="100%" fill="white"/>',
-            f'<text x="{edge}" y="24">{title}</text>',
-            *ticks,
-            *lines,
-            "</svg>\n",
-        ]
-    )
+# Both together -------------------------------------------------------------------------------------------------------
+
+
+def merge(name: str, recipe: Recipe, overrides: Mapping[str, Any], data: str, kept: Path) -> dict[str, Any]:
+    """The result of both parts. Exits where they are not two runs of the same."""
+    parts = {s: json.loads((kept / f"{name}-{s}.json").read_text()) for s in SYSTEMS}
+    for key in ("config", "initial_weights", "batches"):
+        if parts["graphc"][key] != parts["pytorch"][key]:
+            raise SystemExit(f"{name}: the two systems differ in {key}; run both anew, without what is in {kept}")
+    first = parts["graphc"]
+    extra = [f"--set {key}={json.dumps(value)}" for key, value in overrides.items()]
+    packages = ("numpy", "numba", "llvmlite", "torch", "transformers")
+    losses = {s: np.array(parts[s]["train"]) for s in SYSTEMS}
+    return {
+        "model": name,
+        "title": recipe.title,
+        "data": recipe.data,
+        "score": recipe.score,
+        "goal": recipe.goal,
+        "split": recipe.split,
+        "command": " ".join(["python bench/learning.py", name, *extra]),
+        "machine": cpu_model(),
+        "versions": {package: version(package) for package in packages},
+        "config": first["config"],
+        "initial_weights_sha256": first["initial_weights"],
+        "batches_crc32": first["batches"],
+        "without_a_network": recipe.floor(data),
+        "largest_gap_of_first_losses": float(np.abs(losses["graphc"] - losses["pytorch"])[:EXACT].max()),
+        **{s: summary(parts[s]) for s in SYSTEMS},
+    }
+
+
+def summary(part: Mapping[str, Any]) -> dict[str, Any]:
+    """``train``: (step, loss), means over a `BINS`-th of the run. ``seconds`` of the train steps alone, on a machine
+    that may have had other work: `bench/train_step.py` is for speed."""
+    losses = part["train"]
+    size = max(len(losses) // BINS, 1)
+    curve = [(min(i + size, len(losses)), round(float(np.mean(losses[i : i + size])), 5))
+             for i in range(0, len(losses), size)]  # fmt: skip
+    rounded = [{k: round(v, 6) for k, v in scores.items()} for scores in part["heldout"]]
+    return {
+        "final": part["final"],
+        "seconds": round(part["seconds"], 1),
+        "first_losses": [round(loss, 6) for loss in losses[:EXACT]],
+        "heldout": rounded,
+        "train": curve,
+    }
+
+
+def parsed(argv: list[str] | None = None) -> argparse.Namespace:
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("model", choices=RECIPES, nargs="?")
+    ap.add_argument("--data-root", type=Path, default=ROOT.parent / "shared" / "data", help="the folder of all data")
+    ap.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="another value of the configuration")
+    ap.add_argument("--only", choices=SYSTEMS, help="train this system and write no result")
+    ap.add_argument("--keep", type=Path, default=ROOT / "build" / "learning", help="for what is not finished")
+    ap.add_argument("--report", action="store_true", help="only draw pictures and tables from the results")
+    args = ap.parse_args(argv)
+    if not (args.model or args.report):
+        ap.error("name a model, or --report")
+    return args
 
 
 def main() -> None:
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("model", choices=TWINS)
-    ap.add_argument("--data", default="", help="what the model file takes as data")
-    ap.add_argument("--steps", type=int, default=300)
-    ap.add_argument("--seed", type=int, default=0)
-    ap.add_argument("--set", action="append", default=[], metavar="KEY=NUMBER", help="more of the configuration")
-    ap.add_argument("--evaluations", type=int, default=5)
-    args = ap.parse_args()
-    torch.manual_seed(0)
-    extra = {key: json.loads(value) for key, _, value in (item.partition("=") for item in args.set)}
-    result = run(args.model, {"data": args.data, "max_iters": args.steps, "seed": args.seed} | extra, args.evaluations)
-    shown = [a if a != args.data or not a else f"{Path(a).name}/" for a in sys.argv[1:]]  # no path of this machine
-    result["command"] = shlex.join(["python", "bench/learning.py", *shown])
-    gap = np.abs(np.subtract(result["graphc"]["train"], result["pytorch"]["train"]))
-    result["largest_gap_of_20_steps"] = float(gap[:20].max())
-    for system in ("graphc", "pytorch"):
-        result[system]["train"] = [round(loss, 5) for loss in result[system]["train"]]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"learning_{args.model}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / f"learning_{args.model}.svg").write_text(picture(result))
+    args = parsed()
+    if args.report:
+        learning_report.write()
+        return
+    name, recipe = args.model, RECIPES[args.model]
+    overrides = {key: json.loads(value) for key, _, value in (item.partition("=") for item in args.set)}
+    data = str(args.data_root / recipe.data)
+    if args.only:
+        config = import_module(f"graphc.models.{name}").Config(**(recipe.config | overrides | {"data": data}))
+        train(name, args.only, recipe, config, args.keep)
+        return
+    for system in SYSTEMS:  # each in a process of its own, so that their threads do not meet
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", system]
+        subprocess.run(command, env=os.environ | ENV, check=True)
+    learning_report.write(merge(name, recipe, overrides, data, args.keep))
 
 
 if __name__ == "__main__":

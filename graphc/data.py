@@ -115,6 +115,9 @@ def _stdlib_source() -> str:
 def mnist(folder: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """MNIST (LeCun et al., 1998) from its IDX files, gzipped or not: images uint8 [N, 784] and labels int32 [N]; the
     10,000 test images for any split but "train". Raises GraphcError GC0603, GC0604."""
+    if not folder:
+        hint = "--data takes the folder that holds MNIST's four IDX files"
+        raise error("GC0603", "there are no images to train on", hint=hint)
     part = "train" if split == "train" else "t10k"
     images = read_idx(f"{folder}/{part}-images-idx3-ubyte")
     labels = read_idx(f"{folder}/{part}-labels-idx1-ubyte")

@@ -19,11 +19,11 @@ from graphc.wordpiece import words
 
 __all__ = ["Sentences", "naive_bayes_accuracy", "prose", "sentences"]
 
-# The names that carry a split, in the form "label text" and in GLUE's.
+# The names that carry a split: of whole sentences, and in GLUE's form, whose training set has their phrases as well.
 FILES = {
     "train": ("stsa.binary.train", "train.tsv", "glue_train.tsv"),
     "heldout": ("stsa.binary.dev", "dev.tsv", "glue_dev.tsv"),
-    "test": ("stsa.binary.test", "glue_test.tsv"),
+    "test": ("stsa.binary.test", "test.tsv", "glue_test.tsv"),
 }
 STDLIB_FILES = 120
 HELD_OUT = 8  # of the standard library, each eighth file is held out
@@ -40,17 +40,21 @@ class Sentences:
 @lru_cache(maxsize=4)
 def sentences(folder: str, split: str) -> Sentences:
     """The sentences of "train", "heldout" or "test" in ``folder``: SST-2 (Socher et al., EMNLP 2013), as lines
-    "label text" (``stsa.binary.*``) or in GLUE's tables (``*.tsv``).
+    "label text" (``stsa.binary.*``) or in GLUE's tables (``*.tsv``). Where a folder has several forms, the name of a
+    training file (``sst2/glue_train.tsv``) chooses one.
 
     Without a folder: lines of prose in the standard library; is it a docstring (1) or a comment (0)?
     Raises GraphcError GC0603 when there is no such file and GC0604 when a line is not of this form.
     """
     if not folder:
         return _docstring_or_comment(split)
-    for name in FILES[split]:
-        if (path := Path(folder) / name).exists():
+    root, names = Path(folder), FILES[split]
+    if root.name in FILES["train"]:
+        root, names = root.parent, (names[FILES["train"].index(root.name)],)
+    for name in names:
+        if (path := root / name).exists():
             return _read_table(path) if path.suffix == ".tsv" else _read_lines(path)
-    message = f"{folder} has no sentences for {split}: none of {', '.join(FILES[split])}"
+    message = f"{root} has no sentences for {split}: none of {', '.join(names)}"
     raise error("GC0603", message, hint="--data takes the folder with SST-2's files; without it the task is another")
 
 

@@ -210,6 +210,10 @@ def test_sst2_files(sst2: str, tmp_path: Path) -> None:
     assert data_sentences.naive_bayes_accuracy(train, heldout) == 1.0
     with pytest.raises(GraphcError, match=r"GC0603: .* has no sentences for test"):
         data_sentences.sentences(sst2, "test")
+    (tmp_path / "glue_dev.tsv").write_text("label\tsentence\n0\tdull\n")
+    (tmp_path / "stsa.binary.dev").write_text("1 good\n0 bad\n")
+    by_name = {name: data_sentences.sentences(str(tmp_path / name), "heldout") for name in ("", "glue_train.tsv")}
+    assert [len(found.texts) for found in by_name.values()] == [2, 1]
     (tmp_path / "train.tsv").write_text("a\tb\tc\n")
     with pytest.raises(GraphcError, match=r"GC0604: .* has the columns a, b, c"):
         data_sentences.sentences(str(tmp_path), "train")

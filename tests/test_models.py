@@ -14,7 +14,7 @@ import graphc as gc
 from graphc import data
 from graphc.errors import GraphcError
 from graphc.interp import interpret
-from graphc.models import gpt2, mlp
+from graphc.models import convnet, gpt2, mlp
 from graphc.trace import trace_entries
 
 # transformers 4.x, GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, n_positions=4, vocab_size=6)).state_dict()
@@ -134,6 +134,20 @@ def check_against_interpreter(module: ModuleType, config: Any, steps: int) -> An
 
 def test_mlp_computes_what_the_interpreter_computes() -> None:
     check_against_interpreter(mlp, mlp.Config(hidden_features=24, batch_size=16), 4)
+
+
+def test_convnet_computes_what_the_interpreter_computes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 20), ("t10k", 8)):
+        labels = rng.integers(0, 10, n).astype(np.uint8)
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", labels)
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28)).astype(np.uint8))
+    config = convnet.Config(data=str(tmp_path), channels=4, kernel_size=3, batch_size=4, max_iters=4, warmup_iters=1)
+    check_against_interpreter(convnet, config, 3)
+    assert convnet.baselines(config)["unigram_loss"] > 0
+    with pytest.raises(GraphcError, match="GC0603: there are no images") as caught:
+        next(convnet.batches(convnet.Config(), "train"))
+    assert "MNIST" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -260,6 +274,11 @@ def test_stdlib_text_is_there_and_is_code() -> None:
     assert set(corpus.vocab) <= set(mlp.CHARS + "\x0c\r")
 
 
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(header + array.tobytes())
+
+
 def test_mnist_files(tmp_path: Path) -> None:
     import gzip
 
@@ -267,7 +286,7 @@ def test_mnist_files(tmp_path: Path) -> None:
     header = b"\0\0\x08\x03" + np.array([3, 4, 4], ">u4").tobytes()
     with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
         file.write(header + images.tobytes())
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + np.array([3], ">u4").tobytes() + b"\1\2\0")
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.array([1, 2, 0], np.uint8))
     x, y = data.mnist(str(tmp_path), "train")
     np.testing.assert_array_equal(x, images.reshape(3, 16))
     np.testing.assert_array_equal(y, [1, 2, 0])
