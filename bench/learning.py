@@ -86,13 +86,8 @@ class Part:
     """What one system has done so far: a JSON file that is complete after each evaluation, and a checkpoint."""
 
     def __init__(self, path: Path, config: dict[str, Any], weights: Mapping[str, np.ndarray]) -> None:
-        self.path = path
-        self.values: dict[str, Any] = {
-            "config": config, "initial_weights": digest(weights), "batches": 0, "train": [], "heldout": [],
-            "seconds": 0.0,
-        }  # fmt: skip
-        if path.exists() and (kept := json.loads(path.read_text()))["config"] == json.loads(json.dumps(config)):
-            self.values = kept
+        new = {"initial_weights": digest(weights), "batches": 0, "train": [], "heldout": [], "seconds": 0.0}
+        self.path, self.values = path, read(path, config) or {"config": config, **new}
 
     @property
     def step(self) -> int:
@@ -126,6 +121,12 @@ class Part:
         os.replace(temporary, self.path)
 
 
+def read(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier process kept of a run with this configuration, or nothing."""
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return kept if kept.get("config") == json.loads(json.dumps(config)) else {}
+
+
 def digest(weights: Mapping[str, np.ndarray]) -> str:
     """A fingerprint of arrays by name."""
     state = hashlib.sha256()
@@ -139,9 +140,8 @@ def train(name: str, system: str, recipe: Recipe, config: Any, kept: Path) -> No
     """Train one system to the end of the recipe, from where an earlier process left it."""
     module = import_module(f"graphc.models.{name}")
     model = make(name, system, module, config)
-    described = dataclasses.asdict(config) | {"data": recipe.data}
     kept.mkdir(parents=True, exist_ok=True)
-    part = Part(kept / f"{name}-{system}.json", described, model.weights())
+    part = Part(kept / f"{name}-{system}.json", described(recipe, config), model.weights())
     values = part.values
     if part.step:
         model.load(part.checkpoint)
@@ -160,6 +160,11 @@ def train(name: str, system: str, recipe: Recipe, config: Any, kept: Path) -> No
     values["final"] = final(model, module, config, recipe.split)
     part.write()
     print(name, system, values["final"], flush=True)
+
+
+def described(recipe: Recipe, config: Any) -> dict[str, Any]:
+    """The configuration without this machine's folder."""
+    return dataclasses.asdict(config) | {"data": recipe.data}
 
 
 def progress(label: str, steps: int, done: int) -> Progress:
@@ -261,13 +266,14 @@ def main() -> None:
     name, recipe = args.model, RECIPES[args.model]
     overrides = {key: json.loads(value) for key, _, value in (item.partition("=") for item in args.set)}
     data = str(args.data_root / recipe.data)
+    config = import_module(f"graphc.models.{name}").Config(**(recipe.config | overrides | {"data": data}))
     if args.only:
-        config = import_module(f"graphc.models.{name}").Config(**(recipe.config | overrides | {"data": data}))
         train(name, args.only, recipe, config, args.keep)
         return
     for system in SYSTEMS:  # each in a process of its own, so that their threads do not meet
-        command = [sys.executable, __file__, *sys.argv[1:], "--only", system]
-        subprocess.run(command, env=os.environ | ENV, check=True)
+        if "final" not in read(args.keep / f"{name}-{system}.json", described(recipe, config)):
+            command = [sys.executable, __file__, *sys.argv[1:], "--only", system]
+            subprocess.run(command, env=os.environ | ENV, check=True)
     learning_report.write(merge(name, recipe, overrides, data, args.keep))
 
 

@@ -58,9 +58,10 @@ class ResNet(torch.nn.Module):
 
     def __init__(self, module: ModuleType, config: Any) -> None:
         super().__init__()
-        self.names = list(module.Model(config).state_dict())
-        for name, array in module.Model(config).state_dict().items():
-            tensor = torch.from_numpy(np.array(array))
+        known = module.Model(config).state_dict()
+        self.names = [name for name in known if not name.endswith("num_batches_tracked")]
+        for name in self.names:
+            tensor = torch.from_numpy(np.array(known[name]))
             if "running" in name:
                 self.register_buffer(name.replace(".", "-"), tensor)
             else:

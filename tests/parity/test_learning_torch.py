@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import sys
@@ -90,13 +89,13 @@ def test_a_stopped_run_goes_on(system: str, tmp_path: Path) -> None:
 
     (tmp_path / "cut").mkdir()
     model, feed = learning.make("gpt2", system, module, config), module.batches(config, "train")
-    described = dataclasses.asdict(config) | {"data": recipe.data}
-    part = learning.Part(tmp_path / "cut" / f"gpt2-{system}.json", described, model.weights())
+    path = tmp_path / "cut" / f"gpt2-{system}.json"
+    part = learning.Part(path, learning.described(recipe, config), model.weights())
     for _ in range(2):
         part.take(model, next(feed))
     part.save(model)
     learning.train("gpt2", system, recipe, config, tmp_path / "cut")
 
-    whole, cut = (json.loads((tmp_path / folder / part.path.name).read_text()) for folder in ("whole", "cut"))
+    whole, cut = (json.loads((tmp_path / folder / path.name).read_text()) for folder in ("whole", "cut"))
     for key in ("config", "initial_weights", "batches", "train", "final"):
         assert cut[key] == whole[key]
