@@ -32,7 +32,6 @@ import numpy as np
 from learning_recipes import RECIPES, Recipe, Scores
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from train_step import ENV, cpu_model
 
 import graphc as gc
 
@@ -41,6 +40,7 @@ SYSTEMS = ("graphc", "pytorch")
 ENTRIES = ("train", "evaluate", "infer")
 EXACT = 20  # of the first steps, each loss is kept
 BINS = 150  # of the training curve
+ENV = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"}  # for PyTorch
 
 
 class Ours:
@@ -204,10 +204,10 @@ def merge(name: str, recipe: Recipe, overrides: Mapping[str, Any], data: str, ke
     for key in ("config", "initial_weights", "batches"):
         if parts["graphc"][key] != parts["pytorch"][key]:
             raise SystemExit(f"{name}: the two systems differ in {key}; run both anew, without what is in {kept}")
-    first = parts["graphc"]
     extra = [f"--set {key}={json.dumps(value)}" for key, value in overrides.items()]
     packages = ("numpy", "numba", "llvmlite", "torch", "transformers")
-    losses = {s: np.array(parts[s]["train"]) for s in SYSTEMS}
+    ours, theirs = (parts[s] for s in SYSTEMS)
+    held = [abs(a["loss"] - b["loss"]) for a, b in zip(ours["heldout"], theirs["heldout"], strict=True)]
     return {
         "model": name,
         "title": recipe.title,
@@ -216,13 +216,13 @@ def merge(name: str, recipe: Recipe, overrides: Mapping[str, Any], data: str, ke
         "goal": recipe.goal,
         "split": recipe.split,
         "command": " ".join(["python bench/learning.py", name, *extra]),
-        "machine": cpu_model(),
         "versions": {package: version(package) for package in packages},
-        "config": first["config"],
-        "initial_weights_sha256": first["initial_weights"],
-        "batches_crc32": first["batches"],
+        "config": ours["config"],
+        "initial_weights_sha256": ours["initial_weights"],
+        "batches_crc32": ours["batches"],
         "without_a_network": recipe.floor(data),
-        "largest_gap_of_first_losses": float(np.abs(losses["graphc"] - losses["pytorch"])[:EXACT].max()),
+        "largest_gap_of_first_losses": float(np.abs(np.subtract(ours["train"], theirs["train"]))[:EXACT].max()),
+        "largest_gap_of_heldout_losses": max(held),
         **{s: summary(parts[s]) for s in SYSTEMS},
     }
 
