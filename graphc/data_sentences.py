@@ -48,9 +48,9 @@ def sentences(folder: str, split: str) -> Sentences:
     """
     if not folder:
         return _docstring_or_comment(split)
-    root, names = Path(folder), FILES[split]
+    root, names = Path(folder), list(FILES[split])
     if root.name in FILES["train"]:
-        root, names = root.parent, (names[FILES["train"].index(root.name)],)
+        root, names = root.parent, [names[FILES["train"].index(root.name)]]
     for name in names:
         if (path := root / name).exists():
             return _read_table(path) if path.suffix == ".tsv" else _read_lines(path)
