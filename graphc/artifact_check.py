@@ -51,6 +51,8 @@ def check_manifest(manifest: Manifest, members: Iterable[str]) -> None:
         _require(bool(_SYMBOL.fullmatch(kernel.symbol)), f"kernel symbol {kernel.symbol!r}")
     _require(0 < manifest.target.vector_bytes <= 4096, "target.vector_bytes")
     _block("state", manifest.state, manifest.state_bytes)
+    for state in manifest.state:
+        _require(not state.order or sorted(state.order) == list(range(len(state.shape))), f"order of {state.name!r}")
     _block("consts", manifest.consts, manifest.const_bytes)
     _unique("entries", (e.name for e in manifest.entries))
     for entry in manifest.entries:

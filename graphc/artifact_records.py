@@ -75,9 +75,11 @@ class ConstRecord(PortRecord):
 
 @dataclass(frozen=True, slots=True)
 class StateRecord(PortRecord):
-    """A piece of state at ``offset`` bytes of the state block."""
+    """A piece of state at ``offset`` bytes of the state block, its dimensions in memory in ``order``, outermost
+    first (empty: as they are)."""
 
     trainable: bool
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

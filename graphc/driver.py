@@ -36,6 +36,7 @@ from graphc.kernels.cpu.target import CpuTarget, host, with_pairs
 from graphc.loop import Kernel
 from graphc.passes import pipeline
 from graphc.passes.precision import round_factors
+from graphc.passes.state_order import state_orders
 from graphc.runtime import Program
 from graphc.runtime_memory import MemoryReport, format_bytes
 from graphc.text import parse, print_graph
@@ -221,10 +222,11 @@ def build(
             pipeline.run(source.graph, observe=_observer(source, report), check=options.checked) for source in sources
         ]
     target = with_pairs(host()) if any(map(multiplies_pairs, finals)) else host()
-    planned = [plan(final, target, report.phase) for final in finals]
+    orders = state_orders(specs, [source.graph for source in sources])
+    planned = [plan(final, target, report.phase, orders) for final in finals]
 
     table = KernelTable()
-    state, state_records = lay_out_state(specs)
+    state, state_records = lay_out_state(specs, orders)
     if options.memory_budget is not None:
         planned = [_fitted(p, state.nbytes, planned, target, options, report) for p in planned]
     consts, const_records, const_arrays = lay_out_consts([p.plan for p in planned])

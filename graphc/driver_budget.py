@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from graphc.driver_link import plan_arena
+from graphc.dtype import Shape
 from graphc.ir import Graph
 from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.lower import lower
@@ -28,6 +29,7 @@ class Planned:
     graph: Graph
     plan: EntryPlan
     memory: MemoryPlan
+    orders: Mapping[str, Shape]  # see `graphc.kernels.lower.lower`
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ class Recomputed:
 Phase = Callable[[str], AbstractContextManager[None]]  # times what is done inside, under a name
 
 
-def plan(graph: Graph, target: CpuTarget, phase: Phase) -> Planned:
+def plan(graph: Graph, target: CpuTarget, phase: Phase, orders: Mapping[str, Shape]) -> Planned:
     """The launches and the arena of a scheduled graph."""
     with phase("lower"):
-        launches = lower(graph, target)
+        launches = lower(graph, target, orders)
     with phase("memory"):
-        return Planned(graph, launches, plan_arena(launches))
+        return Planned(graph, launches, plan_arena(launches), orders)
 
 
 def fit(whole: Planned, arena_bytes: int, target: CpuTarget, phase: Phase) -> Planned:
@@ -73,7 +75,7 @@ def fit(whole: Planned, arena_bytes: int, target: CpuTarget, phase: Phase) -> Pl
             break
         with phase("rematerialise"):
             graph = schedule(rematerialise(whole.graph, max(limit, NOTHING)))
-        found = plan(graph, target, phase)
+        found = plan(graph, target, phase, whole.orders)
         if found.memory.arena_bytes < best.memory.arena_bytes:
             best = found
         if limit <= NOTHING:

@@ -67,13 +67,14 @@ class Layout:
         return at
 
 
-def lay_out_state(specs: Sequence[StateSpec]) -> tuple[Layout, tuple[StateRecord, ...]]:
-    """The state block in the order of ``specs``."""
+def lay_out_state(specs: Sequence[StateSpec], orders: Mapping[str, Shape]) -> tuple[Layout, tuple[StateRecord, ...]]:
+    """The state block in the order of ``specs``; ``orders`` are those of dimensions in memory that are not as usual."""
     layout = Layout()
-    records = [
-        StateRecord(s.name, s.type.dtype.name, s.type.shape, layout.add(s.name, s.type.nbytes), s.trainable)
-        for s in specs
-    ]
+    records = []
+    for s in specs:
+        at = layout.add(s.name, s.type.nbytes)
+        record = StateRecord(s.name, s.type.dtype.name, s.type.shape, at, s.trainable, orders.get(s.name, ()))
+        records.append(record)
     return layout, tuple(records)
 
 

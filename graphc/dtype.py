@@ -36,6 +36,7 @@ __all__ = [
     "int16",
     "int32",
     "int64",
+    "ordered_strides",
     "promote",
     "same_layout",
     "uint8",
@@ -245,6 +246,12 @@ def contiguous_strides(shape: Shape) -> Shape:
     for i in range(len(shape) - 2, -1, -1):
         strides[i] = strides[i + 1] * shape[i + 1]
     return tuple(strides)
+
+
+def ordered_strides(shape: Shape, order: Shape) -> Shape:
+    """Strides in elements of a dense tensor whose dimensions lie in memory in ``order``, outermost first."""
+    dense = contiguous_strides(tuple(shape[d] for d in order))
+    return tuple(dense[order.index(d)] for d in range(len(shape)))
 
 
 def same_layout(shape: Shape, a: Shape, b: Shape) -> bool:

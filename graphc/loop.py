@@ -230,7 +230,8 @@ class Contract:
 
     ``a`` may have any strides; ``b`` and ``c`` have col == 1. ``m`` and ``n`` are ints; ``k`` may be a Var. All
     operands have ``dtype``. With ``pairs`` that is float32, and a and b have words (int32) of two bfloat16 each, whose
-    products are both added. Memory past column n of b and c is not touched.
+    products are both added. Memory past column n of b and c is not touched. ``repeats`` are further loops that the sum
+    goes over, outer first: each (count, step of a, step of b) in elements. They stay inside of the register tile.
     """
 
     c: Operand
@@ -242,6 +243,7 @@ class Contract:
     dtype: DType
     accumulate: bool = False
     pairs: bool = False
+    repeats: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

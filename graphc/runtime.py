@@ -19,7 +19,7 @@ import numpy as np
 
 from graphc import artifact_tensors
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, is_trusted, trust
-from graphc.artifact_records import ARENA, CONST, FLAGS, STATE, VALUE, EntryRecord, PortRecord
+from graphc.artifact_records import ARENA, CONST, FLAGS, STATE, VALUE, EntryRecord, PortRecord, StateRecord
 from graphc.config import settings
 from graphc.dtype import TensorType, array_of
 from graphc.errors import GraphcError, Loc, error
@@ -114,11 +114,11 @@ class Program:
         self._arena = Block(max((e.arena_bytes for e in manifest.entries), default=0), _GUARD)
         self._stride = max((e.scratch_bytes for e in manifest.entries), default=0)
         self._scratch = Block(self._stride * self.threads)
-        _filled(self._state, manifest.state, artifact.tensors(STATE_FILE))
+        self.state = StateView({p.name: _state_view(self._state, p) for p in manifest.state})
+        self.state.assign(artifact.tensors(STATE_FILE))
         # The state lives in its block from now on; the artifact's own copy is let go.
         members = {name: bytes(data) for name, data in artifact.members.items() if name != STATE_FILE}
         self._artifact = replace(artifact, members=members)
-        self.state = StateView({p.name: _view(self._state, p) for p in manifest.state})
         addresses = [code.address(k.symbol) for k in manifest.kernels]
         self.entries = {e.name: Entry(self, e, addresses) for e in manifest.entries}
 
@@ -332,6 +332,14 @@ class Entry:
 
 def _view(block: Block, port: PortRecord) -> np.ndarray:
     return block.view(port.type.dtype.numpy, port.shape, port.offset)
+
+
+def _state_view(block: Block, port: StateRecord) -> np.ndarray:
+    """The tensor as its users see it, whatever the order in which its dimensions lie in memory."""
+    if not port.order:
+        return _view(block, port)
+    dense = block.view(port.type.dtype.numpy, tuple(port.shape[d] for d in port.order), port.offset)
+    return dense.transpose(np.argsort(port.order))
 
 
 def _filled(block: Block, ports: tuple[Any, ...], tensors: Mapping[str, np.ndarray]) -> Block:

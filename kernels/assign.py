@@ -14,12 +14,11 @@ in place, a copy is added.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from graphc.dtype import contiguous_strides
+from graphc.dtype import Shape, contiguous_strides, ordered_strides
 from graphc.errors import Loc
 from graphc.ir import Graph, Node, Value
 from graphc.kernels.assign_layout import Layouts
@@ -56,13 +55,14 @@ class Assignment:
 class Frame:
     """What is around a graph. ``names`` of buffers and ``consts`` are shared by all graphs of an entry. The body of a
     loop or branch also finds memory: views of its ``inputs``, in order, of its ``state`` (carries) by name, and where
-    its ``outputs`` are wanted, by name."""
+    its ``outputs`` are wanted, by name. ``orders`` has the state whose dimensions lie in memory in another order."""
 
     names: set[str] = field(default_factory=set)
     consts: list[tuple[str, np.ndarray]] = field(default_factory=list)
     inputs: Sequence[View] = ()
     state: Mapping[str, View] = field(default_factory=dict)
     outputs: Mapping[str, View] = field(default_factory=dict)
+    orders: Mapping[str, Shape] = field(default_factory=dict)
 
 
 def assign(graph: Graph, in_place: InPlace, frame: Frame | None = None) -> Assignment:
@@ -74,17 +74,6 @@ def assign(graph: Graph, in_place: InPlace, frame: Frame | None = None) -> Assig
     return _Assigner(graph, in_place, frame or Frame()).run()
 
 
-@dataclass(frozen=True, slots=True)
-class Filling:
-    """The constant that a padded buffer is filled with, before what is padded is written into it."""
-
-    number: Value
-    whole: View
-
-
-LONG_RUN = 64  # elements: a constant joined in longer runs is written in its place and nowhere else
-
-
 @dataclass
 class _Assigner:
     graph: Graph
@@ -94,8 +83,6 @@ class _Assigner:
     wanted: dict[Value, View] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     owner: dict[str, Value] = field(default_factory=dict)
-    fillings: dict[str, Filling] = field(default_factory=dict)
-    filled: set[str] = field(default_factory=set)
 
     def run(self) -> Assignment:
         self.layouts = Layouts(self.graph)
@@ -145,7 +132,9 @@ class _Assigner:
                     self.wanted.setdefault(result, target)
 
     def _state(self, name: str, value: Value) -> View:
-        own = View.whole(Buffer(name, "state", value.type.nbytes), value.dtype, value.shape)
+        order = self.frame.orders.get(name, tuple(range(len(value.shape))))
+        strides = ordered_strides(value.shape, order)
+        own = View(Buffer(name, "state", value.type.nbytes), value.dtype, value.shape, strides)
         return self.frame.state.get(name, own)
 
     def _readers_allow(self, name: str, result: Value, target: View) -> bool:
@@ -161,7 +150,8 @@ class _Assigner:
             for node in self.layouts.readers(old):
                 if self.position[node] > write:
                     return False
-                if node is result.node and not (target.contiguous and self._same_index(node, old, result)):
+                here = target == self._state(name, old) and self._same_index(node, old, result)
+                if node is result.node and not here:
                     return False
         return True
 
@@ -180,7 +170,7 @@ class _Assigner:
             joined = node.out()
             whole = self.wanted.get(joined) or self._fresh(joined)
             self.wanted[joined] = whole
-            filled = self._want_filling(node, whole)
+            padded = self.layouts.padding(node)
             for v, part in zip(node.inputs, parts(whole, node), strict=True):
                 found = self.layouts.producer(v, Region | Control | Join)
                 if found is None:
@@ -191,26 +181,10 @@ class _Assigner:
                     continue
                 if self.layouts.only_reader(result, node):
                     self.wanted[result] = target
-                elif filled and self.layouts.read_once_by(result, node) and result not in self.keep:
+                elif padded and self.layouts.read_once_by(result, node) and result not in self.keep:
                     # What is padded and read by others, too, lies in the padding for all of them.
                     self.wanted[result] = target
                     self.owner.pop(whole.buffer.name, None)
-
-    def _want_filling(self, node: Node, whole: View) -> bool:
-        """Whether all of ``whole`` gets the constant that ``node`` joins something with, before anything else: where
-        the constant's own places are many short runs, or around it all has been filled with it already."""
-        number = self.layouts.padding(node)
-        if number is None:
-            return False
-        filling = self.fillings.get(whole.buffer.name)
-        if filling is not None:
-            return filling.number == number
-        axis = node.attrs["axis"]
-        run = min(v.shape[axis] for v in node.inputs if self.layouts.constant(v)) * prod(node.out().shape[axis + 1 :])
-        if run >= LONG_RUN or whole.nbytes != whole.buffer.nbytes:
-            return False
-        self.fillings[whole.buffer.name] = Filling(number, whole)
-        return True
 
     # Nodes in order -----------------------------------------------------------------------------------------------
 
@@ -252,26 +226,26 @@ class _Assigner:
 
     def _join(self, node: Node) -> None:
         whole = self.views[node.out()] = self.wanted[node.out()]
-        self._fill(whole, node)
-        filling = self.fillings.get(whole.buffer.name)
+        constants: dict[tuple[Value, View], list[View]] = {}
         for v, part in zip(node.inputs, parts(whole, node), strict=True):
-            constant = self.layouts.constant(v)
-            there = constant is not None and filling is not None and filling.number == constant
-            if self.views[v] != part and not there:
+            number = self.layouts.constant(v)
+            if number is not None:
+                constants.setdefault((number, replace(part, offset=0)), []).append(part)
+            elif self.views[v] != part:
                 self.steps.append(Step(None, (self.views[v],), (part,), node.loc))
+        for (number, _), equal in constants.items():
+            self._fill(number, equal, node)
 
-    def _fill(self, view: View, node: Node) -> None:
-        """Before ``node`` writes the first part of a padded buffer: the padding, everywhere."""
-        filling = self.fillings.get(view.buffer.name)
-        if filling is None or view.buffer.name in self.filled:
-            return
-        self.filled.add(view.buffer.name)
-        source = filling.number.node
-        if filling.number not in self.views:
-            self._node(source)
-        one, whole = self.views[filling.number], filling.whole
-        everywhere = View(one.buffer, whole.dtype, whole.shape, (0,) * len(whole.shape), one.offset)
-        self.steps.append(Step(None, (everywhere,), (whole,), node.loc))
+    def _fill(self, number: Value, equal: Sequence[View], node: Node) -> None:
+        """Write ``number`` into parts of one shape: two of them, on both sides of what is padded, are one view."""
+        if len(equal) == 2:
+            first, second = equal
+            both = (second.offset - first.offset, *first.strides)
+            equal = [View(first.buffer, first.dtype, (2, *first.shape), both, first.offset)]
+        one = self.views[number]
+        for part in equal:
+            everywhere = View(one.buffer, part.dtype, part.shape, (0,) * len(part.shape), one.offset)
+            self.steps.append(Step(None, (everywhere,), (part,), node.loc))
 
     def _call(self, node: Node) -> None:
         operands = tuple(self.views[v] for v in node.inputs)
@@ -279,7 +253,6 @@ class _Assigner:
         for result in node.outs:
             view = self.wanted.get(result) or self._take_over(node, operands, result, taken) or self._fresh(result)
             self.views[result] = view
-            self._fill(view, node)
         self.steps.append(Step(node, operands, tuple(self.views[r] for r in node.outs), node.loc))
 
     def _take_over(self, node: Node, operands: Sequence[View], result: Value, taken: set[str]) -> View | None:

@@ -52,11 +52,9 @@ class Layouts:
         root = self.root(value)
         return root if root.node.op == "const" and root.type.size == 1 else None
 
-    def padding(self, node: Node) -> Value | None:
-        """The number that the join ``node`` puts around its one operand that is not constant."""
-        numbers = {self.constant(v) for v in node.inputs}
-        others = sum(self.constant(v) is None for v in node.inputs)
-        return next((n for n in numbers if n is not None), None) if len(numbers) == 2 and others == 1 else None
+    def padding(self, node: Node) -> bool:
+        """Whether the join ``node`` puts constants around its one other operand."""
+        return sum(self.constant(v) is None for v in node.inputs) == 1 < len(node.inputs)
 
     def producer(self, value: Value, made_by: type | UnionType) -> tuple[Value, list[Node]] | None:
         """The result of a node of lowering ``made_by`` that ``value`` is a rearrangement of, and the moves

@@ -138,14 +138,18 @@ class CDialect(Dialect):
     def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> list[str]:
         kind = _ctype(stmt.dtype)
         into = f"{c[0]}[{c[1]} + i_ * {stmt.c.row} + j_]"
-        first = f"{a[0]}[{a[1]} + i_ * {stmt.a.row} + k_ * {stmt.a.col}]"
-        second = f"{b[0]}[{b[1]} + k_ * {stmt.b.row} + j_]"
+        at_a, at_b = ("".join(f" + r{d}_ * {r[side]}" for d, r in enumerate(stmt.repeats)) for side in (1, 2))
+        first = f"{a[0]}[{a[1]}{at_a} + i_ * {stmt.a.row} + k_ * {stmt.a.col}]"
+        second = f"{b[0]}[{b[1]}{at_b} + k_ * {stmt.b.row} + j_]"
         product = f"fma_{short(stmt.dtype)}" if not stmt.pairs else "pairs_"
+        sums = f"for (int64_t k_ = 0; k_ < {k}; k_++) sum_ = {product}({first}, {second}, sum_);"
+        for d, (count, _, _) in reversed(list(enumerate(stmt.repeats))):
+            sums = f"for (int64_t r{d}_ = 0; r{d}_ < {count}; r{d}_++) {sums}"
         return [
             f"for (int64_t i_ = 0; i_ < {stmt.m}; i_++)",
             f"    for (int64_t j_ = 0; j_ < {stmt.n}; j_++) {{",
             f"        {kind} sum_ = 0;",
-            f"        for (int64_t k_ = 0; k_ < {k}; k_++) sum_ = {product}({first}, {second}, sum_);",
+            f"        {sums}",
             f"        {into} = {f'{into} + ' if stmt.accumulate else ''}sum_;",
             "    }",
         ]

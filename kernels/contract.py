@@ -15,6 +15,8 @@ from math import prod
 from graphc.dtype import DType
 from graphc.errors import Loc
 from graphc.ir import Attrs, Graph, Value
+from graphc.kernels.contract_direct import Direct, as_direct, cut_in_parts, in_place, panels_first, wants_panels
+from graphc.kernels.contract_direct_loops import DirectLoops, Panels
 from graphc.kernels.contract_epilogue import Epilogue
 from graphc.kernels.contract_factors import Stored, has_pairs, words
 from graphc.kernels.contract_loops import Loops
@@ -60,6 +62,9 @@ def lower_contract(
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
     if is_simple(p, dtype, stored):
         return [work.whole(name, doc + then + ".", came_from)]
+    direct = as_direct(p, dtype, ctx.target) if not stored else None
+    if direct is not None:
+        return work.direct(direct, name, doc, then, came_from)
     if needs_turn(p):
         return work.turned(name, doc + then + ".", came_from)
     parts = k_parts(p, dtype, ctx.target, work.copied)
@@ -124,16 +129,57 @@ class Work:
         rest = replace(self, p=turn.after, factors=[a, replace(b, view=copy)], stored=stored)
         return [first, rest.whole(name, doc, lines)]
 
+    def direct(self, d: Direct, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
+        """The product on both factors in place, after the right one is copied into panels if it lies the other way
+        round; in parts of the sum, where it is long."""
+        a, b = self.factors
+        launches, flops = [], 2 * self.size * self.depth
+        if wants_panels(d, self.dtype):
+            panels = panels_first(d)
+            copy = Panels(d, panels, self.dtype)
+            buffer = self.ctx.temp("panels", copy.size * self.dtype.itemsize)
+            view = View.whole(buffer, self.dtype, (copy.size,))
+            what = "The right factor in panels."
+            launches.append(
+                launch(f"{name}_panels", [b, Operand("y0", view, writes=True)], copy.body(), doc=what, lines=lines)
+            )
+            d, b = panels, replace(b, view=view)
+        if in_place(d, self.epilogue.identity):
+            loops = DirectLoops(d, self.dtype, self.epilogue)
+            flops += self.size * self.epilogue.cost
+            launches.append(
+                launch(
+                    name, [a, b, *self.tiles], loops.body(), doc=f"{doc}{then}.", lines=lines, flops=flops,
+                    scratch=loops.scratch(),
+                )
+            )  # fmt: skip
+            return launches
+        loops = DirectLoops(cut_in_parts(d, self.p), self.dtype, Epilogue.plain(self.dtype, (d.parts, self.size)))
+        return [*launches, *self.summed(loops, [a, b], d.parts, name, doc, then, lines)]
+
     def in_parts(self, parts: int, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """Partial products, then their sum."""
-        shape = (parts, self.size)
+        plain = Epilogue.plain(self.dtype, (parts, self.size))
+        first = self.loops(partial_problem(self.p, parts), plain)
+        return self.summed(first, self.factors, parts, name, doc, then, lines)
+
+    def summed(
+        self,
+        first: Loops | DirectLoops,
+        factors: list[Operand],
+        parts: int,
+        name: str,
+        doc: str,
+        then: str,
+        lines: tuple[Loc, ...],
+    ) -> list[Launch]:
+        """``first``, which writes ``parts`` partial products, and their sum."""
         buffer = self.ctx.temp("partial", parts * self.size * self.dtype.itemsize)
-        sums = View.whole(buffer, self.dtype, shape)
-        first = self.loops(partial_problem(self.p, parts), Epilogue.plain(self.dtype, (parts, self.size)))
+        sums = View.whole(buffer, self.dtype, (parts, self.size))
         second = Sum(self.p, parts, self.dtype, self.epilogue)
         return [
             launch(
-                f"{name}_parts", [*self.factors, Operand("y0", sums, writes=True)], first.body(),
+                f"{name}_parts", [*factors, Operand("y0", sums, writes=True)], first.body(),
                 doc=f"{doc}, in {parts} parts of the sum.", lines=lines, flops=2 * self.size * self.depth,
                 scratch=first.scratch(),
             ),

@@ -127,9 +127,19 @@ class Code:
         self.out.append(Update(var, value))
 
     def contract(
-        self, c: Operand, a: Operand, b: Operand, m: int, n: int, k: Bound, *, accumulate: bool = False
+        self,
+        c: Operand,
+        a: Operand,
+        b: Operand,
+        m: int,
+        n: int,
+        k: Bound,
+        *,
+        accumulate: bool = False,
+        repeats: tuple[tuple[int, int, int], ...] = (),
     ) -> None:
-        self.out.append(Contract(c, a, b, m, n, k, self.dtype, accumulate, self.factor != self.dtype))
+        pairs = self.factor != self.dtype
+        self.out.append(Contract(c, a, b, m, n, k, self.dtype, accumulate, pairs, repeats))
 
     @property
     def factor(self) -> DType:

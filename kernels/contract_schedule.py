@@ -37,6 +37,15 @@ class Target(Protocol):
     @property
     def pairs(self) -> bool: ...
 
+    @property
+    def registers(self) -> int:
+        """Vector registers."""
+        ...
+
+    def lanes(self, dtype: DType) -> int:
+        """Elements of a vector register."""
+        ...
+
     def tile(self, dtype: DType) -> tuple[int, int]:
         """Rows and columns of the register tile."""
         ...

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
-from graphc.dtype import TensorType
+from graphc.dtype import Shape, TensorType
 from graphc.ir import Attrs, Graph, Node, Value, attrs
 from graphc.kernels.assign import Assignment, Frame, Step, assign
 from graphc.kernels.attention import lower_attention, lower_attention_vjp
@@ -38,14 +39,18 @@ LOWERINGS: dict[str, Lower] = {
 }
 
 
-def lower(graph: Graph, target: Target) -> EntryPlan:
-    """The launches of ``graph`` and the buffers that they use.
+EMPTY: Mapping[str, Shape] = MappingProxyType({})
+
+
+def lower(graph: Graph, target: Target, orders: Mapping[str, Shape] = EMPTY) -> EntryPlan:
+    """The launches of ``graph`` and the buffers that they use. ``orders`` has the state by name whose dimensions lie in
+    memory in another order, outermost first.
 
     Before: the graph is fused (`graphc.passes.fuse`) and its nodes are in their final order. After: each call is one
     kernel or a few; no buffer has an address yet.
     """
     ctx = LowerContext(target)
-    assigned = lower_graph(graph, Frame(ctx.names, ctx.consts), ctx)
+    assigned = lower_graph(graph, Frame(ctx.names, ctx.consts, orders=orders), ctx)
     return EntryPlan(
         graph.name,
         tuple(ctx.launches),

@@ -19,6 +19,7 @@ __all__ = ["Access", "Values", "stays_inside"]
 
 AGAIN = 40  # additions: an element that costs more is stored rather than computed in several kernels
 MASK = 200  # the same for what needs no memory (dropout masks, causal masks): nearly anything is cheaper than storing
+MANY_ROWS = 64  # that all need a row: with as many, it is computed once, in front
 LEAVES = 16  # a cone with more leaves ends in a stored value
 
 Moves = tuple[Node, ...]
@@ -131,8 +132,24 @@ class Values:
             return True
         if wider and value.type.size == 1 and cone.leaves:
             return True  # scalars are computed once, not in every kernel that uses them
+        if wider and cone.leaves and self._every_row(value):
+            return True  # a number for each channel, say: kernels would compute it again for each pixel
         if uses > 1 or wider:
             return not self._cheap(value, cone)
+        return False
+
+    def _every_row(self, value: Value) -> bool:
+        """Whether some reader sees ``value`` as the row that all of its rows are, and has many of them."""
+        stack: list[tuple[Value, Moves]] = [(value, ())]
+        while stack:
+            v, moves = stack.pop()
+            if v.type.size >= MANY_ROWS * value.type.size > 1:
+                strides = _strides(value.shape, moves)
+                if strides is not None and strides[-1] and v.shape[-1] > 1:
+                    return True
+            for user in self.graph.users(v):
+                if isinstance(get_op(user.op).lower, Move) and stays_inside(user):
+                    stack.extend((u, (*moves, user)) for u in user.outs)
         return False
 
     def _uses(self, value: Value) -> tuple[int, bool, bool]:

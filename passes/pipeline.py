@@ -14,6 +14,7 @@ from graphc.passes.expand import expand
 from graphc.passes.fold import fold
 from graphc.passes.fuse import fuse
 from graphc.passes.inline import inline
+from graphc.passes.layout import layout
 from graphc.passes.loops import loops
 from graphc.passes.outline import outline
 from graphc.passes.precision import precision
@@ -48,6 +49,7 @@ PIPELINE = (
     Pass("differentiate", differentiate, "Writes out every gradient."),
     Pass("expand", expand, "Writes convolutions as products over windows."),
     Pass("precision", precision, "Rounds the factors of products to 16 bits, where that was asked for."),
+    Pass("layout", layout, "Keeps images channels last between convolutions."),
     Pass("simplify", simplify, "Applies local algebra until nothing changes."),
     Pass("fold", fold, "Computes what depends on constants alone."),
     # Again, for what folding has brought to light: pow(x, 1 + 1) is x * x only once the exponent is one constant.
@@ -68,6 +70,9 @@ ORDER = (
     Constraint("differentiate", "precision", "gradients take the setting over from the products that they are of"),
     Constraint("expand", "precision", "a convolution's setting becomes that of its product"),
     Constraint("precision", "cse", "what several products take is rounded once"),
+    Constraint("expand", "layout", "only then convolutions say in which order they want the dimensions"),
+    Constraint("precision", "layout", "roundings are elementwise, and move with what is around them"),
+    Constraint("layout", "cse", "paddings are equal, forward and backward, once they are laid out alike"),
     Constraint("expand", "simplify", "what a convolution becomes is written without regard to what is around it"),
     Constraint("differentiate", "simplify", "simplify removes stop_gradient, which only differentiate understands"),
     Constraint("differentiate", "dce", "dce drops the gradient rules of regions and trims what they refer to"),

@@ -245,13 +245,15 @@ class _Thread:
 
     def contract(self, s: Contract) -> None:
         k = self.bound(s.k)
-        a, b = self.matrix(s.a, s.m, k), self.matrix(s.b, k, s.n)
         c = self.matrix(s.c, s.m, s.n)
         assert s.b.col == 1 and s.c.col == 1  # noqa: PT018
-        if s.pairs:
-            a, b = halves(a), halves(b.T).T
-            k *= 2
-        c[...] = (c if s.accumulate else 0) + (a @ b if k else np.zeros_like(c))
+        total = np.zeros_like(c)
+        for at in np.ndindex(*(count for count, _, _ in s.repeats)):
+            steps = [sum(i * r[side] for i, r in zip(at, s.repeats, strict=True)) for side in (1, 2)]
+            left, right = (replace(o, index=o.index + step) for o, step in zip((s.a, s.b), steps, strict=True))
+            a, b = self.matrix(left, s.m, k), self.matrix(right, k, s.n)
+            total += halves(a) @ halves(b.T).T if s.pairs else a @ b
+        c[...] = (c if s.accumulate else 0) + total
 
     def matrix(self, o: Operand, rows: int, cols: int) -> np.ndarray:
         buffer = self.buffers[o.buffer]

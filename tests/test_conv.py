@@ -61,11 +61,11 @@ def test_the_padding_of_a_step_is_made_once() -> None:
 
     traced = trace(step, x=gc.spec((2, 3, 12, 12)), w=gc.spec((4, 3, 3, 3)))
     graph = pipeline.run(traced.graph, stop_after="dce")
-    assert len([n for n in nodes(graph, "concat") if n.types[0].shape == (2, 3, 14, 14)]) == 1
+    assert len([n for n in nodes(graph, "concat") if n.types[0].shape == (2, 14, 14, 3)]) == 1
 
 
 def test_what_is_padded_is_computed_in_place() -> None:
-    """The padding is filled in, the layer before writes into it, and all that read that layer read it there."""
+    """The borders are filled, the layer before writes between them, and all that read that layer read it there."""
 
     @gc.entry(x=gc.spec((2, 3, 12, 12)), w=gc.spec((3, 3, 3, 3)))
     def step(x: gc.Tensor, w: gc.Tensor) -> dict[str, gc.Tensor]:
@@ -73,7 +73,8 @@ def test_what_is_padded_is_computed_in_place() -> None:
         return {"y": gc.conv2d(y, w, padding=1) + y}
 
     program = gc.compile(step)
-    assert len(program.step.kernels) == 3  # fill, exp, product
+    # above and below, left and right, exp, the weight in panels, the product, and the result with channels first
+    assert len(program.step.kernels) == 6
     x, w = values(2, 3, 12, 12).astype(np.float32), values(3, 3, 3, 3).astype(np.float32)
     padded = np.pad(np.exp(x), ((0, 0), (0, 0), (1, 1), (1, 1)))
     seen = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
@@ -165,7 +166,8 @@ def test_what_does_not_fit_is_refused_at_the_users_line(fn: Callable[..., gc.Ten
 
 @pytest.mark.parametrize(("groups", "stride"), [(1, 1), (2, 1), (1, 2)])
 def test_the_gradient_of_a_weight_with_many_channels(groups: int, stride: int) -> None:
-    """Without groups, its right factor is turned before (see kernels/contract_turn.py)."""
+    """Without groups, its right factor, which has channels first here, is copied into panels before
+    (`kernels/contract_direct.py`)."""
     x, g = values(3, 6, 12, 20).astype(np.float32), values(3, 24, 12 // stride, 20 // stride).astype(np.float32)
 
     @gc.entry(x=gc.spec(x.shape), w=gc.spec((24, 6 // groups, 3, 3)), g=gc.spec(g.shape))
@@ -174,7 +176,7 @@ def test_the_gradient_of_a_weight_with_many_channels(groups: int, stride: int) -
         return {"w": gc.grad(gc.sum(y * g), w)}
 
     program = gc.compile(step)
-    assert any(k.name.endswith("turn") for k in program.step.kernels) == (groups == 1)
+    assert any(k.name.endswith("panels") for k in program.step.kernels) == (groups == 1)
     got = program.step(x=x, w=np.zeros((24, 6 // groups, 3, 3), np.float32), g=g)["w"]
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     seen = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))[:, :, ::stride, ::stride]

@@ -63,6 +63,33 @@ def test_every_remainder(level: str, dtype: DType, tmp_path: Path) -> None:
         assert (guarded[m * n :] == 7).all()
 
 
+@pytest.mark.parametrize("level", RUNNABLE)
+def test_sums_over_repeats(level: str, tmp_path: Path) -> None:
+    """Further loops of the sum; in the second of each pair A advances by a row in the last one, which reads it once."""
+    target = BASELINES[level]
+    m, n, k = 4, target.lanes(float32) + 3, 3
+    cases = [((2, 40, 60),), ((3, k, 60),), ((2, 50, 200), (4, 7, 60)), ((2, 50, 200), (3, k, 60))]
+    kernels = []
+    for repeats in cases:
+        a, b, c = Operand("a", Affine(), k, 1), Operand("b", Affine(), n), Operand("c", Affine(), n)
+        stmt = Contract(c, a, b, m, n, k, float32, repeats=repeats)
+        params = (Param("a", float32), Param("b", float32), Param("c", float32, written=True))
+        kernels.append(Kernel("repeats", params, (stmt,)))
+    built = compile_kernels(kernels, target, tmp_path)
+    native = load_objects([b.object for b in built])
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=200).astype(np.float32), rng.normal(size=600).astype(np.float32)
+    for repeats, made in zip(cases, built, strict=True):
+        assert ("shared=True" in made.source) == (repeats[-1][1] == k)
+        want = np.zeros((m, n))
+        for at in np.ndindex(*(count for count, _, _ in repeats)):
+            in_a, in_b = (sum(i * r[side] for i, r in zip(at, repeats, strict=True)) for side in (1, 2))
+            want += a[in_a : in_a + m * k].reshape(m, k).astype(float) @ b[in_b : in_b + k * n].reshape(k, n)
+        c = aligned(m * n, np.float32)
+        native.run(made.symbol, [a, b, c])
+        np.testing.assert_allclose(c.reshape(m, n), want, rtol=1e-5, atol=1e-5)
+
+
 def test_memory_past_the_columns_is_not_read(tmp_path: Path) -> None:
     """The last row of B and C ends where its page ends: reading a whole vector there would fault."""
     level = RUNNABLE[0]

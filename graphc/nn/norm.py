@@ -9,7 +9,7 @@ import numpy as np
 
 from graphc.dtype import float32
 from graphc.errors import error
-from graphc.functional import mean, rsqrt, take, var
+from graphc.functional import maximum, mean, rsqrt, take, var
 from graphc.half import rounded_once
 from graphc.scope import user_loc
 from graphc.tensor import Tensor, apply, as_tensor, astype, broadcast_to
@@ -60,14 +60,30 @@ def batch_norm(
     count = x.size // max(x.shape[1], 1)
     if count < 2:
         raise error("GC0101", f"batch statistics of {x.type}: one value per channel has no variance", loc=user_loc())
-    centre = mean(x, axes, keepdims=True)
-    centred = x - centre
-    spread = mean(centred * centred, axes, keepdims=True)
+    shift, offset, spread = _moments(x, axes)
     if running_mean is not None and running_var is not None:
-        for running, now in ((running_mean, centre), (running_var, spread * (count / (count - 1)))):
+        for running, now in ((running_mean, shift + offset), (running_var, spread * (count / (count - 1)))):
             batch = stop_gradient(now).reshape(running.shape)
             running.assign(astype(running * (1 - momentum) + batch * momentum, running.dtype))
-    return _affine(centred * rsqrt(spread + eps), weight, bias)
+    scale = rsqrt(spread + eps)
+    scale = scale if weight is None else scale * _channels(weight, x)
+    y = (x - shift - offset) * scale
+    return y if bias is None else y + _channels(bias, x)
+
+
+def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Per channel, beside x: an element of x, the mean of the distances from it, and the variance (over n).
+
+    Both sums are taken in one pass over x. That the shift is one of the values keeps what cancels small: its distance
+    from the mean is a few standard deviations (Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance",
+    The American Statistician 37(3), 1983). Mean and variance do not depend on it, so no gradient flows through it.
+    """
+    middle = tuple(slice(None) if d == 1 else slice(x.shape[d] // 2, x.shape[d] // 2 + 1) for d in range(x.ndim))
+    shift = stop_gradient(x[middle])
+    distance = x - shift
+    offset = mean(distance, axes, keepdims=True)
+    spread = mean(distance * distance, axes, keepdims=True) - offset * offset
+    return shift, offset, maximum(spread, 0)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -6,19 +6,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 
-from graphc.dtype import DType, Shape, TensorType, dtype
+from graphc.dtype import DType, Shape, TensorType, dtype, float32
 from graphc.errors import error
 from graphc.ir import Attrs, Node, Value, attrs
 from graphc.ops import check
 from graphc.ops.base import Meta, Op, Sample, apply
-from graphc.ops.build import Array, equal, floats, permute, reshape, single, where
+from graphc.ops.build import Array, equal, floats, full, permute, reshape, single, where
 from graphc.ops.contract import rounded, rounding
-from graphc.ops.windows import extent, infer_windows, padded_array, unwindow, view_windows, window_count, windows_of
+from graphc.ops.windows import (
+    each_axis,
+    extent,
+    gathered,
+    infer_windows,
+    pad,
+    padded_array,
+    surroundings,
+    view_windows,
+    window_count,
+    windows_of,
+)
 
-__all__ = ["CONV", "Geometry", "conv", "elements"]
+__all__ = ["CONV", "Geometry", "channels_first", "channels_last", "conv", "elements", "padded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +127,12 @@ def gradient_of_input(y: Value, w: Value, shape: Shape, g: Geometry, **kept: DTy
     o, c, *kernel = w.shape
     spatial = range(2, len(w.shape))
     turned = apply("flip", w, axes=tuple(spatial))
-    turned = reshape(turned, (g.groups, o // g.groups, c, *kernel))
-    turned = permute(turned, [0, 2, 1, *(d + 1 for d in spatial)])
-    turned = reshape(turned, (g.groups * c, o // g.groups, *kernel))
+    if g.groups > 1:
+        turned = reshape(turned, (g.groups, o // g.groups, c, *kernel))
+        turned = permute(turned, [0, 2, 1, *(d + 1 for d in spatial)])
+        turned = reshape(turned, (g.groups * c, o // g.groups, *kernel))
+    else:
+        turned = permute(turned, [1, 0, *spatial])
     strides = tuple(gap + 1 for gap in g.interior)
     widths = [extent(k, d) for k, d in zip(kernel, g.dilations, strict=True)]
     low = tuple(width - 1 - before for width, before in zip(widths, g.low, strict=True))
@@ -134,15 +149,36 @@ def gradient_of_weight(x: Value, y: Value, shape: Shape, g: Geometry, **kept: DT
     b, counts = y.shape[0], y.shape[2:]
     c, kernel = shape[1], shape[2:]
     spatial = range(2, len(shape))
-    swapped = reshape(x, (b, g.groups, c, *x.shape[2:]))
-    swapped = permute(swapped, [2, 1, 0, *(d + 1 for d in spatial)])
-    swapped = reshape(swapped, (c, g.groups * b, *x.shape[2:]))
+    low, high, at_high = g.low, g.high, g.padded(x.shape[2:])
+    if not any(g.interior):  # padded as in the forward pass, so that both see the same memory
+        x = padded(x, g)
+        low = high = (0,) * len(kernel)
+    if g.groups > 1:
+        swapped = reshape(x, (b, g.groups, c, *x.shape[2:]))
+        swapped = permute(swapped, [2, 1, 0, *(d + 1 for d in spatial)])
+        swapped = reshape(swapped, (c, g.groups * b, *x.shape[2:]))
+    else:
+        swapped = permute(x, [1, 0, *spatial])
     total = [extent(k, d) - 1 + extent(q, s) for k, d, q, s in zip(kernel, g.dilations, counts, g.strides, strict=True)]
-    at_high = g.padded(x.shape[2:])
-    high = tuple(h + t - p for h, t, p in zip(g.high, total, at_high, strict=True))  # cut what no window saw
-    geometry = Geometry(g.dilations, g.low, high, g.interior, g.strides, g.groups)
+    high = tuple(h + t - p for h, t, p in zip(high, total, at_high, strict=True))  # cut what no window saw
+    geometry = Geometry(g.dilations, low, high, g.interior, g.strides, g.groups)
     found = conv(swapped, permute(y, [1, 0, *spatial]), geometry, **kept)  # [c, o, *kernel]
     return permute(found, [1, 0, *spatial])
+
+
+def channels_last(x: Value) -> Value:
+    """[B, C, *sizes] as [B, *sizes, C]."""
+    return permute(x, [0, *range(2, len(x.shape)), 1])
+
+
+def channels_first(x: Value) -> Value:
+    """[B, *sizes, C] as [B, C, *sizes]."""
+    return permute(x, [0, len(x.shape) - 1, *range(1, len(x.shape) - 1)])
+
+
+def padded(x: Value, g: Geometry) -> Value:
+    """x [B, C, *sizes] with zeros as ``g`` has it. The memory has channels last, in which order convolutions read."""
+    return channels_first(pad(channels_last(x), (0, *g.low, 0), (0, *g.high, 0), (0, *g.interior, 0)))
 
 
 def conv(x: Value, w: Value, g: Geometry, **settings: DType) -> Value:
@@ -193,31 +229,41 @@ def eval_window_max(arrays: Sequence[Array], at: Attrs) -> tuple[Array, ...]:
     return (windows.max(axis=tuple(range(x.ndim, len(seen.shape)))),)
 
 
-def elements(windows: Value, ndim: int) -> list[Value]:
-    """The elements of ``windows`` (whose own dimensions come from ``ndim`` on) by their place in the window, each over
-    all windows."""
-    outer, inner = windows.shape[:ndim], windows.shape[ndim:]
+def elements(x: Value, at: Attrs) -> list[Value]:
+    """The elements of the `windows` of ``x`` by their place in the window, each over all windows: strided slices."""
     found = []
-    for place in product(*map(range, inner)):
-        start, stop = (0,) * ndim + place, (*outer, *(p + 1 for p in place))
-        found.append(reshape(apply("slice", windows, start=start, stop=stop, step=(1,) * len(start)), outer))
+    for place in product(*map(range, at["sizes"])):
+        start, stop, step = [0] * len(x.shape), list(x.shape), [1] * len(x.shape)
+        for i, (axis, size, stride, dilation) in zip(place, each_axis(at), strict=True):
+            count = window_count(x.shape[axis], size, stride, dilation)
+            start[axis], step[axis] = i * dilation, stride
+            stop[axis] = i * dilation + extent(count, stride)
+        found.append(apply("slice", x, start=tuple(start), stop=tuple(stop), step=tuple(step)))
     return found
 
 
 def vjp_window_max(n: Node, g: Value) -> list[Value]:
     """The cotangent goes to the first maximum of each window, in row-major order (as in PyTorch's max pooling). A
     window whose maximum is NaN passes nothing on."""
-    (x,), y = n.inputs, n.out()
-    windows = apply("windows", x, **n.attrs)
-    found: Value | None = None
-    parts = []
-    for element in elements(windows, len(y.shape)):
-        here = equal(element, y)
-        first = here if found is None else apply("logical_and", here, apply("logical_not", found))
-        found = here if found is None else apply("logical_or", found, here)
-        parts.append(reshape(where(first, g, 0), (*y.shape, 1)))
-    chosen = apply("concat", *parts, axis=len(y.shape))
-    return [unwindow(reshape(chosen, windows.shape), x.shape, n.attrs)]
+    (x,), y, at = n.inputs, n.out(), n.attrs
+    images = len(x.shape) >= 4 and at["axes"] == tuple(range(2, len(x.shape)))
+    if images:
+        x, y, g = map(channels_last, (x, y, g))
+        at = windows_of([a - 1 for a in at["axes"]], at["sizes"], at["strides"], at["dilations"])
+    chosen = full(prod(at["sizes"]), float32, y.shape)  # the number of the first maximum
+    for number, element in reversed(list(enumerate(elements(x, at)))):
+        chosen = where(equal(element, y), number, chosen)
+    low, high = surroundings(x.shape, at)
+    chosen, around = pad(chosen, low, high, value=-1), pad(g, low, high)
+
+    def term(place: Shape, bounds: Sequence[tuple[int, int]]) -> Value:
+        start, stop = zip(*bounds, strict=True)
+        one, value = (apply("slice", v, start=start, stop=stop, step=(1,) * len(start)) for v in (chosen, around))
+        number = sum(i * prod(at["sizes"][d + 1 :]) for d, i in enumerate(place))
+        return where(equal(one, number), value, 0)
+
+    found = gathered(x.shape, at, term)
+    return [channels_first(found) if images else found]
 
 
 window_max = Op(

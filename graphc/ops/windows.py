@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
+from itertools import product
 
 import numpy as np
 
@@ -12,9 +13,12 @@ from graphc.errors import error
 from graphc.ir import Attrs, Value, attrs
 from graphc.ops import check
 from graphc.ops.base import Move, Op, Sample, apply
-from graphc.ops.build import Array, add, floats, full, integers, permute, reshape, single
+from graphc.ops.build import Array, add, floats, full, integers, reshape, single, zeros
 
-__all__ = ["WINDOWS", "extent", "pad", "padded_array", "unwindow", "window_count"]
+__all__ = [
+    "WINDOWS", "each_axis", "extent", "gathered", "pad", "padded_array", "side_by_side", "surroundings", "unwindow",
+    "view_windows", "window_count", "windows_of",
+]  # fmt: skip
 
 Placed = tuple[Shape, int]  # strides and offset of a view, in elements
 
@@ -69,38 +73,82 @@ def eval_windows(arrays: Sequence[Array], at: Attrs) -> tuple[Array, ...]:
     return (np.lib.stride_tricks.as_strided(x, out.shape, strides, writeable=False),)
 
 
+Term = Callable[[Shape, Sequence[tuple[int, int]]], Value]
+
+
 def unwindow(g: Value, shape: Shape, at: Attrs) -> Value:
     """The gradient of `windows` of a value of ``shape``: each element gets the sum of what all windows give for it."""
-    for axis, stride, dilation in reversed(list(zip(at["axes"], at["strides"], at["dilations"], strict=True))):
-        g = overlap_add(g, axis, stride, dilation, shape[axis])
-    return g
+    low, high = surroundings(shape, at)
+    ndim = len(shape)
+    none = (0,) * (len(g.shape) - ndim)
+    around = pad(g, (*low, *none), (*high, *none))
+
+    def term(place: Shape, bounds: Sequence[tuple[int, int]]) -> Value:
+        seen = [*bounds, *((i, i + 1) for i in place)]
+        start, stop = zip(*seen, strict=True)
+        element = apply("slice", around, start=start, stop=stop, step=(1,) * len(start))
+        return reshape(element, element.shape[:ndim])
+
+    return gathered(shape, at, term)
 
 
-def overlap_add(g: Value, axis: int, stride: int, dilation: int, length: int) -> Value:
-    """``g`` [..., n at ``axis``, ..., size] → [..., ``length`` at ``axis``, ...]: element (i, j) of the two goes to
-    i * stride + j * dilation.
+def surroundings(shape: Shape, at: Attrs) -> tuple[list[int], list[int]]:
+    """How many windows that are not there `gathered` asks for, before and after the others, along each dimension."""
+    low, high = [0] * len(shape), [0] * len(shape)
+    for axis, size, stride, dilation in each_axis(at):
+        low[axis] = (size - 1) * dilation // stride
+        high[axis] = max(0, -(-shape[axis] // stride) - window_count(shape[axis], size, stride, dilation))
+    return low, high
 
-    The windows are cut into blocks of ``stride`` elements, the last one filled up with zeros. Block number b of all
-    windows tiles the axis without overlap, from b * stride on; what is left is to add the blocks.
+
+def gathered(shape: Shape, at: Attrs, term: Term) -> Value:
+    """What the windows of a value of ``shape`` give to its elements, summed. Element i * stride + r along an axis is in
+    the windows i, i - 1, … at their places r, r + stride, … (for dilation 1): all elements with one remainder r are the
+    same sum of the same places. The sums for all remainders lie side by side.
+
+    ``term(place, bounds)`` is what element ``place`` of each window gives, for the windows in ``bounds``, counted from
+    the first of the `surroundings`.
     """
-    last = len(g.shape) - 1
-    size = extent(g.shape[last], dilation)
-    blocks = -(-size // stride)
-    none = (0,) * last
-    g = pad(g, (*none, 0), (*none, blocks * stride - size), (*none, dilation - 1))
-    count = g.shape[axis]
-    terms = []
-    for b in range(blocks):
-        cut = [(0, d, 1) for d in g.shape[:-1]] + [(b * stride, (b + 1) * stride, 1)]
-        start, stop, step = zip(*cut, strict=True)
-        block = apply("slice", g, start=start, stop=stop, step=step)
-        block = permute(block, [*range(axis + 1), last, *range(axis + 1, last)])
-        block = reshape(block, (*g.shape[:axis], count * stride, *g.shape[axis + 1 : -1]))
-        after = length - (b + count) * stride
-        low = [b * stride if d == axis else 0 for d in range(last)]
-        high = [after if d == axis else 0 for d in range(last)]
-        terms.append(pad(block, low, high))
-    return reduce(add, terms)
+    rows = list(each_axis(at))
+    low, _ = surroundings(shape, at)
+    counts = [-(-shape[axis] // stride) for axis, _, stride, _ in rows]
+
+    def phase(remainders: Shape) -> Value | None:
+        found = []
+        for place in product(*(range(size) for _, size, _, _ in rows)):
+            reach = [j * dilation - r for j, r, (_, _, _, dilation) in zip(place, remainders, rows, strict=True)]
+            if any(n % stride for n, (_, _, stride, _) in zip(reach, rows, strict=True)):
+                continue
+            bounds = [(0, d) for d in shape]
+            for n, count, (axis, _, stride, _) in zip(reach, counts, rows, strict=True):
+                bounds[axis] = (low[axis] - n // stride, low[axis] - n // stride + count)
+            found.append(term(place, bounds))
+        return reduce(add, found) if found else None
+
+    def joined(axis: int, remainders: Shape) -> Value | None:
+        if axis == len(rows):
+            return phase(remainders)
+        return side_by_side([joined(axis + 1, (*remainders, r)) for r in range(rows[axis][2])], rows[axis][0])
+
+    whole = joined(0, ())
+    assert whole is not None
+    return apply("slice", whole, start=(0,) * len(shape), stop=shape, step=(1,) * len(shape))
+
+
+def each_axis(at: Attrs) -> Iterator[tuple[int, int, int, int]]:
+    """Axis, size, stride and dilation of each dimension that has windows."""
+    return zip(at["axes"], at["sizes"], at["strides"], at["dilations"], strict=True)
+
+
+def side_by_side(parts: Sequence[Value | None], axis: int) -> Value | None:
+    """The elements of ``parts`` (None: zeros) by turns along ``axis``. None where all are zeros."""
+    first = next((part for part in parts if part), None)
+    if first is None or len(parts) == 1:
+        return first
+    column = (*first.shape[: axis + 1], 1, *first.shape[axis + 1 :])
+    columns = [reshape(part, column) if part else zeros(first.dtype, column) for part in parts]
+    together = apply("concat", *columns, axis=axis + 1)
+    return reshape(together, _with(first.shape, axis, first.shape[axis] * len(parts)))
 
 
 def windows_of(axes: Sequence[int], sizes: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Attrs:

@@ -98,10 +98,13 @@ class NumbaDialect(Dialect):
         return f"if {cond}:"
 
     def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> list[str]:
-        rows, columns = self.target.tile(stmt.dtype)
+        rows, columns = self.target.tile_of(stmt.dtype, stmt.m, stmt.n)
+        repeats = f"repeats={stmt.repeats}, " if stmt.repeats else ""
+        if stmt.repeats and stmt.repeats[-1][1] == stmt.a.row:
+            repeats += "shared=True, " * self.target.fits(stmt.dtype, rows + stmt.repeats[-1][0], columns)
         what = (
             f'microkernel("{stmt.dtype}", m={stmt.m}, n={stmt.n}, a=({stmt.a.row}, {stmt.a.col}), b={stmt.b.row}, '
-            f"c={stmt.c.row}, accumulate={stmt.accumulate}, tile=({rows}, {columns}), "
+            f"c={stmt.c.row}, accumulate={stmt.accumulate}, tile=({rows}, {columns}), {repeats}"
             f"lanes={self.target.lanes(stmt.dtype)}{', pairs=True' if stmt.pairs else ''})"
         )
         name = self.microkernel(what, "product")

@@ -42,6 +42,9 @@ class _Tile:
     accumulate: bool
     lanes: int
     pairs: bool
+    repeats: tuple[tuple[int, int, int], ...] = ()
+    shared: int = 1  # rows of B, a step of the last repeat apart, that meet one element of A: see `over_k`
+    shared_step: int = 0
 
     @property
     def element(self) -> ir.Type:
@@ -65,7 +68,9 @@ class _Tile:
         """The tile's function in ``module``, built on first use."""
         kind, strides = "add" if self.accumulate else "set", f"a{self.a_row}_{self.a_col}_b{self.b_row}_c{self.c_row}"
         what = "pairs" if self.pairs else self.dtype
-        name = f"tile_{what}_{kind}_{self.rows}x{self.columns}_{strides}"
+        repeats = "".join(f"_r{count}_{a}_{b}" for count, a, b in self.repeats)
+        repeats += f"_s{self.shared}_{self.shared_step}" if self.shared > 1 else ""
+        name = f"tile_{what}_{kind}_{self.rows}x{self.columns}_{strides}{repeats}"
         if name in module.globals:
             return module.globals[name]
         sums, factors = self.element.as_pointer(), element_type(self.factor).as_pointer()
@@ -79,13 +84,9 @@ class _Tile:
         return fn
 
     def build(self, builder: ir.IRBuilder, c: Value, a: Value, b: Value, k: Value) -> None:
-        """All of k, ``partials`` steps at a time, then the steps that are left, then C."""
+        """The sum over all repeats and all of k, then C."""
         zero = constant(ir.VectorType(self.element, self.lanes), 0.0)
-        sums = [zero] * (self.partials * self.rows * self.vectors)
-        whole = builder.and_(k, _WORD(-self.partials))
-        sums = self.k_loop(builder, "k", _WORD(0), whole, self.partials, sums, a, b)
-        if self.partials > 1:
-            sums = self.k_loop(builder, "k_rest", whole, k, 1, sums, a, b)
+        sums = self.over(builder, self.repeats, [zero] * (self.partials * self.rows * self.vectors), a, b, k)
         size = self.rows * self.vectors
         while len(sums) > size:
             half = len(sums) // 2
@@ -93,54 +94,62 @@ class _Tile:
         self.write(builder, c, sums)
         builder.ret_void()
 
-    def k_loop(
+    def over(
         self,
         builder: ir.IRBuilder,
-        name: str,
-        start: Value,
-        stop: Value,
-        step: int,
+        repeats: tuple[tuple[int, int, int], ...],
         sums: list[Value],
         a: Value,
         b: Value,
+        k: Value,
     ) -> list[Value]:
-        """``sums`` after steps start … stop - 1, ``step`` of them at a time into different partials."""
-        before = builder.block
-        body, after = builder.append_basic_block(name), builder.append_basic_block(f"{name}_done")
-        builder.cbranch(builder.icmp_signed("<", start, stop), body, after)
-        builder.position_at_end(body)
-        index = builder.phi(_WORD, name)
-        carried = [builder.phi(s.type) for s in sums]
-        new = list(carried)
+        """``sums`` after all ``repeats`` of all of k."""
+        if not repeats:
+            return self.over_k(builder, sums, a, b, k)
+        count, a_step, b_step = repeats[0]
+
+        def once(index: Value, carried: list[Value]) -> list[Value]:
+            at_a, at_b = (builder.gep(x, [builder.mul(index, _WORD(s))]) for x, s in ((a, a_step), (b, b_step)))
+            return self.over(builder, repeats[1:], carried, at_a, at_b, k)
+
+        return _sums(builder, "repeat", (_WORD(0), _WORD(count), 1), sums, once)
+
+    def over_k(self, builder: ir.IRBuilder, sums: list[Value], a: Value, b: Value, k: Value) -> list[Value]:
+        """``sums`` after all of k, ``partials`` steps at a time into different accumulators, then those left.
+
+        ``shared`` repeats of this, in which A advances by a row, are done at once: row i of A in one is row i - 1 in
+        the next, so that each of its elements is brought in once.
+        """
         size = self.rows * self.vectors
-        for u in range(step):
-            at = builder.add(index, _WORD(u))
-            new[u * size : (u + 1) * size] = self.k_step(builder, at, new[u * size : (u + 1) * size], a, b)
-        following = builder.add(index, _WORD(step))
-        builder.cbranch(builder.icmp_signed("<", following, stop), body, after)
-        for phi, first, last in zip([index, *carried], [start, *sums], [following, *new], strict=True):
-            phi.add_incoming(first, before)
-            phi.add_incoming(last, body)
-        builder.position_at_end(after)
-        results = []
-        for first, last in zip(sums, new, strict=True):
-            result = builder.phi(first.type)
-            result.add_incoming(first, before)
-            result.add_incoming(last, body)
-            results.append(result)
-        return results
+
+        def steps(count: int) -> Callable[[Value, list[Value]], list[Value]]:
+            def body(index: Value, carried: list[Value]) -> list[Value]:
+                new = list(carried)
+                for u in range(count):
+                    at = builder.add(index, _WORD(u))
+                    new[u * size : (u + 1) * size] = self.k_step(builder, at, new[u * size : (u + 1) * size], a, b)
+                return new
+
+            return body
+
+        whole = builder.and_(k, _WORD(-self.partials))
+        sums = _sums(builder, "k", (_WORD(0), whole, self.partials), sums, steps(self.partials))
+        return _sums(builder, "k_rest", (whole, k, 1), sums, steps(1)) if self.partials > 1 else sums
 
     def k_step(self, builder: ir.IRBuilder, k: Value, sums: list[Value], a: Value, b: Value) -> list[Value]:
         """One rank-1 update of the tile: column k of A times row k of B."""
         row = builder.gep(b, [builder.mul(k, _WORD(self.b_row))])
         column = builder.gep(a, [builder.mul(k, _WORD(self.a_col))])
-        b_vectors = [self.load(builder, self.factor, row, v) for v in range(self.vectors)]
-        out = []
-        for i in range(self.rows):
+        rows = [builder.gep(row, [_WORD(j * self.shared_step)]) for j in range(self.shared)]
+        b_vectors = [[self.load(builder, self.factor, at, v) for v in range(self.vectors)] for at in rows]
+        out = list(sums)
+        for i in range(self.rows + self.shared - 1):
             element = builder.load(builder.gep(column, [_WORD(i * self.a_row)]), align=2 if self.pairs else None)
             wide = broadcast(builder, element, self.lanes)
-            for v, b_vector in enumerate(b_vectors):
-                out.append(self.multiply_add(builder, wide, b_vector, sums[i * self.vectors + v]))
+            for j in range(max(0, i - self.rows + 1), min(self.shared, i + 1)):
+                for v, b_vector in enumerate(b_vectors[j]):
+                    at = (i - j) * self.vectors + v
+                    out[at] = self.multiply_add(builder, wide, b_vector, out[at])
         return out
 
     def multiply_add(self, builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
@@ -167,6 +176,38 @@ class _Tile:
             return None
         bits = [ir.Constant(ir.IntType(1), int(i < active)) for i in range(self.lanes)]
         return ir.Constant(ir.VectorType(ir.IntType(1), self.lanes), bits)
+
+
+def _sums(
+    builder: ir.IRBuilder,
+    name: str,
+    trips: tuple[Value, Value, int],
+    sums: list[Value],
+    body: Callable[[Value, list[Value]], list[Value]],
+) -> list[Value]:
+    """``sums`` after ``body(index, sums)`` for every index from start to stop by step, which are ``trips``."""
+    start, stop, step = trips
+    before, loop = builder.block, builder.append_basic_block(name)
+    after = builder.append_basic_block(f"{name}_done")
+    builder.cbranch(builder.icmp_signed("<", start, stop), loop, after)
+    builder.position_at_end(loop)
+    index = builder.phi(_WORD, name)
+    carried = [builder.phi(s.type) for s in sums]
+    new = body(index, list(carried))
+    following = builder.add(index, _WORD(step))
+    builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
+    last = builder.block
+    for phi, first, value in zip([index, *carried], [start, *sums], [following, *new], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(value, last)
+    builder.position_at_end(after)
+    results = []
+    for first, value in zip(sums, new, strict=True):
+        result = builder.phi(first.type)
+        result.add_incoming(first, before)
+        result.add_incoming(value, last)
+        results.append(result)
+    return results
 
 
 def _each(builder: ir.IRBuilder, count: int, body: Callable[[Value], None]) -> None:
@@ -200,17 +241,22 @@ def microkernel(
     tile: tuple[int, int],
     lanes: int,
     pairs: bool = False,
+    repeats: tuple[tuple[int, int, int], ...] = (),
+    shared: bool = False,
 ) -> Rule:
     """The word ``product(c, c_index, a, a_index, b, b_index, k)`` over typed pointers and element indices.
 
     ``dtype`` is float32 or float64; ``a`` has strides (row, column), ``b`` and ``c`` a row stride and unit columns.
-    With ``pairs`` the elements of A and B are words of two bfloat16, of which k counts the words.
-    ``tile`` is (MR, NR) and ``lanes`` the elements of a vector register. A panel of NR columns of B is used by all rows
-    before the next one. Memory past column n of B and C is neither read nor written.
+    With ``pairs`` the elements of A and B are words of two bfloat16, of which k counts the words. The sum goes over
+    ``repeats`` as well, each (count, step of a, step of b); ``shared``: the last of them, in which A advances by a row,
+    reads each element of A once. ``tile`` is (MR, NR) and ``lanes`` the elements of a vector register. A panel of NR
+    columns of B is used by all rows before the next one. Memory past column n of B and C is neither read nor written.
     """
 
     def call_tile(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value, rows: int, columns: int) -> None:
-        shape = _Tile(dtype, rows, columns, a[0], a[1], b, c, accumulate, lanes, pairs)
+        outer, last = (repeats[:-1], repeats[-1]) if shared else (repeats, (1, 0, 0))
+        strides = a[0], a[1], b, c
+        shape = _Tile(dtype, rows, columns, *strides, accumulate, lanes, pairs, outer, last[0], last[2])
         builder.call(shape.function(builder.module), [c0, a0, b0, k])
 
     def panel(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value, columns: int) -> None:

@@ -31,6 +31,14 @@ class CpuTarget:
         """(MR, NR): rows and columns of C that stay in registers during a block product."""
         return dict(self.tiles)[dtype.itemsize]
 
+    def tile_of(self, dtype: DType, m: int, n: int) -> tuple[int, int]:
+        """The tile for a block of ``m`` × ``n``: all of it, where it stays in registers."""
+        return (m, n) if self.fits(dtype, m + 1, n) else self.tile(dtype)
+
+    def fits(self, dtype: DType, rows: int, columns: int) -> bool:
+        """Whether as many rows (of sums, and of b) stay in registers beside an element of a."""
+        return -(-columns // self.lanes(dtype)) * rows < self.registers
+
     @property
     def pairs(self) -> bool:
         """Whether it has an instruction that multiplies pairs of bfloat16."""

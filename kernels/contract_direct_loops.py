@@ -1,0 +1,144 @@
+"""The loops of a product that reads both factors in place, and those that copy its right factor into panels."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from math import prod
+
+from graphc.dtype import DType
+from graphc.kernels.contract_code import Bound, Code, place
+from graphc.kernels.contract_direct import Direct
+from graphc.kernels.contract_epilogue import Epilogue, finish_row
+from graphc.kernels.contract_problem import Axis
+from graphc.loop import Affine, Operand, Role, Scratch, Stmt
+
+__all__ = ["DirectLoops", "Panels"]
+
+A, B, C = 0, 1, 2
+
+Indexed = list[tuple[Axis, Bound]]
+Range = tuple[Bound, Bound]
+
+
+def at(axes: Indexed, array: int) -> Affine:
+    return place((i, axis.strides[array]) for axis, i in axes)
+
+
+class DirectLoops:
+    """The statements of one product. Scratch: ``tile_c``, a tile across the panels of a task that waits for its
+    epilogue; none where the product is the result."""
+
+    def __init__(self, d: Direct, dtype: DType, epilogue: Epilogue):
+        self.d, self.dtype, self.epilogue = d, dtype, epilogue
+        self.code = Code(dtype, ("a", "b", "tile_c"))
+        self.direct = epilogue.identity and d.n.strides[C] == 1
+        assert self.direct or not d.slabs, "an epilogue needs the whole sum"
+
+    def scratch(self) -> tuple[Scratch, ...]:
+        d = self.d
+        return () if self.direct else (Scratch("tile_c", self.dtype, d.mr * d.panels * d.nr),)
+
+    def body(self) -> tuple[Stmt, ...]:
+        c, d = self.code, self.d
+        m_tasks, n_tasks = -(-d.m_tiles // d.rows), -(-d.n_panels // d.panels)
+        sizes = [("n_task", n_tasks), ("m_task", m_tasks), *(("outer", axis.size) for axis in d.outer)]
+        with c.loop("task", 0, prod(size for _, size in sizes), role=Role.PARALLEL) as task:
+            n_task, m_task, *outer = c.unflatten(task, sizes)
+            rows = c.part("tile", m_task, d.rows, d.m_tiles)
+            panels = c.part("panel", n_task, d.panels, d.n_panels)
+            columns = self.columns(panels)
+            around = list(zip(d.outer, outer, strict=True))
+            if d.slabs:
+                with ExitStack() as stack:
+                    axes = [*around, *self.each("inside", d.inside, stack)]
+                    self.clear(axes, rows, columns)
+            with ExitStack() as stack:
+                slabs = self.each("slab", d.levels[: d.slabs], stack)
+                axes = [*around, *self.each("inside", d.inside, stack)]
+                c.tiles(*rows, d.m.size, d.mr, lambda tile, m: self.tile(axes, slabs, tile, m, panels, columns))
+        return tuple(c.out)
+
+    def each(self, name: str, axes: tuple[Axis, ...], stack: ExitStack) -> Indexed:
+        return [(axis, stack.enter_context(self.code.loop(name, 0, axis.size))) for axis in axes]
+
+    def columns(self, panels: Range) -> Range:
+        """The columns of c that the panels cover."""
+        c, nr, n = self.code, self.d.nr, self.d.n.size
+        start, end = (c.index(name, "mul", x, nr) for name, x in zip(("column", "column_end"), panels, strict=True))
+        return start, c.index("column_stop", "minimum", end, n)
+
+    def clear(self, axes: Indexed, rows: Range, columns: Range) -> None:
+        """Zeros, for slabs to add to."""
+        c, d = self.code, self.d
+        first = c.index("row_first", "mul", rows[0], d.mr)
+        last = c.index("row_stop", "minimum", c.index("row_end", "mul", rows[1], d.mr), d.m.size)
+        with c.loop("row", first, last) as row:
+            c.fill("y0", at([*axes, (d.m, row)], C), *columns)
+
+    def tile(self, axes: Indexed, slabs: Indexed, tile: Bound, m: int, panels: Range, columns: Range) -> None:
+        """One tile of ``m`` rows across the panels: its products, then its epilogue."""
+        c, d = self.code, self.d
+        if self.direct:
+            into = Operand("y0", at(axes, C) + place([(tile, d.mr * d.m.strides[C])]), d.m.strides[C])
+        else:
+            into = Operand("tile_c", place([(panels[0], -d.nr)]), d.panels * d.nr)
+        *repeats, k = d.levels[d.slabs :]
+        left = at([*axes, *slabs], A) + place([(tile, d.mr * d.m.strides[A])])
+        right = at([*axes, *slabs], B)
+
+        def panel(number: Bound, n: int) -> None:
+            c.contract(
+                replace(into, index=into.index + place([(number, d.nr)])),
+                Operand("a", left, d.m.strides[A], k.strides[A]),
+                Operand("b", right + place([(number, d.panel)]), k.strides[B]),
+                m, n, k.size, accumulate=bool(d.slabs),
+                repeats=tuple((axis.size, axis.strides[A], axis.strides[B]) for axis in repeats),
+            )  # fmt: skip
+
+        c.tiles(*panels, d.n.size, d.nr, panel)
+        if not self.direct:
+            with c.loop("r", 0, m) as r:
+                row = [*axes, (d.m, place([(tile, d.mr), (r, 1)]))]
+                finish_row(c, self.epilogue, row, d.n, columns, (into.buffer, into.index + Affine.of(r, into.row)))
+
+
+class Panels:
+    """The statements that copy b to ``y0`` as [outer…, panel, levels…, nr], in the order in which b lies in memory."""
+
+    def __init__(self, d: Direct, panels: Direct, dtype: DType):
+        self.d, self.panels, self.dtype = d, panels, dtype
+        self.outer = [(a, b) for a, b in zip(d.outer, panels.outer, strict=True) if a.strides[B]]
+        self.size = prod(axis.size for axis, _ in self.outer) * d.n_panels * panels.panel
+
+    def body(self) -> tuple[Stmt, ...]:
+        d, c = self.d, Code(self.dtype, ("b", "y0"))
+        steps, below = [], d.nr
+        for axis in reversed(d.levels):
+            steps.append((axis, below))
+            below *= axis.size
+        steps.sort(key=lambda step: -abs(step[0].strides[B]))
+        last = steps.pop() if steps[-1][0].strides[B] == 1 else None  # b lies along it: blocks are turned
+        sizes = [*(("outer", axis.size) for axis, _ in self.outer), ("panel", d.n_panels)]
+        sizes += [("k", axis.size) for axis, _ in steps]
+        with c.loop("task", 0, prod(size for _, size in sizes), role=Role.PARALLEL) as task:
+            found = c.unflatten(task, sizes)
+            outer, panel, ks = found[: len(self.outer)], found[len(self.outer)], found[len(self.outer) + 1 :]
+            source = place([(i, axis.strides[B]) for i, (axis, _) in zip(outer, self.outer, strict=True)])
+            target = place([(i, axis.strides[B]) for i, (_, axis) in zip(outer, self.outer, strict=True)])
+            source += place([(k, axis.strides[B]) for k, (axis, _) in zip(ks, steps, strict=True)])
+            target += place([(k, to) for k, (_, to) in zip(ks, steps, strict=True)])
+
+            def columns(at: Bound, count: int) -> None:
+                begin = source + place([(at, d.nr * d.n.strides[B])])
+                into = target + place([(at, self.panels.panel)])
+                if last:
+                    axis, to = last
+                    c.transpose(Operand("y0", into, to), Operand("b", begin, d.n.strides[B]), count, axis.size)
+                    return
+                with c.lanes(0, count) as j:
+                    value = c.load("b", begin + Affine.of(j, d.n.strides[B]))
+                    c.store("y0", into + Affine.of(j), value)
+
+            c.tiles(panel, c.index("panel_end", "add", panel, 1), d.n.size, d.nr, columns)
+        return tuple(c.out)
