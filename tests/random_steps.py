@@ -8,6 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from random_control import CONTROL
 from random_maps import MAPS, SMOOTH
 
 import graphc as gc
@@ -359,5 +360,5 @@ def stopped(m: Maker) -> Made:
 STEPS: tuple[Step, ...] = (
     *MAPS, permuted, permuted, reshaped, cut, cut, turned, rolled, repeated, padded, joined, parted, reduced, reduced,
     extreme, spread, normalised, normalised, running, product, product, products, convolved, pooled, attended, gathered,
-    along, ordered, classes, random, recomputed, stopped,
+    along, ordered, classes, random, recomputed, stopped, *CONTROL,
 )  # fmt: skip
