@@ -14,6 +14,7 @@ from graphc.dtype import bool_
 from graphc.ir import Attrs, Graph, Node, Value, attrs
 from graphc.kernels.assign import Frame, Step
 from graphc.kernels.lower_context import LowerContext
+from graphc.kernels.lower_invariant import hoist
 from graphc.kernels.plan import Arg, Buffer, Span, View
 from graphc.ops.control import scan_parts
 
@@ -72,6 +73,7 @@ def lower_scan(at: Attrs, step: Step, block: Block) -> None:
     outputs = [*(rows.of(results[i], after) for i in kept), *map(rows.of, ys)]
     start = len(ctx.launches)
     block.run(stateful(at["body"], at, kept), inputs, outputs, [r for i, r in enumerate(results) if i not in kept])
+    start, _ = hoist(ctx, start, start, {r.buffer.name for r in step.results}, rows.known)
     steps = rows.resolve(start)
     stop = len(ctx.launches)
     for i in range(start, stop):
@@ -171,6 +173,7 @@ def lower_while(at: Attrs, step: Step, block: Block) -> None:
     block.run(at["test"], [*parts.consts, *step.results], [decided])
     middle = len(ctx.launches)
     block.run(stateful(at["body"], at), parts.consts, [], step.results)
+    start, middle = hoist(ctx, start, middle, {r.buffer.name for r in (*step.results, decided)})
     test = Arg(decided.buffer, reads=True)
     ctx.spans.append(Span("while", start, middle, len(ctx.launches), test=test))
 

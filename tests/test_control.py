@@ -180,6 +180,24 @@ def test_bodies_of_16_bit_floats() -> None:
     assert got["ys"].dtype == got["g"].dtype == bfloat16.numpy
 
 
+def test_what_does_not_change_runs_once() -> None:
+    def entry(xs: gc.Tensor, w: gc.Tensor) -> Any:
+        def body(c: gc.Tensor, x: gc.Tensor) -> Any:
+            m = gc.softmax(gc.exp(w) * w)  # the same in each iteration
+            kept = gc.cond(gc.sum(c) > 0, lambda: c * m, lambda: c - m)
+            return gc.tanh(kept + x), gc.sum(m)
+
+        last, ys = gc.scan(body, w, xs)
+        y = gc.while_loop(lambda v: gc.sum(v * v) < gc.sum(gc.exp(w)), lambda v: v * 2 + gc.abs(w), last)
+        return {"last": last, "ys": ys, "y": y}
+
+    everywhere(entry, xs=XS, w=W)
+    plan = lower(pipeline.run(trace(entry, xs=XS, w=W).graph), BASELINES["x86-64-v4"])
+    loop = next(s for s in plan.spans if s.kind == "repeat")
+    assert any("exp" in plan.launches[i].label for i in range(loop.start))
+    assert not any("exp" in plan.launches[i].label for s in plan.spans for i in range(s.start, s.stop))
+
+
 # Gradients -----------------------------------------------------------------------------------------------------------
 
 
