@@ -23,6 +23,7 @@ from graphc.passes.dce import dce
 from graphc.passes.differentiate import differentiate
 from graphc.passes.fold import fold
 from graphc.passes.inline import inline
+from graphc.passes.loops import loops
 from graphc.passes.outline import outline
 from graphc.passes.rewrite import Rule, op, rewrite, rule, var
 from graphc.passes.simplify import RULES, simplify
@@ -38,6 +39,7 @@ PASSES: dict[str, Callable[[Graph], Graph]] = {
     "cse": cse,
     "dce": dce,
     "inline": inline,
+    "loops": loops,
 }
 SEPARATOR = "\n-------- after {} --------\n"
 CASES = [f"{name}/{file.stem}" for name in PASSES for file in sorted((GOLDEN / name).glob("*.txt"))]
