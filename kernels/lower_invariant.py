@@ -55,7 +55,7 @@ def hoist(
 
     for k, span in enumerate(ctx.spans):
         if span.start >= start:
-            borders = {name: moved(getattr(span, name)) for name in ("start", "middle", "stop")}
             steps = tuple((moved(launch), arg, stride) for launch, arg, stride in span.steps)
-            ctx.spans[k] = replace(span, **borders, steps=steps)
+            start_now, middle_now, stop_now = (moved(border) for border in (span.start, span.middle, span.stop))
+            ctx.spans[k] = replace(span, start=start_now, middle=middle_now, stop=stop_now, steps=steps)
     return moved(start), moved(middle)

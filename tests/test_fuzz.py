@@ -25,9 +25,9 @@ from fuzzing import (
 )
 from random_graphs import Case, random_case
 
-from graphc.ir import Node, Value
+from graphc.ir import Graph, Node, Value
 from graphc.ops import get_op
-from graphc.ops.base import Move, apply, install
+from graphc.ops.base import Move, apply, bodies, install
 from graphc.ops.build import mul, single
 from graphc.passes import pipeline
 from graphc.text import print_graph
@@ -96,7 +96,12 @@ def found(check: Callable[[Case], str | None], **options: object) -> Case:
 
 
 def ops(case: Case) -> list[str]:
-    return [n.op for n in case.graph.nodes if n.op not in ("input", "state", "const")]
+    """The ops of a case, also of what its loops and branches run."""
+
+    def inside(graph: Graph) -> list[str]:
+        return [op for n in graph.nodes for op in (n.op, *(op for b in bodies(n) for op in inside(n.attrs[b])))]
+
+    return [op for op in inside(case.graph) if op not in ("input", "state", "const")]
 
 
 @contextmanager
