@@ -166,6 +166,7 @@ class _Body:
         return inner, self.builder.block
 
     def loop(self, name: str, bounds: list[_Operand], body: Sequence[ast.stmt]) -> None:
+        """A loop, or straight code where there are few rounds."""
         numbers = [b.kind.literal for b in bounds]
         trips = None if None in numbers else range(*numbers)
         innermost = not any(isinstance(s, ast.For) for s in body)
@@ -242,8 +243,8 @@ class _Body:
                 return self.pure(_OPERATORS[type(op)], self.spread(self.expr(left), self.expr(right)))
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in self.words:
                 return self.call(name, self.operands(args))
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return _number(-self.expr(operand).value.constant)
+            case ast.UnaryOp(op=ast.USub(), operand=number):
+                return _number(-self.expr(number).value.constant)
             case _:
                 raise _unknown(node)
 
@@ -254,7 +255,8 @@ class _Body:
         for node in nodes:
             if found and isinstance(found[-1].kind, Pointer):
                 for term in sorted(self.terms(node), key=lambda t: (t.kind.literal is not None, t.level)):
-                    found[-1] = self.pure(advance, [found[-1], term])
+                    if term.kind.literal != 0:
+                        found[-1] = self.pure(advance, [found[-1], term])
                 found.append(_number(0))
             else:
                 found.append(self.expr(node))
@@ -266,10 +268,14 @@ class _Body:
             case ast.BinOp(left=left, op=ast.Add(), right=right):
                 return self.terms(left) + self.terms(right)
             case ast.BinOp(left=left, op=ast.Sub(), right=right):
-                minus = _OPERATORS[ast.Sub]
-                return self.terms(left) + [self.pure(minus, [_number(0), t]) for t in self.terms(right)]
+                return self.terms(left) + [self.negative(t) for t in self.terms(right)]
             case _:
                 return [self.expr(node)]
+
+    def negative(self, term: _Operand) -> _Operand:
+        if term.kind.literal is not None:
+            return _number(-term.kind.literal)
+        return self.pure(_OPERATORS[ast.Sub], [_number(0), term])
 
     def call(self, name: str, operands: list[_Operand]) -> _Operand:
         rule = self.words[name]

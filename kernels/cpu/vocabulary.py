@@ -140,10 +140,6 @@ OPERATORS = {
     "==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge",
 }  # fmt: skip
 
-_INTRINSICS = (
-    "abs", "ceil", "cos", "div", "erf", "exp", "floor", "fma", "log", "maximum", "minimum", "mod", "neg", "not", "pow",
-    "round", "rsqrt", "select", "shl", "shr", "sigmoid", "sign", "sin", "sqrt", "tanh", "threefry",
-)  # fmt: skip
 _TAKEN = frozenset({"abs", "not", "pow", "round"})  # names that mean something in Python
 
 
@@ -276,7 +272,11 @@ def _vstore(pointer: Pointer, index: Lanes, stride: Lanes, value: Lanes, mask: K
 
 # All words -----------------------------------------------------------------------------------------------------------
 
-INTRINSICS: dict[str, Rule] = {f"{n}_" if n in _TAKEN else n: partial(operation, n) for n in _INTRINSICS}
+# The intrinsics that have no operator, and division, of which integers have one of their own.
+INTRINSICS: dict[str, Rule] = {
+    f"{n}_" if n in _TAKEN else n: partial(operation, n)
+    for n in sorted({*LANE_OPS, *(name for name, _ in MATH)} - {*OPERATORS.values()} | {"div"})
+}
 WORDS: dict[str, Rule] = {
     **INTRINSICS,
     **{SHORT[d]: partial(_cast, d) for d in DTYPES.values()},
