@@ -437,3 +437,16 @@ def test_storing_lanes_to_one_element_is_refused() -> None:
     kernel = Kernel("race", (Param("x", float32), Param("y", float32, written=True)), (Loop(i, 9, body, Role.VECTOR),))
     with pytest.raises(GraphcError, match="GC0001"):
         emit(kernel, NumbaDialect(BASELINES["x86-64-v4"]), "gc_0")
+
+
+@pytest.mark.parametrize("to", [int8, int16, uint8, float16, bfloat16, bool_], ids=str)
+def test_a_narrow_rest_leaves_its_neighbours(run: Runner, to: DType) -> None:
+    """The last vector of a loop may have one element: then no more than its bytes are written."""
+    source = int32 if to.is_integer else float32
+    stop, x = Var("stop"), Load("x", Affine.of(j), source)
+    narrowed = call("gt", x, Const(0.0, source)) if to == bool_ else Call("cast", (x,), to)
+    body: list[Stmt] = [Let(stop, Const(33, int64))]
+    for at, size in enumerate((1, 9, 17, stop)):
+        body.append(Loop(j, size, (Store("y", Affine.of(j, offset=40 * at), narrowed),), Role.VECTOR))
+    kernel = Kernel("narrow", (Param("x", source), Param("y", to, written=True)), tuple(body))
+    check(run, kernel, [np.arange(1, 41).astype(source.numpy), np.ones(160, to.numpy)])

@@ -14,8 +14,8 @@ from llvmlite import ir
 from graphc.dtype import DType, bfloat16, float16, float32, float64
 
 __all__ = [
-    "LANE_OPS", "broadcast", "cast", "constant", "dot_pairs", "element_type", "horizontal", "like", "llvm_call",
-    "memory_type", "ramp", "vector_load", "vector_store",
+    "LANE_OPS", "broadcast", "cast", "constant", "dot_pairs", "element_type", "first_lanes", "horizontal", "like",
+    "llvm_call", "memory_type", "opaque", "ramp", "vector_load", "vector_store",
 ]  # fmt: skip
 
 Value = Any  # llvmlite.ir.Value
@@ -82,6 +82,17 @@ def broadcast(builder: ir.IRBuilder, scalar: Value, lanes: int) -> Value:
 def ramp(element: ir.Type, lanes: int) -> ir.Constant:
     """The constant 0, 1, 2, …"""
     return ir.Constant(ir.VectorType(element, lanes), [ir.Constant(element, i) for i in range(lanes)])
+
+
+def first_lanes(active: int, lanes: int) -> ir.Constant:
+    """The mask of the first ``active`` lanes."""
+    bit = ir.IntType(1)
+    return ir.Constant(ir.VectorType(bit, lanes), [ir.Constant(bit, int(i < active)) for i in range(lanes)])
+
+
+def opaque(builder: ir.IRBuilder, value: Value) -> Value:
+    """``value``, an integer, in a register of which LLVM knows nothing. It costs no instruction."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
 
 
 def _suffix(type_: ir.Type) -> str:
@@ -426,8 +437,15 @@ def vector_load(
 def vector_store(
     builder: ir.IRBuilder, dtype: DType, first: Value, stride: int, value: Value, mask: Value | None
 ) -> None:
-    """Store the lanes of ``value`` that ``mask`` names, ``stride`` elements apart."""
+    """Store the lanes of ``value`` that ``mask`` names, ``stride`` elements apart.
+
+    A single lane is stored as a scalar. Where LLVM (22.1) does that itself, with a value that was narrowed just before,
+    it writes as many bytes as the wide element has, over the neighbour (X86: reduceMaskedStoreToScalarStore).
+    """
     lanes = value.type.count
+    if isinstance(mask, ir.Constant) and mask.get_reference() == first_lanes(1, lanes).get_reference():
+        builder.store(builder.extract_element(value, ir.Constant(_INT32, 0)), first, align=dtype.itemsize)
+        return
     if stride == 1 and mask is None:
         builder.store(value, builder.bitcast(first, value.type.as_pointer()), align=dtype.itemsize)
         return

@@ -17,7 +17,16 @@ from llvmlite import ir
 
 from graphc.dtype import DType, int32
 from graphc.dtype import dtype as dtype_of
-from graphc.kernels.cpu.lanes import broadcast, constant, dot_pairs, element_type, llvm_call, vector_load, vector_store
+from graphc.kernels.cpu.lanes import (
+    broadcast,
+    constant,
+    dot_pairs,
+    element_type,
+    first_lanes,
+    llvm_call,
+    vector_load,
+    vector_store,
+)
 from graphc.kernels.cpu.vocabulary import Build, Kind, Rule
 
 __all__ = ["microkernel"]
@@ -174,8 +183,7 @@ class _Tile:
         active = self.columns - v * self.lanes
         if active >= self.lanes:
             return None
-        bits = [ir.Constant(ir.IntType(1), int(i < active)) for i in range(self.lanes)]
-        return ir.Constant(ir.VectorType(ir.IntType(1), self.lanes), bits)
+        return first_lanes(active, self.lanes)
 
 
 def _sums(

@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from graphc.dtype import DType
 from graphc.dtype import dtype as dtype_of
-from graphc.kernels.cpu.lanes import cast, constant, element_type, ramp, vector_load, vector_store
+from graphc.kernels.cpu.lanes import cast, constant, element_type, first_lanes, ramp, vector_load, vector_store
 from graphc.kernels.cpu.vocabulary import Build, Kind, Rule
 
 __all__ = ["transpose"]
@@ -77,7 +77,7 @@ def _square(
         return cast(builder, vector, *kinds)
 
     vectors = [row(i) if i < rows else zero for i in range(lanes)]
-    mask = None if rows == lanes else _constant_mask(rows, lanes)
+    mask = None if rows == lanes else first_lanes(rows, lanes)
     for j, vector in enumerate(_turned(builder, vectors)):
 
         def put(j: int = j, vector: Value = vector) -> None:
@@ -123,8 +123,3 @@ def _below(builder: ir.IRBuilder, count: Value, lanes: int) -> Value:
     one = builder.insert_element(ir.Constant(ir.VectorType(_WORD, lanes), ir.Undefined), count, _LANE(0))
     all_ = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_LANE, lanes), [0] * lanes))
     return builder.icmp_signed("<", ramp(_WORD, lanes), all_)
-
-
-def _constant_mask(active: int, lanes: int) -> ir.Constant:
-    bits = [ir.Constant(ir.IntType(1), int(i < active)) for i in range(lanes)]
-    return ir.Constant(ir.VectorType(ir.IntType(1), lanes), bits)

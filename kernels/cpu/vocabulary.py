@@ -24,9 +24,11 @@ from graphc.kernels.cpu.lanes import (
     cast,
     constant,
     element_type,
+    first_lanes,
     horizontal,
     like,
     memory_type,
+    opaque,
     ramp,
     vector_load,
     vector_store,
@@ -169,10 +171,13 @@ def _ramp(first: Lanes, lanes: Lanes) -> tuple[Kind, Build]:
 
 def _below(active: Lanes, lanes: Lanes) -> tuple[Kind, Build]:
     """``below(active, lanes)``: the mask of the first ``active`` (< 2^31) lanes."""
-    count = _literal(lanes)
+    count, known = _literal(lanes), active.literal
 
     def build(builder: ir.IRBuilder, active: Value, _: Value) -> Value:
-        limit = broadcast(builder, builder.trunc(active, ir.IntType(32)), count)
+        if known is not None:
+            return first_lanes(known, count)
+        # Opaque, so that LLVM does not find out that it is one: see `vector_store`.
+        limit = broadcast(builder, opaque(builder, builder.trunc(active, ir.IntType(32))), count)
         return builder.icmp_signed("<", ramp(ir.IntType(32), count), limit)
 
     return Lanes(bool_, count), build
