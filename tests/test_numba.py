@@ -131,7 +131,7 @@ def test_numba_gives_the_same_bits_for_every_intrinsic(dtype: DType, tmp_path: P
 
 
 def test_numba_gives_the_same_bits_for_transposition(tmp_path: Path) -> None:
-    turn = Transpose(Operand("c", Affine(), 19), Operand("a", Affine(), 37), 19, 37, float32)
+    turn = Transpose(Operand("c", Affine(), 19), Operand("a", Affine(), 37), 19, 37, float32, float32)
     kernel = Kernel("turn", (Param("a", float32), Param("c", float32, written=True)), (turn,))
     same_bits(kernel, [Arg(Buffer(name, "arena", 4 * 19 * 37)) for name in "ac"], tmp_path)
 
