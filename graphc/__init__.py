@@ -35,6 +35,7 @@ from graphc.functional import *  # noqa: F403
 from graphc.functional_along import *  # noqa: F403
 from graphc.functional_control import *  # noqa: F403
 from graphc.functional_einsum import *  # noqa: F403
+from graphc.functional_inverse import *  # noqa: F403
 from graphc.functional_math import *  # noqa: F403
 from graphc.functional_shape import *  # noqa: F403
 from graphc.nn.activation import *  # noqa: F403

@@ -78,6 +78,8 @@ def _entry(entry: EntryRecord, manifest: Manifest) -> None:
         FLAGS: 4 * len(entry.checks),
     }
     moves = _moves(entry, at)
+    _require(0 <= entry.commit <= len(entry.launches), f"{at}: commit")
+    _require(not any(s.start < entry.commit < s.stop for s in entry.spans), f"{at}: commit")
     for number, launch in enumerate(entry.launches):
         _require(0 <= launch.kernel < len(manifest.kernels), f"{at}: kernel of launch {number}")
         _require(launch.flops >= 0 and launch.bytes >= 0, f"{at}: work of launch {number}")

@@ -151,7 +151,8 @@ class TensorRecord:
 @dataclass(frozen=True, slots=True)
 class EntryRecord:
     """One entry: its plan, ready to run. ``graph`` and ``fused`` are members: the graph as traced and after passes. Of
-    ``spans``, inner ones come before those around them."""
+    ``spans``, inner ones come before those around them. The launches before number ``commit`` write no state, and no
+    span has launches on both sides of it."""
 
     name: str
     loc: Loc | None
@@ -164,6 +165,7 @@ class EntryRecord:
     scratch_bytes: int
     launches: tuple[LaunchRecord, ...]
     spans: tuple[SpanRecord, ...]
+    commit: int
     checks: tuple[Check, ...]
     tensors: tuple[TensorRecord, ...]
 

@@ -38,7 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe left: `graphc inspect g.gcx | head`
         sys.stderr.close()
         return 1
+    except Exception as e:
+        problem = _own_error(e)
+        if problem is None:  # a defect of ours: people who report it need all of it
+            raise
+        output.error(problem)
+        return 1
     return 1 if values.get("interrupted") else 0
+
+
+def _own_error(problem: Exception) -> GraphcError | None:
+    """The short form of an exception that a model file raised, unless the whole traceback is wanted."""
+    if importlib.import_module("graphc.config").settings().debug:
+        return None
+    said: GraphcError | None = importlib.import_module("graphc.modelfile").own_error(problem)
+    return said
 
 
 def parser() -> argparse.ArgumentParser:

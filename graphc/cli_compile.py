@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
@@ -18,6 +19,7 @@ from graphc.passes import pipeline
 from graphc.runtime import Program
 from graphc.runtime_memory import format_bytes
 from graphc.text import parse, print_graph
+from graphc.trace import Entry
 
 __all__ = ["compile", "compile_module"]
 
@@ -30,7 +32,7 @@ def compile(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     if args.dump_after:
         check_pass(args.dump_after)
     report = CompileReport()
-    program = compile_module(module, config, args, args.entry, report)
+    program = compile_module(module, config, args, chosen(module, config, args.entry), report)
     path = Path(args.output or Path(args.file).with_suffix(".gcx").name)
     program.save(path)
     seconds = perf_counter() - begin
@@ -53,22 +55,26 @@ def compile(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     }
 
 
-def compile_module(
-    module: ModuleType,
-    config: Any,
-    args: argparse.Namespace,
-    names: list[str] | None = None,
-    report: CompileReport | None = None,
-) -> Program:
-    """The program of a model file's entries, or of those named. Raises GC0607 for a name that does not occur."""
+def chosen(module: ModuleType, config: Any, names: list[str] | None) -> list[Entry]:
+    """The entries of a model file, or those named. Raises GC0607 for a name that does not occur."""
     entries = {e.name: e for e in file_entries(module, config)}
     for name in names or ():
         if name not in entries:
             message = f"{module.__file__} has no entry {name!r}"
             raise error("GC0607", message, hint=close_matches(name, list(entries)))
-    chosen = [entries[n] for n in names or entries]
+    return [entries[n] for n in names or entries]
+
+
+def compile_module(
+    module: ModuleType,
+    config: Any,
+    args: argparse.Namespace,
+    entries: Sequence[Entry],
+    report: CompileReport | None = None,
+) -> Program:
+    """The program of entries of a model file, as the options say."""
     return compile_entries(
-        *chosen,
+        *entries,
         target=args.target,
         precision=args.precision,
         memory_budget=args.memory_budget,

@@ -14,9 +14,9 @@ from rich.progress import Progress as Bar
 from graphc.cli_compile import compile_module
 from graphc.cli_output import Output
 from graphc.cli_plan import print_plan, write_report
-from graphc.modelfile import load_model_file, make_config
+from graphc.modelfile import file_entries, load_model_file, make_config
 from graphc.runtime_memory import format_bytes
-from graphc.train import Interrupted, Progress, Run, check_trainable, describe, read_position
+from graphc.train import Interrupted, Progress, Run, check_batches, describe, first_batches, read_position
 
 __all__ = ["train"]
 
@@ -39,11 +39,13 @@ def train(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     config = make_config(module, overrides)
     if args.resume:
         read_position(args.resume, describe(config))  # what does not fit is said before the compile
+    batches = first_batches(module, config)
+    entries = file_entries(module, config)
+    check_batches(module, entries, batches)
     artifact = Path(args.output or Path(args.file).with_suffix(".gcx").name)
-    program = compile_module(module, config, args)
+    program = compile_module(module, config, args, entries)
     out.line(f"compiled in {perf_counter() - begin:.1f} s for {program.threads} threads")
     print_plan(program.code, program.threads, out)
-    check_trainable(module, program)
     out.line(str(program.train.memory).splitlines()[0])
     write_report(args.report, program.code, out)
 
@@ -129,16 +131,7 @@ def _finish(run: Run, loss: float, seconds: float, artifact: Path, out: Output) 
 
 def _say_how_to_resume(args: argparse.Namespace, stop: Interrupted, out: Output) -> dict[str, Any]:
     words = ["graphc", "train", args.file, *[w for k, v in args.set for w in ("--set", f"{k}={v}")]]
-    for option in (
-        "data",
-        "seed",
-        "steps",
-        "output",
-        "evaluate_every",
-        "checkpoint_every",
-        "checkpoint",
-        "memory_budget",
-    ):
+    for option in RESTATED:
         if getattr(args, option) is not None:
             words += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
     command = shlex.join([*words, "--resume", str(stop.checkpoint)])

@@ -133,6 +133,13 @@ CODES: dict[str, Code] = {
         "gc.concat([]).",
         "Give the operands that the message asks for: gc.concat([a, b]).",
     ),
+    "GC0113": Code(
+        "a window does not fit",
+        "Convolution and pooling slide a window over the input, which must be at least as long as the window after "
+        "padding; channels and groups must divide as the weight says.",
+        "nn.MaxPool2d(3) on an image of 2 x 2, or nn.Conv2d(16, 32, 3) on 3 channels.",
+        "Pad the input, make the window smaller, or give the layer the channels that arrive.",
+    ),
     "GC0114": Code(
         "a carry changes its form, shape or dtype",
         "What a loop hands from one iteration to the next has one type, that of its first value.",
@@ -145,13 +152,6 @@ CODES: dict[str, Code] = {
         "Both functions of gc.cond return tensors of the same shapes and dtypes, in the same form.",
         "gc.cond(p, lambda x: x, lambda x: x.sum(), x)",
         "Give the smaller one the other's shape: gc.broadcast_to(x.sum(), x.shape).",
-    ),
-    "GC0113": Code(
-        "a window does not fit",
-        "Convolution and pooling slide a window over the input, which must be at least as long as the window after "
-        "padding; channels and groups must divide as the weight says.",
-        "nn.MaxPool2d(3) on an image of 2 x 2, or nn.Conv2d(16, 32, 3) on 3 channels.",
-        "Pad the input, make the window smaller, or give the layer the channels that arrive.",
     ),
     # 02xx tracing
     "GC0201": Code(
@@ -299,10 +299,9 @@ CODES: dict[str, Code] = {
     ),
     "GC0307": Code(
         "training leaves a trainable parameter out",
-        "An entry updates some parameters, and its loss depends on another one for which no entry of the program "
-        "asks a gradient: a part that never learns, and nobody notices.",
+        "An entry updates some parameters, and its loss depends on another for which no entry asks a gradient.",
         "gc.grad(loss, net.head.parameters()) in a model with a body.",
-        "Ask for net.parameters(), or freeze it: for p in net.body.parameters(): p.trainable = False.",
+        "Ask for net.parameters(), or freeze the rest before: net.body.requires_grad_(False).",
     ),
     # 04xx run time: arguments and values
     "GC0401": Code(
@@ -457,6 +456,12 @@ CODES: dict[str, Code] = {
         "--tokenizer names it. The prompt must consist of its tokens and fit into the model's context.",
         "--prompt “é” for a model that was trained on ASCII characters.",
         "Give --tokenizer PATH, or another prompt; graphc[text] has the library that reads tokenizer.json.",
+    ),
+    "GC0613": Code(
+        "the model file raised an exception",
+        "The file, or a module that it imports, raised an exception while it was imported or traced or made a batch.",
+        "a name that is spelled differently where it is used.",
+        "The line is the last one of yours that led to it; GRAPHC_DEBUG=1 shows the whole traceback.",
     ),
     # 07xx memory
     "GC0701": Code(

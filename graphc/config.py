@@ -23,7 +23,7 @@ VARIABLES = {
 
 # GRAPHC_DEBUG=n switches on every row up to n.
 DEBUG_LADDER = (
-    (1, "times", "print the seconds of each phase of a compile to stderr"),
+    (1, "times", "print the seconds of each phase of a compile to stderr; tracebacks of exceptions in model files"),
     (2, "verify", "verify the graph between passes"),
     (3, "summary", "print what each pass did: nodes before and after"),
     (4, "graphs", "print the graph after each pass"),

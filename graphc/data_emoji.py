@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from graphc.data_png import on_white, read_png
 from graphc.errors import error
 
 __all__ = ["Emoji", "emoji"]
 
 COLUMNS = ("name", "keywords", "split")
 STYLES = (("noto32", "noto_id"), ("two32", "two_id"))
+PICTURES = "emoji_u*.png"
+WHERE = """git clone --depth 1 https://github.com/googlefonts/noto-emoji
+and --data noto-emoji/png/32: pictures of emoji, called what Unicode calls their characters"""
 
 
 @dataclass(frozen=True)
@@ -39,20 +45,43 @@ class Emoji:
 
 @lru_cache(maxsize=2)
 def emoji(folder: str, split: str) -> Emoji:
-    """The emoji of ``folder``: ``emoji.tsv`` (a table with the columns name, keywords and split, among others) and
-    ``emoji_32.npz`` (``noto32`` and ``two32`` uint8 [M, 32, 32, 3], ``noto_id`` and ``two_id``: rows of the table).
+    """Emoji from ``folder``: pictures named by their characters (``emoji_u1f600.png``), as in noto-emoji's ``png/32``;
+    or ``emoji.tsv``, a table with the columns name, keywords and split, among others, and ``emoji_32.npz``, with
+    ``noto32`` and ``two32`` uint8 [M, 32, 32, 3], ``noto_id`` and ``two_id``, rows of the table.
+
     "train" are the rows whose split is so, any other split the rest. Raises GC0603 and GC0604."""
     if not folder:
-        hint = "--data takes a folder with emoji.tsv and emoji_32.npz"
-        raise error("GC0603", "there are no pictures with names to train on", hint=hint)
+        raise error("GC0603", "there are no pictures with names to train on", hint=WHERE)
+    rows, pixels, owner = _drawn(folder) if any(Path(folder).glob(PICTURES)) else _listed(folder)
+    return _chosen(rows, pixels.transpose(0, 3, 1, 2), owner, split)
+
+
+@lru_cache(maxsize=1)
+def _drawn(folder: str) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
+    """The texts of `COLUMNS`, pictures [M, 32, 32, 3] and their rows. The names are Unicode's; what is made of several
+    characters has none of its own and is left out. A tenth is held out, as a digest of the name decides."""
+    rows, pictures = [], []
+    for file in sorted(Path(folder).glob(PICTURES)):
+        characters = file.stem.removeprefix("emoji_u").split("_")
+        name = unicodedata.name(chr(int(characters[0], 16)), "").lower() if len(characters) == 1 else ""
+        if name:
+            held_out = int(hashlib.sha1(name.encode()).hexdigest(), 16) % 10 == 0
+            rows.append([name, "", "test" if held_out else "train"])
+            pictures.append(on_white(read_png(file)))
+    if {p.shape for p in pictures} != {(32, 32, 3)}:
+        message = f"the pictures in {folder} are not all of 32 x 32 pixels"
+        raise error("GC0604", message, hint=WHERE)
+    return rows, np.stack(pictures), np.arange(len(pictures))
+
+
+def _listed(folder: str) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
     table, archive = Path(folder) / "emoji.tsv", Path(folder) / "emoji_32.npz"
     try:
         header, *lines = table.read_text(encoding="utf-8").splitlines()
         with np.load(archive) as arrays:
             found = [(arrays[pixels], arrays[ids].astype(np.int64)) for pixels, ids in STYLES]
     except OSError as e:
-        hint = "--data takes a folder with emoji.tsv and emoji_32.npz"
-        raise error("GC0603", f"cannot read {e.filename}: {e.strerror}", hint=hint) from e
+        raise error("GC0603", f"cannot read {e.filename}: {e.strerror}", hint=WHERE) from e
     except (ValueError, KeyError, zipfile.BadZipFile) as e:
         raise error("GC0604", f"the emoji in {folder} are damaged: {e}", hint="get the two files again") from e
     rows = _columns(table, header, lines)
@@ -60,7 +89,7 @@ def emoji(folder: str, split: str) -> Emoji:
     if pixels.shape[1:] != (32, 32, 3) or (len(owner) and owner.max() >= len(rows)):
         message = f"{archive} does not fit {table}"
         raise error("GC0604", message, hint="images are [M, 32, 32, 3], and the ids rows of the table")
-    return _chosen(rows, pixels.transpose(0, 3, 1, 2), owner, split)
+    return rows, pixels, owner
 
 
 def _columns(table: Path, header: str, lines: list[str]) -> list[list[str]]:

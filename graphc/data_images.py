@@ -35,7 +35,9 @@ def cifar10(folder: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     chosen = [f for f in files if f.name.startswith("data_batch")] if split == "train" else held_out
     if not chosen:
         what = f"{folder} has no CIFAR-10 files for {split}" if folder else "there are no images to train on"
-        raise error("GC0603", what, hint=f"--data takes the folder with data_batch_*.bin and test_batch.bin of {WHERE}")
+        hint = f"curl -LO {WHERE} && tar xzf cifar-10-binary.tar.gz\n"
+        hint += "and --data cifar-10-batches-bin: data_batch_*.bin and test_batch.bin"
+        raise error("GC0603", what, hint=hint)
     records = np.concatenate([_records(f) for f in chosen])
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int32)
 

@@ -277,6 +277,7 @@ def entry_record(
         scratch_bytes=plan.scratch_bytes,
         launches=launches,
         spans=spans,
+        commit=_commit(plan),
         checks=tuple(Check(f.code, f.message, f.loc) for f in plan.flags),
         tensors=tuple(
             TensorRecord(p.life.name, p.life.nbytes, p.offset, p.life.start, p.life.end, p.life.loc)
@@ -292,3 +293,13 @@ def _moves(spans: Sequence[Span]) -> dict[tuple[int, int], int]:
         for launch, arg, stride in span.steps:
             found[launch, arg] = found.get((launch, arg), 0) + max(stride, 0) * (span.count - 1)
     return found
+
+
+def _commit(plan: EntryPlan) -> int:
+    """The number of launches before the first that writes state, or before the loops and branches that it is in."""
+    first = next((i for i, e in enumerate(plan.launches) if any(map(_is_new_state, e.args))), len(plan.launches))
+    return min([first, *(s.start for s in plan.spans if s.start <= first < s.stop)])
+
+
+def _is_new_state(arg: Arg) -> bool:
+    return arg.writes and arg.buffer is not None and arg.buffer.space == "state"

@@ -17,12 +17,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _float(x: TensorLike) -> Tensor:
+def to_float(x: TensorLike) -> Tensor:
+    """``x`` as a float tensor: integers become float32."""
     x = as_tensor(x)
     return x if x.dtype.is_float else astype(x, float32)
 
 
-def _floats(x: TensorLike, y: TensorLike) -> list[Tensor]:
+def floats(x: TensorLike, y: TensorLike) -> list[Tensor]:
     """Both in the float type where they meet."""
     to = common_dtype(x, y)
     return promote_all("a function of two numbers", x, y, to=to if to.is_float else float32)
@@ -34,7 +35,7 @@ def _floats(x: TensorLike, y: TensorLike) -> list[Tensor]:
 @rounded_once
 def expm1(x: TensorLike) -> Tensor:
     """exp(x) - 1 without cancellation near 0: there it is 2 t / (1 - t) where t = tanh(x / 2)."""
-    x = _float(x)
+    x = to_float(x)
     near = abs(x) < 0.5
     t = tanh(0.5 * where(near, x, 0))
     return where(near, 2 * t / (1 - t), exp(x) - 1)
@@ -43,7 +44,7 @@ def expm1(x: TensorLike) -> Tensor:
 @rounded_once
 def log1p(x: TensorLike) -> Tensor:
     """log(1 + x) without losing a small x: with u = 1 + x rounded, log(u) + (x - (u - 1)) / u."""
-    x = _float(x)
+    x = to_float(x)
     u = 1 + x
     exact = (u > 0) & isfinite(u)
     lost = where(exact, (x - (u - 1)) / where(exact, u, 1), 0)
@@ -62,13 +63,13 @@ def log10(x: TensorLike) -> Tensor:
 
 @rounded_once
 def exp2(x: TensorLike) -> Tensor:
-    return 2.0 ** _float(x)
+    return 2.0 ** to_float(x)
 
 
 @rounded_once
 def logaddexp(x: TensorLike, y: TensorLike) -> Tensor:
     """log(exp(x) + exp(y)) without overflow."""
-    x, y = _floats(x, y)
+    x, y = floats(x, y)
     apart = where((x == y) & isinf(x), 0, x - y)
     return binary("maximum", x, y) + log1p(exp(-abs(apart)))
 
@@ -76,7 +77,7 @@ def logaddexp(x: TensorLike, y: TensorLike) -> Tensor:
 @rounded_once
 def sinh(x: TensorLike) -> Tensor:
     """(exp(x) - exp(-x)) / 2, without cancellation near 0 and without overflow before the result does."""
-    x = _float(x)
+    x = to_float(x)
     near = abs(x) < 1
     e = expm1(where(near, x, 0))
     half = exp(0.5 * abs(x))
@@ -86,7 +87,7 @@ def sinh(x: TensorLike) -> Tensor:
 @rounded_once
 def cosh(x: TensorLike) -> Tensor:
     """(exp(x) + exp(-x)) / 2, without overflow before the result does."""
-    half = exp(0.5 * abs(_float(x)))
+    half = exp(0.5 * abs(to_float(x)))
     return 0.5 * half * half + 0.5 / half / half
 
 
@@ -104,7 +105,7 @@ def isnan(x: TensorLike) -> Tensor:
 
 
 def isinf(x: TensorLike) -> Tensor:
-    return abs(_float(x)) == float("inf")
+    return abs(to_float(x)) == float("inf")
 
 
 def nan_to_num(x: TensorLike, nan: float = 0.0) -> Tensor:
@@ -119,7 +120,7 @@ def nan_to_num(x: TensorLike, nan: float = 0.0) -> Tensor:
 
 def reciprocal(x: TensorLike) -> Tensor:
     """1 / x."""
-    return 1.0 / _float(x)
+    return 1.0 / to_float(x)
 
 
 def positive(x: TensorLike) -> Tensor:
@@ -135,7 +136,7 @@ def trunc(x: TensorLike) -> Tensor:
 @rounded_once
 def hypot(x: TensorLike, y: TensorLike) -> Tensor:
     """sqrt(x² + y²) without overflow on the way; infinite where x or y is, whatever the other."""
-    a, b = map(abs, _floats(x, y))
+    a, b = map(abs, floats(x, y))
     scale = stop_gradient(binary("maximum", a, b))
     safe = where((scale > 0) & isfinite(scale), scale, 1)
     return where(isinf(a) | isinf(b), float("inf"), sqrt((a / safe) ** 2 + (b / safe) ** 2) * safe)
@@ -145,7 +146,7 @@ def hypot(x: TensorLike, y: TensorLike) -> Tensor:
 def norm(x: TensorLike, *, axis: Axis = None, keepdims: bool = False, ord: float = 2) -> Tensor:
     """The vector norm over ``axis``: 2 (Euclid's), 1 (sum of sizes) or any other positive number; inf is the largest
     size."""
-    x = _float(x)
+    x = to_float(x)
     if ord == 2:
         return sqrt(total(x * x, axis, keepdims=keepdims))
     if ord == float("inf"):

@@ -16,21 +16,26 @@ import dataclasses
 import difflib
 import hashlib
 import inspect
+import os
 import sys
+import sysconfig
 import typing
 from collections.abc import Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from traceback import walk_tb
+from types import FrameType, ModuleType
 from typing import Any
 
 from graphc.errors import GraphcError, Loc, error
 from graphc.random import seed
-from graphc.scope import forget_source
+from graphc.scope import forget_source, shown
 from graphc.trace import Entry
 
-__all__ = ["close_matches", "file_entries", "file_metadata", "load_model_file", "make_config"]
+__all__ = ["close_matches", "file_entries", "file_metadata", "load_model_file", "make_config", "own_error"]
+
+MODEL_FILE = "graphc_model_"  # how the names of model files begin in sys.modules
 
 
 def load_model_file(path: str | Path) -> ModuleType:
@@ -38,12 +43,12 @@ def load_model_file(path: str | Path) -> ModuleType:
 
     Randomness starts from seed 0, so that a file gives the same program each time; a file that wants another calls
     `graphc.seed`. Lines in graphs and errors name the file as ``path`` does. Raises GraphcError: GC0605 when there is
-    no such file; whatever the file itself raises passes through.
+    no such file; whatever the file itself raises passes through (`own_error` says it in a few lines).
     """
     path = Path(path)
     if not path.is_file():
         raise error("GC0605", f"there is no model file {path}", hint="give the path of a Python file")
-    name = f"graphc_model_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{MODEL_FILE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = spec_from_loader(name, SourceFileLoader(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
@@ -57,6 +62,32 @@ def load_model_file(path: str | Path) -> ModuleType:
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+def own_error(problem: Exception) -> GraphcError | None:
+    """What an exception from Python code of the user's says (GC0613), at the innermost line of theirs that led to it;
+    None where no such line did."""
+    if isinstance(problem, SyntaxError) and problem.filename:
+        where = Loc(shown(problem.filename) or problem.filename, problem.lineno or 1)
+    else:
+        theirs = [Loc(f, n) for frame, n in walk_tb(problem.__traceback__) if (f := _users_file(frame)) is not None]
+        if not theirs:
+            return None
+        where = theirs[-1]
+    said = problem.msg if isinstance(problem, SyntaxError) else str(problem)
+    text = f"{type(problem).__name__}: {said}" if said else type(problem).__name__
+    message = f"{where.file} raised {' '.join(text.split())[:300]}"
+    return error("GC0613", message, loc=where, hint="GRAPHC_DEBUG=1 shows the whole traceback")
+
+
+def _users_file(frame: FrameType) -> str | None:
+    """The file of a frame as `Loc` shows it; None for what is neither a model file nor a module of the user's."""
+    module, file = str(frame.f_globals.get("__name__")), os.path.abspath(frame.f_code.co_filename)
+    if module.startswith((MODEL_FILE, "graphc.models.")):
+        return shown(file)
+    folders = [sysconfig.get_path(kind) + os.sep for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    ours = module.split(".")[0] == "graphc"
+    return None if ours or not os.path.exists(file) or file.startswith(tuple(folders)) else shown(file)
 
 
 def make_config(module: ModuleType, overrides: Mapping[str, Any] | None = None) -> Any:

@@ -248,7 +248,7 @@ class Entry:
 
         Arrays must have exactly the dtype and shape of `specs`; Python numbers and lists of them are converted where
         they fit. Raises GC0401 to GC0403 for arguments, and the code of a check that failed inside the step; the
-        state then is what the step made of it.
+        state then is as it was, or, where the check needs new state, what the step made of it (the hint says which).
         """
         if unnamed:
             hint = f"{self.name}({', '.join(f'{name}=...' for name in self.specs)})"
@@ -322,12 +322,19 @@ class Entry:
                 np.copyto(slot, arrays[name])
             self._flags[:] = 0
             table = self._table
-            program._team.run(table.records, program._scratch, program._stride, table.stride, times)
-            if self._flags.any():
-                failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
-                hint = "check the arrays given; this step has no outputs, and the state is what it made of it"
-                raise error(failed.code, failed.message, loc=failed.loc, hint=hint)
+            # Checks are read before state is written, so that a step which fails there has changed nothing.
+            for part in table.parts:
+                clock = None if times is None else times[part]
+                program._team.run(table.records[part], program._scratch, program._stride, table.stride, clock)
+                if self._flags.any():
+                    raise self._failure(changed=part.stop > table.cut)
             return {name: slot.copy() for name, slot in self._results.items()}
+
+    def _failure(self, changed: bool) -> GraphcError:
+        """The first check that failed."""
+        failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
+        state = "this step has no outputs, and the state is what it made of it" if changed else "the state is unchanged"
+        return error(failed.code, failed.message, loc=failed.loc, hint=f"check the arrays given; {state}")
 
 
 def _view(block: Block, port: PortRecord) -> np.ndarray:

@@ -15,6 +15,7 @@ Words in loops change while the loop runs, so each thread has words of its own w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,7 +29,8 @@ LINE = 8  # words of a cache line
 
 class LaunchTable:
     """``records`` ([n, 4] int64) and ``words`` ([threads, m] int64, one row for all where no words change);
-    ``positions`` are the records of the launches."""
+    ``positions`` are the records of the launches. Those before ``cut`` write no state: there the table is cut into
+    ``parts``, if there is anything to check before."""
 
     def __init__(self, entry: EntryRecord, kernels: Sequence[int], base: Mapping[int, int], threads: int):
         self._entry, self._kernels, self._base = entry, kernels, base
@@ -36,13 +38,18 @@ class LaunchTable:
         self._words: list[int] = []
         self._where: list[int] = []  # of each launch, its first word
         self.positions = np.zeros(len(entry.launches), np.int64)
-        self._walk(0, len(entry.launches), list(enumerate(entry.spans)))
+        everything = list(enumerate(entry.spans))
+        self._walk(0, entry.commit, everything)
+        self.cut = len(self._records)
+        self._walk(entry.commit, len(entry.launches), everything)
         width = -(-max(len(self._words), 1) // LINE) * LINE
         self.words = np.zeros((threads if entry.spans else 1, width), np.int64)
         self.words[:, : len(self._words)] = self._words
         start = self.words.ctypes.data
         rows = [(kernel, start + 8 * at, int(meet), kind) for kernel, at, meet, kind in self._records]
         self.records = np.array(rows, np.int64).reshape(-1, 4)
+        ends = sorted({0, self.cut if entry.checks else 0, len(rows)})
+        self.parts = [slice(a, b) for a, b in pairwise(ends)]
 
     @property
     def stride(self) -> int:

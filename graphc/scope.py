@@ -24,7 +24,7 @@ from graphc.ops import base
 if TYPE_CHECKING:
     from graphc.variable import State
 
-__all__ = ["Scope", "current", "emit", "entering", "forget_source", "user_loc"]
+__all__ = ["Scope", "current", "emit", "entering", "forget_source", "shown", "user_loc"]
 
 
 class Scope:
@@ -130,18 +130,18 @@ _MODELS = _PACKAGE + "models" + os.sep
 _SHOWN: dict[str, str | None] = {}
 
 
-def _shown(file: str) -> str | None:
+def shown(file: str) -> str | None:
     """The path from here if the file lies below the working directory, else the last part: never an absolute path,
     which would make artifacts differ between machines."""
     absolute = os.path.abspath(file)
     if absolute.startswith(_PACKAGE) and not absolute.startswith(_MODELS):
         return None
     here = os.getcwd() + os.sep
-    shown = absolute[len(here) :] if absolute.startswith(here) else os.path.basename(file)
+    short = absolute[len(here) :] if absolute.startswith(here) else os.path.basename(file)
     lines = linecache.getlines(file)
     if lines:  # so that Loc.source() finds the text under the short name; None: never check the file's time
-        linecache.cache[shown] = (sum(map(len, lines)), None, lines, shown)
-    return shown
+        linecache.cache[short] = (sum(map(len, lines)), None, lines, short)
+    return short
 
 
 def forget_source(file: str) -> None:
@@ -156,10 +156,10 @@ def user_loc() -> Loc | None:
     while frame is not None:
         file = frame.f_code.co_filename
         if file not in _SHOWN:
-            _SHOWN[file] = _shown(file)
-        shown = _SHOWN[file]
-        if shown is not None:
-            return Loc(shown, frame.f_lineno)
+            _SHOWN[file] = shown(file)
+        name = _SHOWN[file]
+        if name is not None:
+            return Loc(name, frame.f_lineno)
         if frame.f_code is Scope.run.__code__:
             here = current()
             return here.root.loc if here else None

@@ -321,7 +321,7 @@ def _check_trained(graphs: Sequence[Graph]) -> None:
                     f"entry {graph.name!r} trains other parameters and not {name}, which its loss depends on",
                     loc=node.loc,
                     hint=f"give {name} to gc.grad and to the optimizer (net.parameters() lists all), or freeze it\n"
-                    "before: p.trainable = False",
+                    "before both: net.body.requires_grad_(False), or p.trainable = False for a parameter",
                 )
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,8 +28,10 @@ from safetensors.numpy import save
 from graphc.artifact_tensors import read_file
 from graphc.errors import error
 from graphc.runtime import Program
+from graphc.runtime_arguments import described
+from graphc.trace import Entry
 
-__all__ = ["Interrupted", "Progress", "Run", "check_trainable", "describe", "read_position"]
+__all__ = ["Interrupted", "Progress", "Run", "check_batches", "describe", "first_batches", "read_position"]
 
 Batch = dict[str, np.ndarray]
 
@@ -214,11 +216,33 @@ def describe(config: Any) -> dict[str, Any] | None:
     return made
 
 
-def check_trainable(module: ModuleType, program: Program) -> None:
-    """Raises GC0605 when the file has no batches or no entry ``train``."""
+def first_batches(module: ModuleType, config: Any) -> dict[str, Batch]:
+    """The first batch of each split that has one: made before anything else, so that missing data is said at once.
+    Raises GC0605 when the file has no batches, and what they raise."""
     if not hasattr(module, "batches"):
         message = f"{module.__file__} has no batches(config, split), so there is nothing to train on"
         raise error("GC0605", message, hint="yield dicts of arrays, one per argument of the entry train")
-    if "train" not in program.entries:
-        message = f"{module.__file__} has no entry named train; it has {', '.join(program.entries)}"
+    found = {split: next(iter(module.batches(config, split)), None) for split in ("train", "heldout")}
+    return {split: batch for split, batch in found.items() if batch is not None}
+
+
+def check_batches(module: ModuleType, entries: Sequence[Entry], batches: Mapping[str, Batch]) -> None:
+    """Raises GC0605 when there is no entry ``train``, or when batches are not what the entries take."""
+    named = {entry.name: entry for entry in entries}
+    if "train" not in named:
+        message = f"{module.__file__} has no entry named train; it has {', '.join(named)}"
         raise error("GC0605", message, hint='@gc.entry(...) def train(x, y): …; return {"loss": loss}')
+    users = {"train": named["train"], "heldout": named.get("evaluate", named["train"])}
+    for split, batch in batches.items():
+        _check_batch(module, split, batch, users[split])
+
+
+def _check_batch(module: ModuleType, split: str, batch: Mapping[str, Any], entry: Entry) -> None:
+    wanted = {name: str(spec.type) for name, spec in entry.specs.items()}
+    given = {name: described(a) if isinstance(a, np.ndarray) else wanted.get(name, "") for name, a in batch.items()}
+    wrong = [name for name in {**wanted, **given} if wanted.get(name) != given.get(name)]
+    if wrong:
+        got, want = (", ".join(f"{n}: {t}" for n, t in types.items() if n in wrong[:4]) for types in (given, wanted))
+        where = f"batches(config, {split!r}) of {module.__file__}"
+        message = f"{where} yields {got or 'nothing more'}, and the entry {entry.name} takes {want or 'no such thing'}"
+        raise error("GC0605", message, loc=entry.loc, hint="they must have the same names, dtypes and shapes")

@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from graphc.dtype import DType
+from graphc.dtype import DType, int32
 from graphc.errors import Loc
 from graphc.ir import Graph
 from graphc.kernels.contract_schedule import Target
@@ -46,6 +46,12 @@ class LowerContext:
         self.flags.append(Flag(code, message, loc))
         words = len(self.flags)  # so far: the kernel uses the last
         return Arg(Buffer("flags", "flags", 4 * words), 4 * (words - 1), writes=True)
+
+    def index_check(self, size: int, loc: Loc | None) -> tuple[Param, Arg]:
+        """The flag of a kernel that holds indices against ``size``, as its last parameter and argument."""
+        message = f"an index (of a row, a token, a label) is out of range: it must be from 0 to {size - 1}"
+        flag = Param("flag", int32, written=True, comment="set where an index is out of range")
+        return flag, self.flag("GC0420", message, loc)
 
 
 @dataclass(frozen=True, slots=True)

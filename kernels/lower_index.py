@@ -9,25 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from graphc.dtype import Shape, bool_, int32
-from graphc.ir import Attrs, Graph, Node
+from graphc.dtype import Shape, bool_
+from graphc.ir import Attrs, Graph
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.lower_space import Loops, merge, nest, segment, unravel
-from graphc.kernels.plan import Arg, Launch, View
-from graphc.loop import Affine, Const, Expr, If, Let, Load, Loop, Param, Role, Stmt, Store, Var, call
+from graphc.kernels.plan import Launch, View
+from graphc.loop import Affine, Const, Expr, If, Let, Load, Loop, Role, Stmt, Store, Var, call
 from graphc.ops.row import bounded
 
 __all__ = ["lower_gather", "lower_scatter", "scatter_in_place"]
 
 BLOCK = 64  # columns of one unit of a scatter: a few vectors
 RANGES = 16  # units of a scatter whose rows are too short to be cut into blocks
-
-FLAG = Param("flag", int32, written=True, comment="set where an index is out of range")
-
-
-def _check(node: Node, size: int, ctx: LowerContext) -> Arg:
-    return ctx.flag("GC0420", f"an index is out of range for {size} rows", node.loc)
 
 
 def _row(name: str, index: Affine, view: View, size: int) -> tuple[list[Stmt], Var, Var]:
@@ -108,7 +102,7 @@ class _Gather:
             doc=f"Rows of a table of {size} by index.",
             lines=lines(self.body, ctx),
             flops=prod(self.space) * sum(i.cost for i in self.elements.items),
-            extra=[(FLAG, _check(self.node, size, ctx))],
+            extra=[ctx.index_check(size, self.node.loc)],
         )
 
     def row_loops(self, lanes: list[Stmt]) -> list[Stmt]:
@@ -179,7 +173,7 @@ class _Scatter:
             doc=f"Sums rows by index into {self.size} rows.",
             lines=lines(self.body, ctx),
             flops=prod(self.rows.shape),
-            extra=[(FLAG, _check(self.node, self.size, ctx))],
+            extra=[ctx.index_check(self.size, self.node.loc)],
         )
 
     def row_loops(self, lanes: list[Stmt], variables: list[Var]) -> list[Stmt]:

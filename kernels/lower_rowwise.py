@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from graphc.dtype import int32
 from graphc.ir import Attrs, Graph
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines
 from graphc.kernels.lower_space import merge, unravel
@@ -15,8 +14,6 @@ from graphc.ops.base import RowWise, get_op
 from graphc.ops.row import Line, Row
 
 __all__ = ["lower_rowwise"]
-
-FLAG = Param("flag", int32, written=True, comment="set where an index is out of range")
 
 
 def lower_rowwise(
@@ -44,8 +41,7 @@ def lower_rowwise(
     statements = (*unravel(unit, space.sizes, variables), *rule.fn(row))
     extra: list[tuple[Param, Arg]] = []
     if rule.check is not None:
-        size = rule.check([v.type for v in node.inputs], node.attrs)
-        extra.append((FLAG, ctx.flag("GC0420", f"an index is out of range for {size} elements", node.loc)))
+        extra.append(ctx.index_check(rule.check([v.type for v in node.inputs], node.attrs), node.loc))
     shape = "x".join(map(str, views[0].shape))
     return [
         launch(

@@ -2,10 +2,10 @@
 points into the same direction.
 
 `Config` keys and tensor names are those of `transformers`' CLIPModel, so that its weights load by name. ``data`` names
-a folder with emoji and their names; after training, each held-out picture has to find its name among all that are held
-out::
+a folder with pictures of emoji; after training, each held-out picture has to find its name among all of these::
 
-    graphc train models/clip.py --data emoji/
+    git clone --depth 1 https://github.com/googlefonts/noto-emoji
+    graphc train models/clip.py --data noto-emoji/png/32
     graphc compile models/clip.py --set preset=base
 """
 
@@ -95,7 +95,7 @@ class Config(PretrainedConfig):
     logit_scale_init_value: float = 2.6592  # log(1 / 0.07)
     initializer_factor: float = 1.0
 
-    data: str = ""  # a folder with emoji.tsv and emoji_32.npz
+    data: str = ""  # a folder with emoji_u*.png, or with emoji.tsv and emoji_32.npz
     seed: int = 0
     batch_size: int = by_preset()
     max_iters: int = by_preset()

@@ -49,9 +49,9 @@ class _Fuser:
         for node in graph.nodes:
             if node in values.stored and not isinstance(get_op(node.op).lower, Source):
                 self._add(node)
-        self.partition = Partition(self.units, self.producer)
         self.kept = {leaf for v in graph.results for leaf in (values.root(v), *values.waits(v))}
         self.updates = {values.root(v) for _, v in graph.updates}
+        self.partition = Partition(self.units, self.producer)
 
     def _add(self, node: Node) -> None:
         space = _space(node)
@@ -102,6 +102,7 @@ class _Fuser:
 
 
 NEIGHBOURS = 8  # readers of one tensor that are tried against each other
+EARLY = 2  # levels above a gather: a mask of dropout takes two
 
 
 def _space(node: Node) -> Space:
@@ -144,12 +145,23 @@ def epilogues(f: _Fuser) -> None:
     """Elementwise results join the product or gather that they read: its raw result is then rarely stored.
 
     Updates of state stay apart: the optimizer is one kernel that all parameters share, and weights must not change
-    before the last product has read them."""
+    before the last product has read them. What a gather does not lead to at once stays apart from it, too: indices are
+    checked early, as those of labels before the loss is known, so that a step that fails has changed nothing."""
     for unit in f.units:
         if unit.space.kind is Kind.MAP and unit.node.out() not in f.updates:
             for made in f.producers(unit):
-                if f.kind(made) in (Kind.CONTRACT, Kind.GATHER) and f.partition.merge(made, unit):
+                late = f.kind(made) is Kind.GATHER and unit.level > made.level + EARLY
+                if f.kind(made) in (Kind.CONTRACT, Kind.GATHER) and not late and f.partition.merge(made, unit):
                     break
+
+
+def checks(f: _Fuser) -> None:
+    """Nothing is merged, but from here on new state shares no kernel with what leads to a check of indices, so that it
+    can wait for the check (see `graphc.passes.schedule`)."""
+    f.partition.keep_apart(
+        [f.producer[v] for v in f.updates if v in f.producer],
+        [u for u in f.units if f.kind(u) is Kind.GATHER or isinstance(get_op(u.node.op).lower, RowWise)],
+    )
 
 
 def rows(f: _Fuser) -> None:
@@ -186,4 +198,4 @@ def scalars(f: _Fuser) -> None:
             found.append(unit)
 
 
-STAGES = (epilogues, rows, maps, columns, scalars)
+STAGES = (epilogues, checks, rows, maps, columns, scalars)

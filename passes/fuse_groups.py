@@ -89,6 +89,7 @@ class _Group:
     level: int  # above those of all groups that it reads
     before: set[int] = field(default_factory=set)
     after: set[int] = field(default_factory=set)
+    sides: set[str] = field(default_factory=set)  # see `Partition.keep_apart`
 
 
 class Partition:
@@ -118,10 +119,24 @@ class Partition:
         if a == b:
             return True
         space = self.groups[a].space.merged(self.groups[b].space)
+        if len(self.groups[a].sides | self.groups[b].sides) > 1:
+            return False
         if space is None or self._path(a, b) or self._path(b, a) or not self._aligned(space, a, b):
             return False
         self._join(a, b, space)
         return True
+
+    def keep_apart(self, later: Iterable[Unit], earlier: Iterable[Unit]) -> None:
+        """From now on the groups of ``later`` are not merged with those of ``earlier`` nor with what these read, unless
+        they are one already."""
+        for u in later:
+            self.groups[self.of(u)].sides.add("later")
+        stack = [self.of(u) for u in earlier]
+        while stack:
+            group = self.groups[stack.pop()]
+            if "earlier" not in group.sides:
+                group.sides.add("earlier")
+                stack.extend(group.before)
 
     def _aligned(self, space: Space, a: int, b: int) -> bool:
         """Whether all reads between the two groups stay within an element or a row."""
@@ -154,6 +169,7 @@ class Partition:
         into.space = space
         into.units = sorted([*into.units, *gone.units], key=lambda u: u.number)
         into.level = max(into.level, gone.level)
+        into.sides |= gone.sides
         for u in gone.units:
             self.where[u.number] = a
         for g in gone.before - {a}:

@@ -7,12 +7,15 @@ from enum import Enum
 from heapq import heappop, heappush
 
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import Region, Source, get_op
+from graphc.ops.base import Gather, Region, RowWise, Scatter, Source, get_op
 from graphc.passes.inline import KERNELS
 from graphc.passes.rewrite import with_bodies
 from graphc.passes.views import elementwise, is_view, roots
 
-__all__ = ["peak_bytes", "schedule"]
+__all__ = ["checks_indices", "peak_bytes", "schedule"]
+
+# What an order in which state waits for all checks may cost beside the best: a share, and bytes.
+GUARD, GUARD_BYTES = 1.01, 4096
 
 
 def schedule(graph: Graph) -> Graph:
@@ -21,16 +24,32 @@ def schedule(graph: Graph) -> Graph:
     Before: any topological order. After: the same nodes, in an order in which, among those that are ready, the one that
     frees most (its results less the operands that die with it) comes first, and among equals the one whose operands are
     the freshest, so that a chain is finished before the next begins. A node that updates state waits for the other
-    readers of the old value, where that is possible, so that it can write in place. Two other orders are tried, and the
-    one with the lowest peak is kept: the given one, and one in which what would raise the peak waits (the gradient of a
-    large table, whose operands are large, too, is then made when activations have gone).
+    readers of the old value, where that is possible, so that it can write in place; and for the nodes that check
+    indices, where that costs next to no memory, so that a step which fails has changed nothing. Two other orders are
+    tried, and the one with the lowest peak is kept: the given one, and one in which what would raise the peak waits
+    (the gradient of a large table, whose operands are large, too, is then made when activations have gone).
 
     Example: of two branches that are summed, the one with the larger temporaries runs first.
     """
     graph = with_bodies(graph, schedule, blocks_only=True)
-    orders = [_Scheduler(graph).run(policy) for policy in _Policy]
-    graphs = [Graph(graph.name, order, graph.inputs, graph.outputs, graph.updates) for order in orders]
-    return min(graphs, key=peak_bytes)
+    made = [(_ordered(graph, policy, guarded=False), policy) for policy in _Policy]
+    best, policy = min(made, key=lambda m: peak_bytes(m[0]))
+    if not (graph.updates and any(map(checks_indices, graph.nodes))):
+        return best
+    guarded = _ordered(graph, policy, guarded=True)
+    return guarded if peak_bytes(guarded) <= GUARD * peak_bytes(best) + GUARD_BYTES else best
+
+
+def _ordered(graph: Graph, policy: _Policy, guarded: bool) -> Graph:
+    order = _Scheduler(graph, guarded).run(policy)
+    return Graph(graph.name, order, graph.inputs, graph.outputs, graph.updates)
+
+
+def checks_indices(node: Node) -> bool:
+    """Whether the kernel of ``node`` finds indices that are out of range."""
+    body = node.attrs["body"] if node.op == "call" else (node,)
+    rules = [get_op(n.op).lower for n in body]
+    return any(isinstance(r, Gather | Scatter) or (isinstance(r, RowWise) and r.check is not None) for r in rules)
 
 
 def peak_bytes(graph: Graph) -> int:
@@ -115,9 +134,10 @@ class _Policy(Enum):
 
 @dataclass
 class _Scheduler:
-    """Greedy list scheduling."""
+    """Greedy list scheduling; ``guarded``: new state waits for the checks of indices."""
 
     graph: Graph
+    guarded: bool
 
     def __post_init__(self) -> None:
         self.live = _Liveness(self.graph)
@@ -129,6 +149,8 @@ class _Scheduler:
             for before in dict.fromkeys(v.node for v in node.inputs):
                 self._edge(before, node)
         self._updates_wait()
+        if self.guarded:
+            self._updates_wait_for_checks()
 
     def _edge(self, before: Node, after: Node) -> None:
         self.users[before].append(after)
@@ -140,14 +162,27 @@ class _Scheduler:
         for node in self.graph.nodes:
             if node.op == "state":
                 olds.setdefault(node.attrs["name"], []).append(node.out())
-        for name, value in self.graph.updates:
-            writer = self.live.roots[value].node
-            if isinstance(get_op(writer.op).lower, Source):
-                continue
+        for name, writer in self._writers():
             for old in olds.get(name, ()):
                 for reader in sorted(self.live.readers.get(old, ()), key=self.rank.__getitem__):
                     if reader is not writer and not self._reaches(writer, reader):
                         self._edge(reader, writer)
+
+    def _writers(self) -> list[tuple[str, Node]]:
+        """The names of state that changes, and the nodes that compute what it becomes."""
+        pairs = [(name, self.live.roots[value].node) for name, value in self.graph.updates]
+        return [(name, node) for name, node in pairs if not isinstance(get_op(node.op).lower, Source)]
+
+    def _updates_wait_for_checks(self) -> None:
+        """An edge from each node that checks indices to those that make new state, unless that closes a cycle. Indices
+        that are checked again, as those of an embedding in its gradient, are waited for once."""
+        first: dict[frozenset[Value], Node] = {}
+        for node in filter(checks_indices, self.graph.nodes):
+            first.setdefault(frozenset(v for v in self.live.reads(node) if not v.dtype.is_float), node)
+        for writer in dict.fromkeys(node for _, node in self._writers()):
+            for check in first.values():
+                if not self._reaches(writer, check):
+                    self._edge(check, writer)
 
     def _reaches(self, start: Node, goal: Node) -> bool:
         seen, stack = {start}, [start]

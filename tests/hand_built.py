@@ -123,6 +123,7 @@ def artifact(start: int = 7) -> Artifact:
             LaunchRecord(1, ((STATE, 0, 4), (VALUE, 1, 0)), False, "count", lines, 1, 8),
         ),
         spans=(),
+        commit=1,
         checks=(Check("GC0420", "x must not be negative", Loc("net.py", 3)),),
         tensors=(TensorRecord("x", 16, 0, -1, 0, Loc("net.py", 1)), TensorRecord("y", 16, 64, 0, 2, Loc("net.py", 3))),
     )

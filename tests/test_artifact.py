@@ -129,7 +129,12 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def test_other_format_version(path: Path) -> None:
-    rewrite(path, lambda m: m.update(format=1))
+    def older(m: dict[str, Any]) -> None:
+        """As of format 1, which did not always have the key `metadata`."""
+        m["format"] = 1
+        del m["metadata"]
+
+    rewrite(path, older)
     with pytest.raises(GraphcError, match="has artifact format 1; this graphc reads format 2") as caught:
         Artifact.read(path)
     assert caught.value.code == "GC0503"

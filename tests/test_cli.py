@@ -245,6 +245,24 @@ def test_error_texts(args: list[str], text: str, graphc: Any) -> None:
     assert str(failed.value).startswith(text) or str(failed.value).endswith(text)
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "text"),
+    [
+        ("vit", [], "GC0603: there are no images to train on\n  hint: curl -LO https://www.cs.toronto.edu/"),
+        ("resnet", [], "GC0603: there are no images to train on\n  hint: curl -LO https://www.cs.toronto.edu/"),
+        ("resnet", ["--set", "preset=resnet18"], "GC0603: there is no data of 224 x 224 pixels\n  hint: --set image_"),
+        ("clip", [], "GC0603: there are no pictures with names to train on\n  hint: git clone --depth 1 https://"),
+    ],
+)
+def test_models_without_data_say_at_once_where_it_is(
+    model: str, settings: list[str], text: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("graphc.cli_train.compile_module", None)  # before anything is compiled
+    file = Path(__file__).parent.parent / "models" / f"{model}.py"
+    assert main(["train", str(file), "--steps", "2", *settings]) == 1
+    assert capsys.readouterr().err.startswith(text)
+
+
 def test_json_has_the_error(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compile", "net.py", "--set", "widht=3", "--json"]) == 1
     values = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -65,6 +65,13 @@ def entries(config):
     return train, pick
 """
 
+BATCHES = """
+
+def batches(config, split):
+    import numpy as np
+    yield {"x": np.zeros((2, 3)), "labels": np.zeros(2, np.int32)}
+"""
+
 TEXT = """\
 from dataclasses import dataclass
 
@@ -170,6 +177,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "text.py": TEXT,
         "plain.py": NET.replace("@dataclass\nclass Config", "class Settings"),
         "empty.py": "import graphc as gc\n",
+        "syntax.py": NET.replace("def entries(config):", "def entries(config:"),
+        "name.py": NET.replace("nn.Linear(3, config.width)", "nn.Linear(3, config.widht)"),
+        "module.py": f"import networks\n{NET}",
+        "helper.py": "def batches(config, split):\n    yield {'x': config.missing}\n",
+        "raises.py": f"{NET}\n\nfrom helper import batches\n",
+        "shapes.py": NET + BATCHES,
         "short.txt": "hello\n",
     }
     for name, text in files.items():

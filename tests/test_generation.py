@@ -14,7 +14,6 @@ import graphc as gc
 from graphc import nn
 from graphc.errors import GraphcError
 from graphc.models import gpt2, llama
-from graphc.nn.generation import argmax
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "weights" / "stories260K"
 
@@ -162,7 +161,9 @@ def test_draws_follow_the_distribution(temperature: float, top_k: int, top_p: fl
 
 def test_temperature_zero_takes_the_first_of_the_most_likely() -> None:
     assert (draw(3, 0.0, 0, 1.0) == 5).all()
-    np.testing.assert_array_equal(run(argmax, x=np.array([[1, 3, 3], [-5, -7, -5]], np.float32)), [1, 0])
+    np.testing.assert_array_equal(
+        run(lambda x: gc.argmax(x, -1), x=np.array([[1, 3, 3], [-5, -7, -5]], np.float32)), [1, 0]
+    )
 
 
 def test_seeds_differ_and_repeat() -> None:

@@ -10,7 +10,7 @@ from scipy import special
 from tracing import Steps, nodes, run, step, trace
 
 import graphc as gc
-from graphc import nn
+from graphc import nn, optim
 from graphc.errors import GraphcError
 from graphc.nn import init
 from graphc.trace import trace_entry
@@ -396,6 +396,41 @@ def test_frozen_parameters_stay_in_the_state():
     traced = trace(lambda x: {"y": layer(x)}, x=np.ones((1, 2), np.float32))
     assert traced.trainable == ("weight",)
     assert list(layer.state_dict()) == ["weight", "bias"]
+
+
+def test_fine_tuning_a_head_leaves_the_frozen_body_alone():
+    net = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.GELU()), nn.Linear(3, 2))
+    body, head = net
+    body.requires_grad_(False)
+    assert net.parameters() == head.parameters()
+    opt = optim.AdamW(net.parameters(), lr=0.1)
+
+    def train(x):
+        loss = gc.mean(net(x) ** 2)
+        opt.update(gc.grad(loss, head.parameters()))
+        return {"loss": loss}
+
+    x = np.ones((4, 2), np.float32)
+    before = trace(train, x=x).initial
+    _, after = step(train, x=x)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {n for n in changed if not n.startswith("optim")} == {"1.weight", "1.bias"}
+    assert not any("optim.0." in name for name in after)
+    body.requires_grad_()
+    assert len(net.parameters()) == 4
+    with pytest.raises(GraphcError, match=r"GC0307: .* not 0\.0\.weight"):
+        trace(train, x=x)
+
+
+def test_embedding_with_padding():
+    layer = nn.Embedding(5, 3, padding_idx=-1)
+    assert (layer.weight.initial[4] == 0).all()
+    assert (layer.weight.initial[:4] != 0).any()
+    i = np.array([[1, 4], [4, 0]], np.int32)
+    slope = run(lambda i: gc.grad(gc.sum(layer(i) * 2), layer.weight), i=i)
+    np.testing.assert_array_equal(slope, np.repeat([2, 2, 0, 0, 0], 3).reshape(5, 3))
+    with pytest.raises(GraphcError, match="GC0217"):
+        nn.Embedding(5, 3, 5)
 
 
 def test_containers_and_activations():

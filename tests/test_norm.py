@@ -85,6 +85,27 @@ def test_group_norm(shape: tuple[int, ...], groups: int) -> None:
     np.testing.assert_allclose(got, rows * w.reshape(wide) + b.reshape(wide), atol=1e-5)
 
 
+def test_instance_norm_with_running_statistics() -> None:
+    net = nn.InstanceNorm2d(3, momentum=0.25, track_running_stats=True)
+    x = values(2, 3, 5, 4) + 1
+
+    @gc.entry(x=gc.spec(x.shape))
+    def train(x: gc.Tensor) -> dict[str, gc.Tensor]:
+        return {"y": net.train()(x)}
+
+    @gc.entry(x=gc.spec(x.shape))
+    def infer(x: gc.Tensor) -> dict[str, gc.Tensor]:
+        return {"y": net.eval()(x)}
+
+    program = gc.compile(train, infer)
+    np.testing.assert_allclose(program.train(x=x)["y"], normalised(x, (2, 3)), atol=1e-5)
+    mean, var = 0.25 * x.mean((0, 2, 3)), 0.75 + 0.25 * x.var((2, 3), ddof=1).mean(0)
+    np.testing.assert_allclose(program.state["running_mean"], mean, rtol=1e-5)
+    np.testing.assert_allclose(program.state["running_var"], var, rtol=1e-5)
+    want = (x - mean[:, None, None]) / np.sqrt(var[:, None, None] + 1e-5)
+    np.testing.assert_allclose(program.infer(x=x)["y"], want, atol=1e-5)
+
+
 def test_instance_norm() -> None:
     x = values(2, 3, 4, 5)
     np.testing.assert_allclose(run(nn.InstanceNorm2d(3), x=x), normalised(x, (2, 3)), atol=1e-5)
@@ -123,6 +144,11 @@ LAYERS: list[tuple[Any, tuple[int, ...], tuple[int, ...]]] = [
     (lambda: nn.AvgPool1d(3, 1), (2, 3, 9), (2, 3, 7)),
     (lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False), (2, 3, 9, 9), (2, 3, 5, 5)),
     (lambda: nn.AvgPool3d(2), (1, 2, 4, 4, 4), (1, 2, 2, 2, 2)),
+    (lambda: nn.AvgPool2d(3, 2, 1, True), (2, 3, 10, 9), (2, 3, 6, 5)),
+    (lambda: nn.AdaptiveMaxPool1d(2), (2, 3, 9), (2, 3, 2)),
+    (lambda: nn.AdaptiveMaxPool2d((None, 1)), (2, 3, 9, 9), (2, 3, 9, 1)),
+    (lambda: nn.AdaptiveMaxPool3d(1), (1, 2, 4, 4, 4), (1, 2, 1, 1, 1)),
+    (lambda: nn.Upsample((3, 5), mode="bilinear", align_corners=True), (1, 2, 4, 4), (1, 2, 3, 5)),
     (lambda: nn.AdaptiveAvgPool1d(2), (2, 3, 9), (2, 3, 2)),
     (lambda: nn.AdaptiveAvgPool2d((None, 1)), (2, 3, 9, 9), (2, 3, 9, 1)),
     (lambda: nn.AdaptiveAvgPool3d(1), (1, 2, 4, 4, 4), (1, 2, 1, 1, 1)),

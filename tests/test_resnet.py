@@ -29,7 +29,8 @@ def test_twenty_steps_match_the_stored_run(preset: str) -> None:
         assert np.linalg.norm(grad) == pytest.approx(norm, rel=1e-4), name
         gap = np.linalg.norm(reference.sample(name, grad) - want[f"grad/{name}"]) / reference.SAMPLES**0.5
         assert gap <= 4e-4 * norm / grad.size**0.5, name
-    for key, allowed in (("losses", 1e-4), ("logits", 1e-3), ("bn1.running_mean", 1e-4), ("bn1.running_var", 1e-4)):
+    near = {"losses": 1e-4, "logits": 1e-4, "evaluated": 1e-3, "bn1.running_mean": 1e-4, "bn1.running_var": 1e-4}
+    for key, allowed in near.items():
         np.testing.assert_allclose(got[key], want[key], atol=allowed, rtol=allowed, err_msg=key)
     assert want["losses"][-5:].mean() < want["losses"][:5].mean()
 

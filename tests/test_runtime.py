@@ -147,7 +147,12 @@ def test_integers_must_fit() -> None:
 
 
 def test_a_failed_check_names_the_line(program: Program) -> None:
-    assert "GC0420: x must not be negative\n  at net.py:3" in refuses("GC0420", program, x=-X)
+    text = refuses("GC0420", program, x=-X)
+    assert "GC0420: x must not be negative\n  at net.py:3" in text
+    assert "the state is unchanged" in text
+    assert program.state["count"] == 7  # the launch that counts was not reached
+    _, nanoseconds = program.step.timed(x=X)
+    assert (nanoseconds >= 0).all()
     np.testing.assert_array_equal(program.step(x=X)["y"], 2 * X)  # and the program goes on
 
 

@@ -20,7 +20,8 @@ from graphc.scope import user_loc
 from graphc.tensor import Tensor, TensorLike, apply, as_tensor, astype, common_dtype
 
 __all__ = [
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "flip", "max_pool1d",
     "max_pool2d", "max_pool3d", "pad", "windows",
 ]  # fmt: skip
@@ -254,48 +255,55 @@ def max_pool3d(
 
 @rounded_once
 def _avg_pool(
-    n: int, x: Tensor, kernel_size: Sizes, stride: Sizes | None, padding: Sizes, count_include_pad: bool
-) -> Tensor:
+    n: int, x: Tensor, kernel_size: Sizes, stride: Sizes | None, padding: Sizes, ceil_mode: bool,
+    count_include_pad: bool,
+) -> Tensor:  # fmt: skip
     x = as_tensor(x)
-    padded, at, widths = _pooled(n, x, kernel_size, stride, padding, 1, False, 0.0)
+    padded, at, widths = _pooled(n, x, kernel_size, stride, padding, 1, ceil_mode, 0.0)
     inner = tuple(range(x.ndim, x.ndim + n))
     total = apply("sum", apply("windows", padded, **at), axes=inner)
-    if count_include_pad or not any(map(any, widths)):
+    # What counts lies between -counted and length + counted; windows that `ceil_mode` adds may reach further.
+    if all(high == low and (count_include_pad or not low) for low, high in widths):
         return total * (1 / prod(at["sizes"]))
     counts = as_tensor(1.0, x.dtype)
     for d, (length, k, s, (low, _)) in enumerate(zip(x.shape[-n:], at["sizes"], at["strides"], widths, strict=True)):
+        counted = low if count_include_pad else 0
         starts = [i * s - low for i in range(total.shape[d - n])]
-        inside = [float(min(a + k, length) - max(a, 0)) for a in starts]
+        inside = [float(min(a + k, length + counted) - max(a, -counted)) for a in starts]
         row = stack([as_tensor(v, x.dtype) for v in inside]).reshape((len(inside), *(1,) * (n - 1 - d)))
         counts = counts * row
     return total / counts
 
 
 def avg_pool1d(
-    x: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, *, count_include_pad: bool = True
-) -> Tensor:
-    """The mean of each window of x [B, C, L] or [C, L]; ``count_include_pad``: zeros of the padding count as elements.
-    Raises GC0113."""
-    return _avg_pool(1, x, kernel_size, stride, padding, count_include_pad)
+    x: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:  # fmt: skip
+    """The mean of each window of x [B, C, L] or [C, L]; ``count_include_pad``: zeros of the padding count as elements;
+    ``ceil_mode``: a last window may reach beyond the padding. Raises GC0113."""
+    return _avg_pool(1, x, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
 def avg_pool2d(
-    x: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, *, count_include_pad: bool = True
-) -> Tensor:
+    x: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:  # fmt: skip
     """The mean of each window of x [B, C, H, W] or [C, H, W], as `avg_pool1d`."""
-    return _avg_pool(2, x, kernel_size, stride, padding, count_include_pad)
+    return _avg_pool(2, x, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
 def avg_pool3d(
-    x: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, *, count_include_pad: bool = True
-) -> Tensor:
+    x: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:  # fmt: skip
     """The mean of each window of x [B, C, D, H, W] or [C, D, H, W], as `avg_pool1d`."""
-    return _avg_pool(3, x, kernel_size, stride, padding, count_include_pad)
+    return _avg_pool(3, x, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
 @rounded_once
-def _adaptive_avg_pool(n: int, x: Tensor, output_size: Any) -> Tensor:
-    """Cell i of m covers the elements from floor(i L / m) to ceil((i + 1) L / m)."""
+def _adaptive_pool(n: int, x: Tensor, output_size: Any, pool: Callable[[Tensor, int, int], Tensor]) -> Tensor:
+    """Cell i of m covers the elements from floor(i L / m) to ceil((i + 1) L / m); ``pool(x, axis, m)`` does it where
+    all cells are equally long."""
     given = (output_size,) * n if isinstance(output_size, int) or output_size is None else tuple(output_size)
     for axis, size in zip(range(x.ndim - n, x.ndim), given, strict=True):
         length = x.shape[axis]
@@ -303,28 +311,51 @@ def _adaptive_avg_pool(n: int, x: Tensor, output_size: Any) -> Tensor:
         if cells == length:
             continue
         if length % cells == 0:
-            split = x.reshape((*x.shape[:axis], cells, length // cells, *x.shape[axis + 1 :]))
-            x = mean(split, axis + 1)
+            x = pool(x, axis, cells)
             continue
         index = [slice(None)] * x.ndim
         parts = []
         for i in range(cells):
             index[axis] = slice(i * length // cells, -(-(i + 1) * length // cells))
-            parts.append(mean(x[tuple(index)], axis, keepdims=True))
+            parts.append(pool(x[tuple(index)], axis, 1))
         x = concat(parts, axis=axis)
     return x
 
 
+def _mean_of_parts(x: Tensor, axis: int, cells: int) -> Tensor:
+    return mean(x.reshape((*x.shape[:axis], cells, x.shape[axis] // cells, *x.shape[axis + 1 :])), axis + 1)
+
+
+def _max_of_parts(x: Tensor, axis: int, cells: int) -> Tensor:
+    size = (x.shape[axis] // cells,)
+    return apply("window_max", x, axes=(axis,), sizes=size, strides=size, dilations=(1,))
+
+
 def adaptive_avg_pool1d(x: Tensor, output_size: Any) -> Tensor:
     """x [..., L] → [..., output_size]: means of parts that cover x evenly."""
-    return _adaptive_avg_pool(1, as_tensor(x), output_size)
+    return _adaptive_pool(1, as_tensor(x), output_size, _mean_of_parts)
 
 
 def adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
     """x [..., H, W] → [..., *output_size]; None keeps a dimension. ``output_size=1`` is global pooling."""
-    return _adaptive_avg_pool(2, as_tensor(x), output_size)
+    return _adaptive_pool(2, as_tensor(x), output_size, _mean_of_parts)
 
 
 def adaptive_avg_pool3d(x: Tensor, output_size: Any) -> Tensor:
     """x [..., D, H, W] → [..., *output_size], as `adaptive_avg_pool2d`."""
-    return _adaptive_avg_pool(3, as_tensor(x), output_size)
+    return _adaptive_pool(3, as_tensor(x), output_size, _mean_of_parts)
+
+
+def adaptive_max_pool1d(x: Tensor, output_size: Any) -> Tensor:
+    """x [..., L] → [..., output_size]: maxima of parts that cover x evenly."""
+    return _adaptive_pool(1, as_tensor(x), output_size, _max_of_parts)
+
+
+def adaptive_max_pool2d(x: Tensor, output_size: Any) -> Tensor:
+    """x [..., H, W] → [..., *output_size]; None keeps a dimension."""
+    return _adaptive_pool(2, as_tensor(x), output_size, _max_of_parts)
+
+
+def adaptive_max_pool3d(x: Tensor, output_size: Any) -> Tensor:
+    """x [..., D, H, W] → [..., *output_size], as `adaptive_max_pool2d`."""
+    return _adaptive_pool(3, as_tensor(x), output_size, _max_of_parts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from graphc.dtype import float32
 from graphc.errors import error
 from graphc.functional import expand_dims, iota, mean, rsqrt, where
@@ -15,6 +17,7 @@ from graphc.nn.loss import *  # noqa: F403
 from graphc.random import bits, next_key
 from graphc.scope import user_loc
 from graphc.tensor import Tensor, TensorLike, apply, as_tensor, astype, common_dtype
+from graphc.trace import stop_gradient
 
 __all__ = ["dropout", "embedding", "layer_norm", "linear", "one_hot", "rms_norm"]
 __all__ += activation.__all__
@@ -38,8 +41,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out if bias is None else out + bias
 
 
-def embedding(indices: Tensor, weight: Tensor) -> Tensor:
-    """Rows of ``weight`` [num, dim] by integer ``indices`` [...]: [..., dim]. Raises GC0103."""
+def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """Rows of ``weight`` [num, dim] by integer ``indices`` [...]: [..., dim]; no gradient reaches row ``padding_idx``
+    (counted from the end if negative). Raises GC0103."""
     indices = as_tensor(indices)
     if not indices.dtype.is_integer:
         raise error(
@@ -48,7 +52,11 @@ def embedding(indices: Tensor, weight: Tensor) -> Tensor:
             loc=user_loc(),
             hint='declare the input as integers: gc.spec(shape, "int32"); or convert: gc.astype(x, "int32")',
         )
-    return apply("take", weight, indices, axis=0)
+    rows = apply("take", weight, indices, axis=0)
+    if padding_idx is None:
+        return rows
+    padding = expand_dims(indices == padding_idx % weight.shape[0], -1)
+    return where(padding, stop_gradient(rows), rows)
 
 
 def one_hot(indices: TensorLike, num_classes: int, *, dtype: Any = float32) -> Tensor:
@@ -79,14 +87,15 @@ def layer_norm(
 
 @rounded_once
 def rms_norm(
-    x: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, eps: float = 1e-6
+    x: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    """x / sqrt(mean(x**2) + eps) over the last dimensions, times ``weight``.
+    """x / sqrt(mean(x**2) + eps) over the last dimensions, times ``weight``; ``eps`` None: that of the dtype.
 
     Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467.
     """
     axes = _last_axes(x, normalized_shape)
-    out = x * rsqrt(mean(x * x, axes, keepdims=True) + eps)
+    least = float(np.finfo(x.dtype.numpy).eps) if eps is None else eps
+    out = x * rsqrt(mean(x * x, axes, keepdims=True) + least)
     return out if weight is None else out * weight
 
 

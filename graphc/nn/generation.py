@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphc.functional import arange, iota, max, maximum, min, minimum, sum, where
+from graphc.functional import arange, max, maximum, min, minimum, sum, where
+from graphc.functional_along import argmax
 from graphc.nn.cache import Context, KVCache
 from graphc.nn.functional import softmax
 from graphc.random import gumbel
-from graphc.tensor import Tensor, TensorLike, as_tensor, astype, broadcast_to
+from graphc.tensor import Tensor, TensorLike, as_tensor, astype
 from graphc.trace import Entry, entry, spec
 
 __all__ = ["NextLogits", "generation_entries", "sample"]
@@ -74,7 +75,7 @@ def sample(
     scaled = where(_most_likely(scaled, top_k), scaled, -float("inf"))
     scaled = where(_nucleus(softmax(scaled), top_p), scaled, -float("inf"))
     key = (astype(as_tensor(seed), "uint32"), astype(as_tensor(position), "uint32"))
-    return argmax(where(temperature > 0, scaled + gumbel(logits.shape, key=key), logits))
+    return argmax(where(temperature > 0, scaled + gumbel(logits.shape, key=key), logits), -1)
 
 
 def _most_likely(x: Tensor, k: TensorLike) -> Tensor:
@@ -105,10 +106,3 @@ def _largest(low: Tensor, high: Tensor, holds: Callable[[Tensor], Tensor]) -> Te
         low = maximum(low, max(where(yes, at, -float("inf")), -1))
         high = minimum(high, min(where(yes, float("inf"), at), -1))
     return low
-
-
-def argmax(x: Tensor) -> Tensor:
-    """The first index of the largest element along the last dimension, int32."""
-    index = iota(x.shape, -1)
-    largest = broadcast_to(max(x, -1, keepdims=True), x.shape)
-    return min(where(x == largest, index, x.shape[-1]), -1)

@@ -43,14 +43,21 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Rows of weight [num_embeddings, embedding_dim] by integer indices."""
+    """Rows of weight [num_embeddings, embedding_dim] by integer indices; row ``padding_idx`` starts as zeros, and no
+    gradient reaches it."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: Any = "float32"):
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, *, dtype: Any = "float32"
+    ):
+        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
+            raise error("GC0217", f"padding_idx {padding_idx} is none of {num_embeddings} rows", loc=user_loc())
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
         self.weight = init.normal_(_empty(num_embeddings, embedding_dim, dtype=dtype))
+        if padding_idx is not None:
+            self.weight.initial[padding_idx] = 0
 
     def forward(self, indices: Tensor) -> Tensor:
-        return F.embedding(indices, self.weight)
+        return F.embedding(indices, self.weight, self.padding_idx)
 
 
 class LayerNorm(Module):
@@ -77,10 +84,17 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """Divides by the root of the mean square over the last dimensions, then scales (see F.rms_norm)."""
 
-    def __init__(self, normalized_shape: int | Sequence[int], eps: float = 1e-6, *, dtype: Any = "float32"):
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        *,
+        dtype: Any = "float32",
+    ):
         shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
         self.normalized_shape, self.eps = shape, eps
-        self.weight = init.ones_(_empty(*shape, dtype=dtype))
+        self.weight = init.ones_(_empty(*shape, dtype=dtype)) if elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)

@@ -19,7 +19,8 @@ from graphc.tensor import Tensor, as_tensor
 from graphc.variable import Parameter, State
 
 __all__ = [
-    "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AvgPool1d", "AvgPool2d", "AvgPool3d",
+    "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d", "AvgPool1d", "AvgPool2d", "AvgPool3d",
     "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d",
     "ConvTranspose3d", "Flatten", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "MaxPool1d",
     "MaxPool2d", "MaxPool3d", "Upsample",
@@ -153,6 +154,7 @@ class _MaxPool(Module):
         stride: Sizes | None = None,
         padding: Sizes = 0,
         dilation: Sizes = 1,
+        *,
         ceil_mode: bool = False,
     ):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
@@ -180,14 +182,19 @@ class _AvgPool(Module):
     function: ClassVar[Callable[..., Tensor]]
 
     def __init__(
-        self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, *, count_include_pad: bool = True
+        self,
+        kernel_size: Sizes,
+        stride: Sizes | None = None,
+        padding: Sizes = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
     ):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.count_include_pad = count_include_pad
+        self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
 
     def forward(self, x: Tensor) -> Tensor:
         function = type(self).function
-        return function(x, self.kernel_size, self.stride, self.padding, count_include_pad=self.count_include_pad)
+        return function(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
 
 class AvgPool1d(_AvgPool):
@@ -202,8 +209,8 @@ class AvgPool3d(_AvgPool):
     function = staticmethod(C.avg_pool3d)
 
 
-class _AdaptiveAvgPool(Module):
-    """Means of parts that cover the input evenly; 1 is the mean of everything."""
+class _AdaptivePool(Module):
+    """Means or maxima of parts that cover the input evenly; ``output_size=1`` takes that of everything."""
 
     function: ClassVar[Callable[..., Tensor]]
 
@@ -214,16 +221,28 @@ class _AdaptiveAvgPool(Module):
         return type(self).function(x, self.output_size)
 
 
-class AdaptiveAvgPool1d(_AdaptiveAvgPool):
+class AdaptiveAvgPool1d(_AdaptivePool):
     function = staticmethod(C.adaptive_avg_pool1d)
 
 
-class AdaptiveAvgPool2d(_AdaptiveAvgPool):
+class AdaptiveAvgPool2d(_AdaptivePool):
     function = staticmethod(C.adaptive_avg_pool2d)
 
 
-class AdaptiveAvgPool3d(_AdaptiveAvgPool):
+class AdaptiveAvgPool3d(_AdaptivePool):
     function = staticmethod(C.adaptive_avg_pool3d)
+
+
+class AdaptiveMaxPool1d(_AdaptivePool):
+    function = staticmethod(C.adaptive_max_pool1d)
+
+
+class AdaptiveMaxPool2d(_AdaptivePool):
+    function = staticmethod(C.adaptive_max_pool2d)
+
+
+class AdaptiveMaxPool3d(_AdaptivePool):
+    function = staticmethod(C.adaptive_max_pool3d)
 
 
 # Normalisation -------------------------------------------------------------------------------------------------------
@@ -302,15 +321,32 @@ class GroupNorm(Module):
 
 
 class _InstanceNorm(Module):
-    """Normalises each channel of each image; no weights unless ``affine``, as in torch."""
+    """Normalises each channel of each image; no weights unless ``affine``, as in torch.
 
-    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False, *, dtype: Any = "float32"):
-        self.num_features, self.eps = num_features, eps
+    With ``track_running_stats`` the state running_mean and running_var [num_features] is assigned in training, and used
+    after ``eval()``."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        *,
+        dtype: Any = "float32",
+    ):
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.weight = _parameter((num_features,), dtype, 1.0) if affine else None
         self.bias = _parameter((num_features,), dtype) if affine else None
+        self.running_mean = State(np.zeros(num_features, as_dtype(dtype).numpy)) if track_running_stats else None
+        self.running_var = State(np.ones(num_features, as_dtype(dtype).numpy)) if track_running_stats else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return instance_norm(x, self.weight, self.bias, self.eps)
+        own = self.training or self.running_mean is None
+        return instance_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, own, self.momentum, self.eps
+        )
 
 
 class InstanceNorm1d(_InstanceNorm):
@@ -342,8 +378,10 @@ class Flatten(Module):
 class Upsample(Module):
     """Resamples to ``size`` or by ``scale_factor`` (see `graphc.nn.norm.interpolate`)."""
 
-    def __init__(self, size: Any = None, scale_factor: Any = None, mode: str = "nearest"):
-        self.size, self.scale_factor, self.mode = size, scale_factor, mode
+    def __init__(
+        self, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None
+    ):
+        self.size, self.scale_factor, self.mode, self.align_corners = size, scale_factor, mode, align_corners
 
     def forward(self, x: Tensor) -> Tensor:
-        return interpolate(x, self.size, self.scale_factor, self.mode)
+        return interpolate(x, self.size, self.scale_factor, self.mode, self.align_corners)

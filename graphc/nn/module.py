@@ -157,13 +157,15 @@ class Module:
         extra = [name for name in state_dict if name not in slots]
         if strict and (missing or extra):
             message = f"the names do not match: {_names('missing', missing, 'unexpected', extra)}"
-            raise error("GC0801", message, hint="strict=False takes those that match; nothing was changed")
+            hint = "strict=False takes those that match; nothing was changed"
+            raise error("GC0801", message, loc=user_loc(), hint=hint)
         loaded: dict[State, Array] = {}
         for name, value in slots.items():
             if name in state_dict:
                 array = _fitting(name, value, array_of(state_dict[name]))
                 if value in loaded and not np.array_equal(loaded[value], array):
-                    raise error("GC0802", f"{name} is tied to another name, and the two values differ")
+                    message = f"{name} is tied to another name, and the two values differ"
+                    raise error("GC0802", message, loc=user_loc(), hint="nothing was changed")
                 loaded[value] = array
         for value, array in loaded.items():
             value.initial = array
@@ -180,6 +182,14 @@ class Module:
         for _, state, _ in self._named_states():
             if state.dtype.is_float:
                 state.initial = state.initial.astype(as_dtype(dtype).numpy)
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Whether the parameters here and below are trainable. Those that are frozen (False) keep their values: they
+        stay in ``state_dict``, but are left out by ``parameters()``. Call it before the optimizer is made."""
+        for _, value, _ in self._named_states():
+            if isinstance(value, Parameter):
+                value.trainable = requires_grad
         return self
 
     # Modes --------------------------------------------------------------------------------------------------------
@@ -218,7 +228,8 @@ def _path(owner: Module, state: State) -> str:
 def _fitting(name: str, value: Tensor, array: Array) -> Array:
     if array.shape != value.shape or holds_floats(array) != value.dtype.is_float:
         message = f"{name} is {value.type}, and the given array is {array.dtype.name}{list(array.shape)}"
-        raise error("GC0802", message, hint="it belongs to another configuration; nothing was changed")
+        hint = "it belongs to another configuration; nothing was changed"
+        raise error("GC0802", message, loc=user_loc(), hint=hint)
     return array.astype(value.dtype.numpy)
 
 

@@ -62,9 +62,8 @@ def batch_norm(
         raise error("GC0101", f"batch statistics of {x.type}: one value per channel has no variance", loc=user_loc())
     shift, offset, spread = _moments(x, axes)
     if running_mean is not None and running_var is not None:
-        for running, now in ((running_mean, shift + offset), (running_var, spread * (count / (count - 1)))):
-            batch = stop_gradient(now).reshape(running.shape)
-            running.assign(astype(running * (1 - momentum) + batch * momentum, running.dtype))
+        _track(running_mean, shift + offset, momentum)
+        _track(running_var, spread * (count / (count - 1)), momentum)
     scale = rsqrt(spread + eps)
     scale = scale if weight is None else scale * _channels(weight, x)
     y = (x - shift - offset) * scale
@@ -84,6 +83,11 @@ def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     offset = mean(distance, axes, keepdims=True)
     spread = mean(distance * distance, axes, keepdims=True) - offset * offset
     return shift, offset, maximum(spread, 0)
+
+
+def _track(running: State, now: Tensor, momentum: float | Tensor) -> None:
+    batch = stop_gradient(now).reshape(running.shape)
+    running.assign(astype(running * (1 - momentum) + batch * momentum, running.dtype))
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -106,11 +110,30 @@ def group_norm(
     return _affine(rows.reshape(x.shape), weight, bias)
 
 
-def instance_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """Mean 0 and variance 1 for each image and channel of x [B, C, *sizes].
+def instance_norm(
+    x: Tensor,
+    running_mean: State | None = None,
+    running_var: State | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Mean 0 and variance 1 for each image and channel of x [B, C, *sizes]; then weight and bias per channel.
 
+    Running statistics, if given, are assigned as by `batch_norm`, with the means over the images of their means and
+    variances; without ``use_input_stats`` they are used in place of the input's.
     Source: Ulyanov, Vedaldi and Lempitsky, "Instance Normalization", arXiv 1607.08022.
     """
+    if not use_input_stats:
+        if running_mean is None or running_var is None:
+            raise error("GC0217", "instance_norm has neither the input's statistics nor running ones", loc=user_loc())
+        return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None and running_var is not None:
+        axes = tuple(range(2, x.ndim))
+        _track(running_mean, mean(x, (0, *axes)), momentum)
+        _track(running_var, mean(var(x, axes, correction=1), 0), momentum)
     return group_norm(x, x.shape[1], weight, bias, eps)
 
 
@@ -120,11 +143,12 @@ def interpolate(
     size: int | Sequence[int] | None = None,
     scale_factor: float | Sequence[float] | None = None,
     mode: str = "nearest",
+    align_corners: bool | None = None,
 ) -> Tensor:
     """x [B, C, *sizes] resampled to ``size``, or to sizes times ``scale_factor`` rounded down.
 
-    ``mode``: "nearest" (element floor(i L / M)), or "linear" = "bilinear" = "trilinear" (between the centres of the
-    elements, as torch with align_corners=False). Raises GC0217.
+    ``mode``: "nearest" (element floor(i L / M)), or "linear" = "bilinear" = "trilinear": between the centres of the
+    elements, or with ``align_corners`` so that the first and last elements stay where they are. Raises GC0217.
     """
     n = x.ndim - 2
     if mode not in ("nearest", "linear", "bilinear", "trilinear") or (size is None) == (scale_factor is None):
@@ -138,7 +162,7 @@ def interpolate(
         sizes = tuple(int(d * f) for d, f in zip(x.shape[2:], factors, strict=True))
     for axis, wanted in enumerate(sizes, 2):
         if x.shape[axis] != wanted:
-            x = _nearest(x, axis, wanted) if mode == "nearest" else _linear(x, axis, wanted)
+            x = _nearest(x, axis, wanted) if mode == "nearest" else _linear(x, axis, wanted, bool(align_corners))
     return x
 
 
@@ -151,10 +175,13 @@ def _nearest(x: Tensor, axis: int, wanted: int) -> Tensor:
     return take(x, np.arange(wanted, dtype=np.int32) * length // wanted, axis=axis)
 
 
-def _linear(x: Tensor, axis: int, wanted: int) -> Tensor:
+def _linear(x: Tensor, axis: int, wanted: int, align_corners: bool) -> Tensor:
     """The product with a matrix [wanted, length] that has two weights a row."""
     length = x.shape[axis]
-    at = np.clip((np.arange(wanted) + 0.5) * (length / wanted) - 0.5, 0, length - 1)
+    if align_corners:
+        at = np.arange(wanted) * ((length - 1) / max(wanted - 1, 1))
+    else:
+        at = np.clip((np.arange(wanted) + 0.5) * (length / wanted) - 0.5, 0, length - 1)
     low = np.floor(at).astype(int)
     matrix = np.zeros((wanted, length), x.dtype.numpy)
     rows = np.arange(wanted)

@@ -9,7 +9,7 @@ from typing import Any
 
 from graphc.dtype import float32
 from graphc.errors import error
-from graphc.functional import sqrt, tanh
+from graphc.functional import sqrt, tanh, where
 from graphc.optim.base import Optimizer, Params, Rate
 from graphc.scope import user_loc
 from graphc.tensor import Tensor, astype
@@ -19,9 +19,10 @@ __all__ = ["SGD", "Adam", "AdamW", "one_minus_power"]
 
 
 class SGD(Optimizer):
-    """Gradient descent with momentum: b = momentum b + (g + weight_decay p); p = p - lr b.
+    """Gradient descent with momentum: b = momentum b + (1 - dampening) (g + weight_decay p); p = p - lr b.
 
-    With ``nesterov``, p = p - lr (g + momentum b). Source: Sutskever et al., ICML 2013, in torch's form.
+    The first b is not dampened. With ``nesterov``, p = p - lr (g + momentum b).
+    Source: Sutskever et al., ICML 2013, in torch's form.
     """
 
     def __init__(
@@ -29,24 +30,27 @@ class SGD(Optimizer):
         params: Params,
         lr: Rate = 1e-3,
         momentum: float = 0.0,
-        *,
-        nesterov: bool = False,
+        dampening: float = 0.0,
         weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
         name: str = "optim",
     ):
-        if nesterov and not momentum:
-            raise error("GC0217", "nesterov needs a momentum", loc=user_loc())
-        options = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        if nesterov and (not momentum or dampening):
+            raise error("GC0217", "nesterov needs a momentum, and no dampening", loc=user_loc())
+        options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+                   "nesterov": nesterov}  # fmt: skip
         super().__init__(params, options, name)
 
     def rule(self, group: Mapping[str, Any], t: Tensor) -> Callable[[Parameter, Tensor, Tensor], Tensor]:
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        share = where(t == 1, 1.0, 1.0 - group["dampening"]) if group["dampening"] else None
 
         def apply(p: Parameter, w: Tensor, g: Tensor) -> Tensor:
             g = g + decay * w if decay else g
             if momentum:
                 buffer = self.slot(p, "momentum_buffer")
-                b = momentum * buffer + g
+                b = momentum * buffer + (g if share is None else share * g)
                 buffer.assign(b)
                 g = g + momentum * b if group["nesterov"] else b
             step: Tensor = lr * g

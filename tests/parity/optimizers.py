@@ -23,6 +23,7 @@ GRADIENTS = [{k: RNG.standard_normal(p.shape) * 3.0**-t for k, p in PARAMETERS.i
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("SGD", {"lr": 0.1, "weight_decay": 0.01}),
     "momentum": ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    "dampening": ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}),
     "nesterov": ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
     "adam": ("Adam", {"lr": 0.01, "weight_decay": 0.1}),
     "adamw": ("AdamW", {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1}),

@@ -6,6 +6,7 @@ python tests/parity/resnet_reference.py        # writes tests/fixtures/torch_res
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,36 @@ FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "torch_resnet.npz"
 STEPS = 20
 BATCH = 8
 SAMPLES = 16  # gradient entries kept per tensor in the fixture
-LR, MOMENTUM, DECAY = 2e-4, 0.9, 1e-3  # small steps: larger ones multiply rounding errors beyond comparing
+DECAY = 0.01
 
-# Preset, and the side of the images: small, for the tests' sake. From random weights on so few images ResNet-18 and 50
-# lose 1e-4 in float32 (a gradient of ResNet-50 differs by 1e-2 from float64), so they show nothing here.
-CASES = {"resnet20": 32}
+
+@dataclass(frozen=True)
+class Case:
+    """``size``: the side of the images. ``seed``: of the data; such that, at the first step, no activation lies so near
+    to 0 that rounding decides on which side of a ReLU it is (the nearest is 1e-5 of its tensor's standard deviation
+    away): a single one that changes sides moves a gradient by 1e-3. ``gain``: the last norm of a block starts at this
+    multiple of the others, so that the blocks change what passes by little (Goyal et al., arXiv 1706.02677, start at
+    0), which keeps rounding errors from growing with the depth. ``lr``: of AdamW."""
+
+    size: int
+    seed: int
+    gain: float
+    lr: float
+
+
+CASES = {
+    "resnet20": Case(size=8, seed=24, gain=0.3, lr=1e-3),
+    "resnet18": Case(size=32, seed=12, gain=0.3, lr=1e-4),
+    "resnet50": Case(size=16, seed=8, gain=0.2, lr=1e-5),
+}
 STORED = ("resnet20",)
 
 
-def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Random values by name: weights that keep the scale of what passes, gains near 1, running statistics as new."""
+def weights(shapes: Mapping[str, tuple[int, ...]], gain: float) -> dict[str, np.ndarray]:
+    """Random values by name: weights that keep the scale of what passes, gains near 1 or, for the last norm of a block,
+    near ``gain``, running statistics as new."""
     rng = np.random.default_rng(77)
+    last = "bn3.weight" if any("bn3" in name for name in shapes) else "bn2.weight"
     out = {}
     for name in sorted(shapes):
         shape = shapes[name]
@@ -37,16 +57,17 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
             out[name] = np.full(shape, float("var" in name), np.float32)
         elif len(shape) == 1:
             out[name] = 0.1 * w + np.float32("weight" in name)
+            out[name] *= np.float32(gain if name.endswith(last) else 1)
         else:
             out[name] = w * np.float32((2 / np.prod(shape[1:])) ** 0.5)
     return out
 
 
-def batch(size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+def batch(case: Case, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Two batches in turn, so that the loss falls."""
-    rng = np.random.default_rng(step % 2)
+    rng = np.random.default_rng(case.seed + step % 2)
     y = rng.integers(0, 10, BATCH).astype(np.int32)
-    x = rng.standard_normal((BATCH, 3, size, size), dtype=np.float32) + (y / 5 - 1)[:, None, None, None]
+    x = rng.standard_normal((BATCH, 3, case.size, case.size), dtype=np.float32) + (y / 5 - 1)[:, None, None, None]
     return x.astype(np.float32), y
 
 
@@ -92,74 +113,112 @@ def forward(w: dict[str, Any], x: Any, training: bool) -> Any:
 
 
 def run_torch(preset: str, single: bool = False) -> dict[str, np.ndarray]:
-    """In float64 (in float32 with ``single``): ``losses`` of `STEPS` steps of SGD, the first gradients as
-    ``grad/NAME``, and after the steps the running statistics of the first norm and ``logits`` of a new batch in
-    evaluation."""
+    """In float64 (in float32 with ``single``): ``losses`` of steps of AdamW, the first ``logits`` in training and
+    gradients as ``grad/NAME``, and after the steps the running statistics of the first norm and ``evaluated``, the
+    logits of a new batch in evaluation."""
     import torch
     import torch.nn.functional as F
 
     from graphc.models import resnet
 
+    case = CASES[preset]
     model = resnet.Model(resnet.Config(preset=preset, num_classes=10))
     dtype = torch.float32 if single else torch.float64
-    given = weights({n: a.shape for n, a in model.state_dict().items()})
+    given = weights({n: a.shape for n, a in model.state_dict().items()}, case.gain)
     w = {n: torch.tensor(a, dtype=dtype, requires_grad="running" not in n) for n, a in given.items()}
-    trained = [t for t in w.values() if t.requires_grad]
-    opt = torch.optim.SGD(trained, LR, MOMENTUM, weight_decay=DECAY)
-    losses, first = [], {}
+    opt = torch.optim.AdamW([t for t in w.values() if t.requires_grad], case.lr, weight_decay=DECAY)
+    losses: list[float] = []
+    first: dict[str, np.ndarray] = {}
     for step in range(STEPS):
-        x, y = (torch.from_numpy(a) for a in batch(CASES[preset], step))
-        loss = F.cross_entropy(forward(w, x.to(dtype), True), y.long())
+        x, y = (torch.from_numpy(a) for a in batch(case, step))
+        logits = forward(w, x.to(dtype), True)
+        loss = F.cross_entropy(logits, y.long())
         opt.zero_grad()
         loss.backward()
         if step == 0:
             first = {f"grad/{n}": t.grad.numpy().copy() for n, t in w.items() if t.grad is not None}
+            first["logits"] = logits.detach().numpy()
         opt.step()
         losses.append(loss.item())
     with torch.no_grad():
-        logits = forward(w, torch.from_numpy(batch(CASES[preset], STEPS)[0]).to(dtype), False)
+        evaluated = forward(w, torch.from_numpy(batch(case, STEPS)[0]).to(dtype), False)
     stats = {n: w[n].numpy() for n in ("bn1.running_mean", "bn1.running_var")}
-    return {"losses": np.array(losses), "logits": logits.numpy(), **stats, **first}
+    return {"losses": np.array(losses), "evaluated": evaluated.numpy(), **stats, **first}
 
 
-def run_graphc(preset: str) -> dict[str, np.ndarray]:
-    """The same, compiled in float32."""
-    import graphc as gc
+def make(preset: str) -> Any:
+    """Our model with the weights of `run_torch`."""
     from graphc.models import resnet
 
     model = resnet.Model(resnet.Config(preset=preset, num_classes=10))
-    model.load_state_dict(weights({n: a.shape for n, a in model.state_dict().items()}))
+    model.load_state_dict(weights({n: a.shape for n, a in model.state_dict().items()}, CASES[preset].gain))
+    return model
+
+
+def gradients_of(model: Any, spec: Mapping[str, Any]) -> Any:
+    """An entry: the logits in training, and the gradients by name."""
+    import graphc as gc
+
     named = dict(model.named_parameters())
-    opt = gc.optim.SGD(list(named.values()), LR, MOMENTUM, weight_decay=DECAY)
-    x, y = batch(CASES[preset], 0)
-    spec = {"x": gc.spec(x.shape), "y": gc.spec(y.shape, "int32")}
 
     @gc.entry(**spec)
     def gradients(x: Any, y: Any) -> dict[str, Any]:
-        loss = gc.cross_entropy(model.train()(x), y)
-        return dict(zip(named, gc.grad(loss, list(named.values())), strict=True))
+        logits = model.train()(x)
+        grads = gc.grad(gc.cross_entropy(logits, y), list(named.values()))
+        return {"logits": logits, **dict(zip(named, grads, strict=True))}
+
+    return gradients
+
+
+def labelled(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {n if n == "logits" else f"grad/{n}": a for n, a in outputs.items()}
+
+
+def run_graphc(preset: str) -> dict[str, np.ndarray]:
+    """What `run_torch` does, compiled in float32."""
+    import graphc as gc
+
+    case, model = CASES[preset], make(preset)
+    parameters = model.parameters()
+    opt = gc.optim.AdamW(parameters, case.lr, weight_decay=DECAY)
+    x, y = batch(case, 0)
+    spec = {"x": gc.spec(x.shape), "y": gc.spec(y.shape, "int32")}
 
     @gc.entry(**spec)
     def train(x: Any, y: Any) -> dict[str, Any]:
         loss = gc.cross_entropy(model.train()(x), y)
-        opt.update(gc.grad(loss, list(named.values())))
+        opt.update(gc.grad(loss, parameters))
         return {"loss": loss}
 
     @gc.entry(x=spec["x"])
     def infer(x: Any) -> dict[str, Any]:
         return {"logits": model.eval()(x)}
 
-    program = gc.compile(gradients, train, infer)
+    program = gc.compile(gradients_of(model, spec), train, infer)
     before = {n: a.copy() for n, a in program.state.items()}
-    first = {f"grad/{n}": g for n, g in program.gradients(x=x, y=y).items()}
+    first = labelled(program.gradients(x=x, y=y))
     program.load_state_dict(before)  # the gradients' entry has updated the running statistics
     losses = []
     for step in range(STEPS):
-        x, y = batch(CASES[preset], step)
+        x, y = batch(case, step)
         losses.append(float(program.train(x=x, y=y)["loss"]))
-    logits = program.infer(x=batch(CASES[preset], STEPS)[0])["logits"]
+    evaluated = program.infer(x=batch(case, STEPS)[0])["logits"]
     stats = {n: program.state[n] for n in ("bn1.running_mean", "bn1.running_var")}
-    return {"losses": np.array(losses), "logits": logits, **stats, **first}
+    return {"losses": np.array(losses), "evaluated": evaluated, **stats, **first}
+
+
+def run_wide(preset: str) -> dict[str, np.ndarray]:
+    """The first logits and gradients, compiled in float64: formulas without the rounding of float32."""
+    import graphc as gc
+
+    model = make(preset)
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, gc.State) and value.dtype.is_float:
+                value.initial = value.initial.astype(np.float64)
+    x, y = batch(CASES[preset], 0)
+    spec = {"x": gc.spec(x.shape, "float64"), "y": gc.spec(y.shape, "int32")}
+    return labelled(gc.compile(gradients_of(model, spec)).gradients(x=x.astype(np.float64), y=y))
 
 
 def main() -> None:

@@ -45,10 +45,19 @@ CASES: dict[str, tuple[str, tuple[Shape, ...], dict[str, Any]]] = {
     "avg_pool2d": ("avg_pool2d", ((2, 3, 11, 12),), {"kernel_size": 3, "stride": 2, "padding": 1}),
     "avg_pool2d inside": ("avg_pool2d", ((2, 3, 11, 12),),
                           {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False}),
+    "avg_pool2d ceil": ("avg_pool2d", ((2, 3, 11, 12),),
+                        {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    "avg_pool1d ceil inside": ("avg_pool1d", ((2, 3, 16),), {"kernel_size": 4, "stride": 3, "padding": 1,
+                               "ceil_mode": True, "count_include_pad": False}),
     "avg_pool3d": ("avg_pool3d", ((1, 2, 5, 6, 7),), {"kernel_size": 2}),
     "adaptive_avg_pool1d": ("adaptive_avg_pool1d", ((2, 3, 11),), {"output_size": 4}),
     "adaptive_avg_pool2d": ("adaptive_avg_pool2d", ((2, 3, 11, 12),), {"output_size": (3, 1)}),
     "adaptive_avg_pool2d global": ("adaptive_avg_pool2d", ((2, 3, 7, 7),), {"output_size": 1}),
+    "adaptive_max_pool1d": ("adaptive_max_pool1d", ((2, 3, 12),), {"output_size": 4}),
+    "adaptive_max_pool2d": ("adaptive_max_pool2d", ((2, 3, 11, 12),), {"output_size": (3, 1)}),
+    "adaptive_max_pool3d": ("adaptive_max_pool3d", ((1, 2, 4, 5, 6),), {"output_size": 2}),
+    "interpolate corners": ("interpolate", ((2, 3, 5, 7),),
+                            {"size": (9, 4), "mode": "bilinear", "align_corners": True}),
 }  # fmt: skip
 
 
