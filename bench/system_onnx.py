@@ -59,10 +59,9 @@ def export(work: Workload, weights: str, path: str) -> None:
     with np.load(weights) as arrays:
         net = system_torch.model(work, arrays).eval().to(memory_format=torch.contiguous_format)
     inputs, _ = work.data("infer")
+    arguments = tuple(map(torch.from_numpy, inputs.values()))
     with torch.no_grad():
-        torch.onnx.export(
-            net, tuple(map(torch.from_numpy, inputs.values())), path, input_names=list(inputs), dynamo=True
-        )
+        torch.onnx.export(net, arguments, path, input_names=list(inputs), dynamo=True, external_data=False)
 
 
 if __name__ == "__main__":
