@@ -67,7 +67,7 @@ class Answers:
     def check(self, file: str) -> dict[str, Any]:
         results = [self.first]
         if self.mode == "train":
-            results += [np.array(self.running.step()) for _ in range(CHECKED_STEPS - 1)]
+            results += [np.asarray(self.running.step()).copy() for _ in range(CHECKED_STEPS - 1)]
         np.save(file, np.stack(results))
         return {}
 
@@ -96,7 +96,7 @@ def start(given: dict[str, Any]) -> tuple[Answers, dict[str, float]]:
         prepare: Callable[..., Running] = import_module(system.module).prepare
         running = prepare(job, **system.options)
     built = clock()
-    first = np.array(running.step())
+    first = np.asarray(running.step()).copy()
     done = clock()
     seconds = {"import_s": imported - begin, "build_s": built - imported, "first_step_s": done - built}
     return Answers(running, first, mode, base_rss), seconds
