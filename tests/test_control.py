@@ -491,3 +491,24 @@ def test_layers_are_used_in_a_body() -> None:
     got = everywhere(entry, x=XS)
     np.testing.assert_allclose(got["w0"], got["w1"])
     np.testing.assert_allclose(got["b0"], got["b1"])
+
+
+def test_kernels_of_their_own_are_used_in_a_body() -> None:
+    """Convolution, pooling, norms, attention, gathers and sorting, under a scan that is differentiated."""
+    images, tokens = RNG.standard_normal((3, 2, 3, 6, 6)), RNG.standard_normal((2, 2, 5, 4))
+    kernel, table = RNG.standard_normal((4, 3, 3, 3)), RNG.standard_normal((7, 4))
+
+    def entry(images: gc.Tensor, tokens: gc.Tensor, kernel: gc.Tensor, table: gc.Tensor) -> Any:
+        def body(t: gc.Tensor, x: gc.Tensor) -> Any:
+            features = gc.avg_pool2d(gc.relu(gc.conv2d(x, kernel, padding=1)), 3)
+            scale = gc.softmax(gc.sum(features, axis=(0, 2, 3)))
+            t = gc.layer_norm(gc.scaled_dot_product_attention(t, t * scale, t, is_causal=True), 4)
+            order = gc.argsort(gc.sum(t * tokens, axis=(0, 1, 3)))
+            return t + gc.take(table, order, axis=0), features
+
+        last, features = gc.scan(body, tokens, images)
+        loss = gc.sum(last * last * tokens) + gc.sum(features * features)
+        grads = gc.grad(loss, [images, tokens, kernel, table])
+        return {"last": last, **{f"g{i}": g for i, g in enumerate(grads)}}
+
+    everywhere(entry, images=images, tokens=tokens, kernel=kernel, table=table)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
-@pytest.mark.parametrize("name", ["add-an-op", "add-a-pass", "language-models"])
+@pytest.mark.parametrize("name", ["add-an-op", "add-a-pass", "language-models", "loops"])
 def test_worked_example(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All Python blocks of a page, in one file, as a reader would type them."""
     monkeypatch.setattr(base, "_TABLE", dict(base._TABLE))  # an op of a page stays on the page
