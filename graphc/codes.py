@@ -159,8 +159,7 @@ CODES: dict[str, Code] = {
         "A model is traced once; what a tensor holds is known only when the program runs, so Python cannot decide by "
         "it.",
         "if x.sum() > 0: x = -x",
-        "Write x = gc.where(x.sum() > 0, -x, x); combine conditions with &, | and ~. gc.cond runs one side only, and "
-        "gc.scan and gc.while_loop repeat something while the program runs.",
+        "Write x = gc.where(x.sum() > 0, -x, x); gc.cond, gc.scan and gc.while_loop run inside of the program.",
     ),
     "GC0202": Code(
         "a traced value has no elements yet",
