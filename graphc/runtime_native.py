@@ -29,6 +29,7 @@ import numpy as np
 from graphc.artifact import Artifact
 from graphc.artifact_records import TargetRecord
 from graphc.errors import error
+from graphc.system import TILES, allow_tiles
 
 __all__ = ["Block", "Code", "Team", "check_machine"]
 
@@ -66,6 +67,8 @@ def check_machine(target: TargetRecord, name: str = "the artifact") -> None:
         raise error("GC0505", f"{name} was built for {what}", hint=_REBUILD)
     features = llvm.get_host_cpu_features()
     missing = [f for f in target.features if not features.get(f, False)]
+    if not missing and TILES in target.features and not allow_tiles():
+        missing = [TILES]
     if missing:
         raise error("GC0505", f"{name} needs a CPU with {', '.join(missing)}", hint=_REBUILD)
 

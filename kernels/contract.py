@@ -52,7 +52,7 @@ def lower_contract(
     factors = dict(zip("ab", (right, left) if p.swapped else (left, right), strict=True))
     dtype, depth = left.dtype.computed, p.k_size
     stored = {name: Stored(v.dtype, dtype) for name, v in factors.items() if v.dtype != dtype}
-    if ctx.target.pairs and has_pairs(p, [left, right]) and not is_simple(p, dtype, stored):
+    if ctx.target.pairs and has_pairs(p, [left, right], ctx.target.matrix) and not is_simple(p, dtype, stored):
         p, factors, stored = words(p, factors)
     read = [Operand(name, view, reads=True) for name, view in factors.items()]
     work = Work(p, dtype, depth, epilogue, read, [*epilogue.reads, *written], stored, ctx)
@@ -100,7 +100,8 @@ class Work:
 
     def loops(self, p: Problem, epilogue: Epilogue) -> Loops:
         """Blocked loops under the best schedule."""
-        schedule = choose(p, self.dtype, self.ctx.target, self.copied)
+        pairs = any(lies.value != self.dtype for lies in self.stored.values())
+        schedule = choose(p, self.dtype, self.ctx.target, self.copied, pairs)
         return Loops(p, schedule, self.dtype, epilogue, self.stored)
 
     def whole(self, name: str, doc: str, lines: tuple[Loc, ...]) -> Launch:

@@ -44,9 +44,10 @@ class Stored:
         return self.memory == self.value and not self.step
 
 
-def has_pairs(p: Problem, views: Sequence[View]) -> bool:
-    """Whether both factors can be seen as words along k."""
-    return all(v.dtype == bfloat16 for v in views) and p.k.size > 0 and p.k.size % 2 == 0
+def has_pairs(p: Problem, views: Sequence[View], block: int) -> bool:
+    """Whether both factors can be seen as words along k, and fill a ``block`` of the target."""
+    fills = min(p.m.size, p.n.size) >= block
+    return all(v.dtype == bfloat16 for v in views) and p.k.size > 0 and p.k.size % 2 == 0 and fills
 
 
 def multiplies_pairs(graph: Graph) -> bool:

@@ -174,13 +174,13 @@ class Loops:
     @property
     def a_tile_size(self) -> int:
         """Elements of a copied tile; rows are padded, lest a power of two put them into few sets of the cache."""
-        return self.s.mr * (self.depth + (self.s.nr // 2 if self.p.k.strides[A] == 1 else 0))
+        return self.s.mr * (self.depth + (self.s.nr // 2 if self.s.by_rows else 0))
 
     def a_tile(self, tile: Bound, first: Bound, k: Bound, start: Bound) -> Operand:
-        """The copied tile from ``k`` on: rows where a has rows, else columns, so that loads come in order."""
+        """The copied tile from ``k`` on."""
         at = place([(tile, self.a_tile_size), (first, -self.a_tile_size)])
         row = self.row_packed(k, start)
-        if self.p.k.strides[A] == 1:
+        if self.s.by_rows:
             return Operand("tiles_a", at + row, self.a_tile_size // self.s.mr, 1)
         return Operand("tiles_a", at + row * self.s.mr, 1, self.s.mr)
 

@@ -46,6 +46,11 @@ class Target(Protocol):
         """Elements of a vector register."""
         ...
 
+    @property
+    def matrix(self) -> int:
+        """Rows and columns of the tile that pairs of bfloat16 are multiplied into, if it is another one; else 0."""
+        ...
+
     def tile(self, dtype: DType) -> tuple[int, int]:
         """Rows and columns of the register tile."""
         ...
@@ -55,7 +60,7 @@ class Target(Protocol):
 class Schedule:
     """``mr`` × ``nr`` is the register tile. The n range of a task is ``panels`` panels of ``nr`` columns, packed
     ``chunk`` at a time; its m range is ``rows`` tiles. k runs in slabs (one packing each) of blocks (one microkernel
-    call each). ``a_tiles`` tiles of a are copied at a time; 0: they are read in place."""
+    call each). ``a_tiles`` tiles of a are copied at a time, ``by_rows`` or by columns; 0: they are read in place."""
 
     mr: int
     nr: int
@@ -67,6 +72,7 @@ class Schedule:
     k_slab: int
     k_block: int
     a_tiles: int
+    by_rows: bool
     pack_b: bool
 
     @property
@@ -83,17 +89,19 @@ def even(total: int, most: int) -> int:
     return -(-total // -(-total // most))
 
 
-def choose(p: Problem, dtype: DType, target: Target, copied: Collection[str] = ()) -> Schedule:
+def choose(p: Problem, dtype: DType, target: Target, copied: Collection[str] = (), pairs: bool = False) -> Schedule:
     """The cheapest schedule by the cost model. Depends on shapes and strides only, never on the number of threads.
 
-    ``copied`` names the factors (a, b) that cannot be read in place."""
-    return min(candidates(p, dtype, target, copied), key=lambda s: cost(p, s))
+    ``copied`` names the factors (a, b) that cannot be read in place; with ``pairs`` they are words of two bfloat16."""
+    return min(candidates(p, dtype, target, copied, pairs), key=lambda s: cost(p, s))
 
 
-def candidates(p: Problem, dtype: DType, target: Target, copied: Collection[str]) -> Iterator[Schedule]:
+def candidates(p: Problem, dtype: DType, target: Target, copied: Collection[str], pairs: bool) -> Iterator[Schedule]:
     """Schedules for every reasonable split into tasks."""
     mr, nr = target.tile(dtype)
-    mr = even(p.m.size, mr)
+    matrix = pairs and target.matrix > 0
+    mr, nr = (target.matrix, target.matrix) if matrix else (even(p.m.size, mr), nr)
+    by_rows = matrix or p.k.strides[0] == 1
     m_tiles, n_panels = -(-p.m.size // mr), -(-p.n.size // nr)
     for rows in sorted({-(-m_tiles // parts) for parts in PARTS}):
         for panels in sorted({-(-n_panels // parts) for parts in PARTS}):
@@ -107,7 +115,7 @@ def candidates(p: Problem, dtype: DType, target: Target, copied: Collection[str]
             if "a" in copied or copies_a(p, chunk, block, dtype):
                 depth = slab if slab < p.k.size else p.k_size
                 a_tiles = even(rows, max(1, COPIED_BYTES // (mr * depth * dtype.itemsize)))
-            yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, block, a_tiles, packed_b)
+            yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, block, a_tiles, by_rows, packed_b)
 
 
 def cost(p: Problem, s: Schedule) -> float:

@@ -15,7 +15,7 @@ from graphc.dtype import contiguous_strides, dtype, float32
 from graphc.ir import Graph, Literal, Value, attrs
 from graphc.kernels.contract import lower_contract
 from graphc.kernels.contract_problem import problem
-from graphc.kernels.cpu.target import BASELINES
+from graphc.kernels.cpu.target import BASELINES, MATRIX, PAIRS, host, with_pairs
 from graphc.kernels.lower_context import LowerContext
 from graphc.kernels.plan import Buffer, View
 from graphc.loop import Contract, Loop, Role, walk
@@ -78,6 +78,17 @@ def test_other_dtypes(kind: str) -> None:
     check_dot((2, 13, 5), (2, 9, 5), ((2,), (2,)), ((0,), (0,)), kind=kind)
 
 
+@pytest.mark.skipif(not with_pairs(host()).matrix, reason="this machine has no AMX, or does not let us use it")
+@pytest.mark.parametrize("layout", ["mk,kn", "km,kn", "mk,nk", "km,nk"])
+def test_products_on_amx(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowered.host", lambda: with_pairs(host()))
+    left, right = layout.split(",")
+    for size, pad in (((64, 96, 128), 0), ((70, 130, 100), 2), ((40, 33, 2050), 0)):
+        dims = dict(zip("mnk", size, strict=True))
+        shapes = tuple(dims[d] for d in left), tuple(dims[d] for d in right)
+        check_dot(*shapes, ((left.index("k"),), (right.index("k"),)), kind="bfloat16", pad=pad, compiled=tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 @pytest.mark.parametrize("layout", ["mk,kn", "km,kn", "mk,nk", "km,nk"])
 def test_factors_of_16_bits_have_sums_of_32(layout: str, kind: str) -> None:
@@ -91,13 +102,14 @@ def test_factors_of_16_bits_have_sums_of_32(layout: str, kind: str) -> None:
     check_dot((4, 9, 40, 6), (17, 6, 40), ((3, 2), (1, 2)), kind=kind, orders=turned)
 
 
-PAIRS = replace(BASELINES["x86-64-v4"], features=(*BASELINES["x86-64-v4"].features, "avx512bf16"))
+V4 = BASELINES["x86-64-v4"]
 
 
+@pytest.mark.parametrize("features", [(PAIRS,), MATRIX], ids=["vectors", "matrix"])
 @pytest.mark.parametrize("layout", ["mk,kn", "km,kn", "mk,nk", "km,nk"])
-def test_pairs_of_bfloat16(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_of_bfloat16(layout: str, features: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """As words where rows run along k and are of even length; else interleaved; widened where k is odd."""
-    monkeypatch.setitem(BASELINES, "pairs", PAIRS)
+    monkeypatch.setitem(BASELINES, "pairs", replace(V4, features=(*V4.features, *features)))
     left, right = layout.split(",")
     run: dict[str, Any] = {"kind": "bfloat16", "target": "pairs"}
     for size, pad in (

@@ -20,7 +20,7 @@ LONGEST = 500
 LAYERS = (
     ("graphc.codes",),
     ("graphc.errors", "graphc.dtype"),
-    ("graphc.ir", "graphc.loop", "graphc.config"),
+    ("graphc.ir", "graphc.loop", "graphc.config", "graphc.system"),
     ("graphc.ops",),
     (
         "graphc.verify", "graphc.text", "graphc.interp", "graphc.scope", "graphc.indexing", "graphc.variable",
@@ -40,7 +40,7 @@ LAYERS = (
 
 # An artifact runs where the compiler is not installed: these import nothing else of graphc.
 STANDALONE = ("graphc.artifact*", "graphc.runtime*")
-STANDALONE_MAY_USE = (*STANDALONE, "graphc.dtype", "graphc.codes", "graphc.errors", "graphc.config")
+STANDALONE_MAY_USE = (*STANDALONE, "graphc.dtype", "graphc.codes", "graphc.errors", "graphc.config", "graphc.system")
 
 # Functions that import when they are called: `import graphc` stays cheap, and commands load what they use.
 LATE = {"graphc": {"compile", "compile_file", "load", "_rebuild"}}

@@ -21,7 +21,7 @@ import graphc.kernels.cpu.build as build
 from graphc.dtype import DTYPES, DType, bfloat16, bool_, float32, float64, int32
 from graphc.kernels.cpu.build import Compiled, compile_kernels, machine, optimise, team_object
 from graphc.kernels.cpu.frontend import lower
-from graphc.kernels.cpu.target import BASELINES, PAIRS, CpuTarget
+from graphc.kernels.cpu.target import BASELINES, PAIRS, CpuTarget, host, with_pairs
 from graphc.loop import Acc, Affine, Call, Contract, Kernel, Load, Loop, Operand, Param, Role, Store, Update, Var, call
 
 RUNNABLE = [level for level, target in BASELINES.items() if runnable(target)]
@@ -146,6 +146,26 @@ def test_pairs_of_bfloat16(backend: str, tmp_path: Path) -> None:
         (built,) = compile_kernels([kernel], target, tmp_path)
         load_objects([built.object]).run(built.symbol, [*words, c])
     np.testing.assert_allclose(c, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not with_pairs(host()).matrix, reason="this machine has no AMX, or does not let us use it")
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_blocks_on_amx(accumulate: bool, tmp_path: Path) -> None:
+    """One block and several; steps along k with and without a rest, and none; what lies around C survives."""
+    target, rng = with_pairs(host()), np.random.default_rng(7)
+    for m, n, k in ((32, 32, 16), (64, 32, 40), (32, 64, 7), (32, 32, 0), (31, 32, 16)):
+        a, b = (rng.standard_normal(shape).astype(bfloat16.numpy) for shape in ((m, k + 3, 2), (k, n + 5, 2)))
+        stmt = Contract(Operand("c", Affine(), n + 2), Operand("a", Affine(), k + 3), Operand("b", Affine(), n + 5),
+                        m, n, k, float32, accumulate, pairs=True)  # fmt: skip
+        params = (Param("a", int32), Param("b", int32), Param("c", float32, written=True))
+        (built,) = compile_kernels([Kernel("blocks", params, (stmt,))], target, tmp_path)
+        assert elf_symbols(built.object) == (62, {built.symbol: True})
+        c = aligned(m * (n + 2), np.float32).reshape(m, n + 2)
+        c[:] = 7
+        load_objects([built.object]).run(built.symbol, [*(x.view(np.int32)[..., 0] for x in (a, b)), c])
+        want = np.einsum("mkp,knp->mn", a[:, :k].astype(np.float64), b[:, :n].astype(np.float64)) + 7 * accumulate
+        np.testing.assert_allclose(c[:, :n], want, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(c[:, n:], 7)
 
 
 def halves() -> Kernel:

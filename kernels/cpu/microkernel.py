@@ -27,6 +27,7 @@ from graphc.kernels.cpu.lanes import (
     vector_load,
     vector_store,
 )
+from graphc.kernels.cpu.matrix import BLOCK, STEP, block_product
 from graphc.kernels.cpu.vocabulary import Build, Kind, Rule
 
 __all__ = ["microkernel"]
@@ -34,6 +35,7 @@ __all__ = ["microkernel"]
 Value = Any  # llvmlite.ir.Value
 
 _WORD = ir.IntType(64)
+REST_ROWS = 12  # of a block at a time, for what is left along k after AMX
 _IN_FLIGHT = 8  # independent FMAs that hide the latency of the FMA units (2 units, 4 cycles)
 
 
@@ -251,15 +253,38 @@ def microkernel(
     pairs: bool = False,
     repeats: tuple[tuple[int, int, int], ...] = (),
     shared: bool = False,
+    matrix: bool = False,
 ) -> Rule:
     """The word ``product(c, c_index, a, a_index, b, b_index, k)`` over typed pointers and element indices.
 
     ``dtype`` is float32 or float64; ``a`` has strides (row, column), ``b`` and ``c`` a row stride and unit columns.
-    With ``pairs`` the elements of A and B are words of two bfloat16, of which k counts the words. The sum goes over
+    With ``pairs`` the elements of A and B are words of two bfloat16, of which k counts the words; with ``matrix`` those
+    whole blocks whose rows lie along k go to AMX. The sum goes over
     ``repeats`` as well, each (count, step of a, step of b); ``shared``: the last of them, in which A advances by a row,
     reads each element of A once. ``tile`` is (MR, NR) and ``lanes`` the elements of a vector register. A panel of NR
     columns of B is used by all rows before the next one. Memory past column n of B and C is neither read nor written.
     """
+
+    def blocks(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value) -> None:
+        """Whole blocks on AMX, and the words that are left along k on vectors."""
+        whole = builder.and_(k, _WORD(-STEP))
+        block = block_product(builder.module, a[0], b, c, accumulate)
+        rest = builder.sub(k, whole)
+
+        def each(i: Value, j: Value) -> None:
+            c1 = builder.gep(c0, [builder.add(builder.mul(i, _WORD(BLOCK * c)), builder.mul(j, _WORD(BLOCK)))])
+            a1 = builder.gep(a0, [builder.mul(i, _WORD(BLOCK * a[0]))])
+            b1 = builder.gep(b0, [builder.mul(j, _WORD(BLOCK))])
+            builder.call(block, [c1, a1, b1, whole])
+            with builder.if_then(builder.icmp_signed(">", rest, _WORD(0))):
+                a2, b2 = builder.gep(a1, [whole]), builder.gep(b1, [builder.mul(whole, _WORD(b))])
+                for first in range(0, BLOCK, REST_ROWS):
+                    rows = min(REST_ROWS, BLOCK - first)
+                    shape = _Tile(dtype, rows, BLOCK, a[0], a[1], b, c, True, lanes, True)
+                    at = builder.gep(c1, [_WORD(first * c)]), builder.gep(a2, [_WORD(first * a[0])])
+                    builder.call(shape.function(builder.module), [*at, b2, rest])
+
+        _each(builder, m // BLOCK, lambda i: _each(builder, n // BLOCK, lambda j: each(i, j)))
 
     def call_tile(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value, rows: int, columns: int) -> None:
         outer, last = (repeats[:-1], repeats[-1]) if shared else (repeats, (1, 0, 0))
@@ -279,6 +304,9 @@ def microkernel(
 
     def build(builder: ir.IRBuilder, *values: Value) -> None:
         c0, a0, b0 = (builder.gep(values[i], [values[i + 1]]) for i in (0, 2, 4))
+        if matrix and not repeats and m % BLOCK == n % BLOCK == 0 and a[1] == 1:
+            blocks(builder, c0, a0, b0, values[6])
+            return
 
         def columns_at(j: Value, columns: int) -> None:
             at = builder.mul(j, _WORD(tile[1]))

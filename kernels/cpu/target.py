@@ -9,8 +9,9 @@ import llvmlite.binding as llvm
 
 from graphc.dtype import DType
 from graphc.errors import error
+from graphc.system import TILES, allow_tiles
 
-__all__ = ["BASELINES", "CpuTarget", "host", "with_pairs"]
+__all__ = ["BASELINES", "MATRIX", "PAIRS", "CpuTarget", "host", "with_pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,17 @@ class CpuTarget:
         """Whether it has an instruction that multiplies pairs of bfloat16."""
         return PAIRS in self.features
 
+    @property
+    def matrix(self) -> int:
+        """Rows and columns of C in the tile registers of AMX, which multiply pairs of bfloat16; 0: it has none."""
+        return 32 if TILES in self.features else 0
+
     def lanes(self, dtype: DType) -> int:
         return self.vector_bytes // dtype.itemsize
 
 
 PAIRS = "avx512bf16"
+MATRIX = ("amx-bf16", TILES, PAIRS)
 
 _AVX2 = (
     "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.1", "sse4.2", "ssse3",
@@ -73,12 +80,16 @@ def host() -> CpuTarget:
 
 
 def with_pairs(target: CpuTarget) -> CpuTarget:
-    """``target`` with the instruction that multiplies pairs of bfloat16, where this machine has it and gains by it: for
-    programs with such products alone, since no other machine can run them then.
+    """``target`` with the instructions that multiply pairs of bfloat16, where this machine has them and gains by it:
+    for programs with such products alone, since no other machine can run them then.
 
-    AMD's cores (Zen 4 on) issue it as often as the float32 one, which makes twice the products. Intel's issue it every
-    other cycle on one of two units: a factor that is widened while it is packed is multiplied twice as fast."""
-    worth = llvm.get_host_cpu_name().startswith("znver") and llvm.get_host_cpu_features().get(PAIRS, False)
+    AMD's cores (Zen 4 on) issue vdpbf16ps as often as float32's multiply-add, which makes twice the products. Intel's
+    issue it every other cycle on one of two units, so that factors that are widened while they are packed are
+    multiplied twice as fast; but many have AMX, which makes sixteen times the products of float32."""
+    has = llvm.get_host_cpu_features()
+    if all(has.get(f, False) for f in MATRIX) and target.vector_bytes == 64 and allow_tiles():
+        return replace(target, features=tuple(sorted((*target.features, *MATRIX))))
+    worth = llvm.get_host_cpu_name().startswith("znver") and has.get(PAIRS, False)
     return replace(target, features=tuple(sorted((*target.features, PAIRS)))) if worth else target
 
 
