@@ -39,7 +39,8 @@ def block_product(module: ir.Module, a_row: int, b_row: int, c_row: int, accumul
     fn.attributes.add("noinline")
     fn.attributes.add("nounwind")
     builder = ir.IRBuilder(fn.append_basic_block("entry"))
-    _Block(builder, a_row, b_row, c_row).build(*fn.args, accumulate)
+    c, a, b, k = fn.args
+    _Block(builder, a_row, b_row, c_row).build(c, a, b, k, accumulate)
     return fn
 
 
