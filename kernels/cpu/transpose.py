@@ -9,6 +9,7 @@ element that is a quarter of a shuffle on AVX-512, where a gather costs a load a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -32,28 +33,68 @@ def transpose(dtype: str, *, m: int, a: int, c: int, lanes: int, source: str | N
     ``a`` and ``c`` are the row strides in elements; columns are contiguous. Nothing past row or column m, n is touched.
     ``source`` is the type of a's elements, if it is not ``dtype``.
     """
-    kinds = dtype_of(source or dtype), dtype_of(dtype)
+    block = _Block(dtype_of(source or dtype), dtype_of(dtype), m, a, c, lanes)
 
     def build(builder: ir.IRBuilder, *values: Value) -> None:
         c0, a0 = (builder.gep(values[i], [values[i + 1]]) for i in (0, 2))
         n = values[4]
-        whole = builder.and_(n, _WORD(-lanes))
-        rest = builder.sub(n, whole)
-
-        def squares(j: Value, columns: Value | None) -> None:
-            for i in range(0, m, lanes):
-                first = builder.gep(a0, [builder.add(j, _WORD(i * a))])
-                target = builder.gep(c0, [builder.add(builder.mul(j, _WORD(c)), _WORD(i))])
-                _square(builder, kinds, first, a, target, c, lanes, min(lanes, m - i), columns)
-
-        _loop(builder, whole, lanes, lambda j: squares(j, None))
-        with builder.if_then(builder.icmp_signed(">", rest, _WORD(0))):
-            squares(whole, rest)
+        whole = isinstance(n, ir.Constant) and n.constant % lanes == 0
+        builder.call(block.function(builder.module, whole), [c0, a0, n])
 
     def turn(*operands: Kind) -> tuple[Kind, Build]:
         return None, build
 
     return turn
+
+
+@dataclass(frozen=True)
+class _Block:
+    """``rows`` rows of A, with row stride ``a``, that become columns of C, with row stride ``c``, as one LLVM function
+    turn(c, a, n)."""
+
+    source: DType
+    target: DType
+    rows: int
+    a: int
+    c: int
+    lanes: int
+
+    def function(self, module: ir.Module, whole: bool) -> ir.Function:
+        """The block's function in ``module``, built on first use; ``whole``: n is a multiple of the lanes."""
+        name = f"turn_{self.source}_{self.target}_{self.rows}_a{self.a}_c{self.c}{'_whole' if whole else ''}"
+        if name in module.globals:
+            return module.globals[name]
+        pointers = [element_type(d).as_pointer() for d in (self.target, self.source)]
+        fn = ir.Function(module, ir.FunctionType(ir.VoidType(), [*pointers, _WORD]), name)
+        fn.linkage = "internal"
+        fn.attributes.add("noinline")
+        fn.attributes.add("nounwind")
+        self.build(ir.IRBuilder(fn.append_basic_block("entry")), *fn.args, whole=whole)
+        return fn
+
+    def build(self, builder: ir.IRBuilder, c0: Value, a0: Value, n: Value, *, whole: bool) -> None:
+        stop = builder.and_(n, _WORD(-self.lanes))
+        _loop(builder, stop, self.lanes, lambda j: self.squares(builder, c0, a0, j, None))
+        if not whole:
+            rest = builder.sub(n, stop)
+            with builder.if_then(builder.icmp_signed(">", rest, _WORD(0))):
+                self.squares(builder, c0, a0, stop, rest)
+        builder.ret_void()
+
+    def squares(self, builder: ir.IRBuilder, c0: Value, a0: Value, j: Value, columns: Value | None) -> None:
+        """All rows of up to ``lanes`` columns (``columns``; None for all) from column j on."""
+
+        def square(i: Value, rows: int) -> None:
+            first = builder.gep(a0, [builder.add(j, builder.mul(i, _WORD(self.a)))])
+            target = builder.gep(c0, [builder.add(builder.mul(j, _WORD(self.c)), i)])
+            kinds = self.source, self.target
+            _square(builder, kinds, first, self.a, target, self.c, self.lanes, rows, columns)
+
+        full = self.rows // self.lanes * self.lanes
+        if full:
+            _loop(builder, _WORD(full), self.lanes, lambda i: square(i, self.lanes))
+        if self.rows > full:
+            square(_WORD(full), self.rows - full)
 
 
 def _square(
