@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -179,9 +180,9 @@ def _print_bench(rows: list[dict[str, Any]], total: float, out: Output) -> None:
     columns = ["kernel", ">launches", ">µs", ">of the step", ">GFLOP/s", ">GB/s", ">of peak", "from"]
     cells = []
     for r in rows:
-        taken = max(r["seconds"], 1e-12)
+        taken = r["seconds"] or inf  # kernels of a branch that was not taken
         speed, traffic = f"{r['flops'] / taken / 1e9:.1f}", f"{r['bytes'] / taken / 1e9:.1f}"
         part = f"{r['seconds'] / total:.1%}" if total else ""
         peak, lines = f"{r['share_of_peak']:.0%}", ", ".join(r["lines"][:2])
-        cells.append((r["name"], r["launches"], f"{taken * 1e6:.1f}", part, speed, traffic, peak, lines))
+        cells.append((r["name"], r["launches"], f"{r['seconds'] * 1e6:.1f}", part, speed, traffic, peak, lines))
     out.table(columns, cells)
