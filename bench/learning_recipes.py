@@ -103,14 +103,14 @@ def emoji_floor(path: str) -> Scores:
 
 LANGUAGE = {
     "batch_size": 16, "learning_rate": 2e-3, "min_lr": 1e-4, "warmup_iters": 100, "weight_decay": 0.1,
-    "initializer_range": 0.05, "max_iters": 3000,
+    "initializer_range": 0.05, "max_iters": 1800,
 }  # fmt: skip
 
 RECIPES = {
     "convnet": Recipe(
         title="two convolutions",
         data="mnist",
-        config={"batch_size": 100, "max_iters": 3000},
+        config={"batch_size": 100, "max_iters": 2400},
         score="accuracy",
         goal="99 %",
         floor=digit_floor,
@@ -160,7 +160,7 @@ RECIPES = {
     "vit": Recipe(
         title="ViT",
         data="cifar10",
-        config={"batch_size": 50, "max_iters": 4000},
+        config={"batch_size": 50, "max_iters": 1500},
         score="accuracy",
         goal="within 0.5 points",
         floor=photo_floor,
@@ -168,7 +168,7 @@ RECIPES = {
     "clip": Recipe(
         title="CLIP",
         data="emoji",
-        config={"batch_size": 64, "max_iters": 2000},
+        config={"batch_size": 64, "max_iters": 1000},
         score="R@1",
         goal="far above chance",
         floor=emoji_floor,
