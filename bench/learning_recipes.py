@@ -152,7 +152,7 @@ RECIPES = {
     "gpt2": Recipe(
         title="GPT-2",
         data="tinyshakespeare/input.txt",
-        config=LANGUAGE | {"n_embd": 192, "n_layer": 4, "n_head": 6, "n_positions": 128},
+        config=LANGUAGE | {"n_embd": 192, "n_layer": 4, "n_head": 6, "n_positions": 128, "max_iters": 2600},
         score="loss",
         goal="below 1.60 nats",
         floor=text_floor,

@@ -83,7 +83,7 @@ def floor(r: Mapping[str, Any]) -> str:
     kind = "_loss" if r["score"] == "loss" else "accuracy"
     names = {"naive_bayes_accuracy": "naive Bayes", "naive_bayes_accuracy_with_phrases": "with phrases"}
     wanted = [key for key in known if kind in key and not key.startswith("unigram")]
-    return ", ".join(f"{names.get(key, key.rsplit('_', 1)[0])} {score(known, key)}" for key in wanted)
+    return ", ".join(f"{names.get(key, key.rsplit('_', 1)[0].replace('_', ' '))} {score(known, key)}" for key in wanted)
 
 
 def table(everything: Iterable[Mapping[str, Any]]) -> str:
