@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from graphc.dtype import DType
@@ -55,6 +56,8 @@ class Target(Protocol):
         """Rows and columns of the register tile."""
         ...
 
+    def __hash__(self) -> int: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -93,6 +96,12 @@ def choose(p: Problem, dtype: DType, target: Target, copied: Collection[str] = (
     """The cheapest schedule by the cost model. Depends on shapes and strides only, never on the number of threads.
 
     ``copied`` names the factors (a, b) that cannot be read in place; with ``pairs`` they are words of two bfloat16."""
+    return _cheapest(p, dtype, target, frozenset(copied), pairs)
+
+
+@cache
+def _cheapest(p: Problem, dtype: DType, target: Target, copied: frozenset[str], pairs: bool) -> Schedule:
+    """Layers have equal products."""
     return min(candidates(p, dtype, target, copied, pairs), key=lambda s: cost(p, s))
 
 
