@@ -94,7 +94,7 @@ def doctor(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         "vectors": vectors,
         "threads": now.threads,
         "cache": str(now.cache),
-        **{name: _version(name) for name in ("graphc", "numpy", "numba", "llvmlite", "networkx", "safetensors")},
+        **{name: _version(name) for name in ("graphc", "numpy", "numba", "llvmlite", "safetensors")},
         "cuda": _cuda(),
         "metal": "not on this system" if sys.platform != "darwin" else _version("pyobjc-framework-Metal"),
     }
