@@ -164,7 +164,7 @@ def test_two_optimizers_have_two_names():
         (lambda net: optim.SGD([X]), "an optimizer takes parameters, not ndarray"),
         (lambda net: optim.SGD([net.fc.bias, net.fc.bias]), "a parameter is listed twice"),
         (lambda net: optim.SGD([{"params": [net.fc.bias], "rate": 1}]), "an optimizer has no option rate"),
-        (lambda net: optim.SGD(net.parameters(), nesterov=True), "nesterov needs a momentum"),
+        (lambda net: optim.SGD(net.parameters(), nesterov=True), "nesterov needs a momentum, and no dampening"),
     ],
 )
 def test_misuse(make, text):

@@ -305,7 +305,8 @@ def _adaptive_pool(n: int, x: Tensor, output_size: Any, pool: Callable[[Tensor, 
     """Cell i of m covers the elements from floor(i L / m) to ceil((i + 1) L / m); ``pool(x, axis, m)`` does it where
     all cells are equally long."""
     given = (output_size,) * n if isinstance(output_size, int) or output_size is None else tuple(output_size)
-    for axis, size in zip(range(x.ndim - n, x.ndim), given, strict=True):
+    # The last axis first: of equal maxima the first in row-major order gets the gradient, as in PyTorch.
+    for axis, size in reversed(list(zip(range(x.ndim - n, x.ndim), given, strict=True))):
         length = x.shape[axis]
         cells = length if size is None else size
         if cells == length:

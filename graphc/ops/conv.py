@@ -257,7 +257,7 @@ def vjp_window_max(n: Node, g: Value) -> list[Value]:
     chosen, around = pad(chosen, low, high, value=-1), pad(g, low, high)
 
     def term(place: Shape, bounds: Sequence[tuple[int, int]]) -> Value:
-        start, stop = zip(*bounds, strict=True)
+        start, stop = (tuple(b[i] for b in bounds) for i in (0, 1))
         one, value = (apply("slice", v, start=start, stop=stop, step=(1,) * len(start)) for v in (chosen, around))
         number = sum(i * prod(at["sizes"][d + 1 :]) for d, i in enumerate(place))
         return where(equal(one, number), value, 0)

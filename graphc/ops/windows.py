@@ -85,7 +85,7 @@ def unwindow(g: Value, shape: Shape, at: Attrs) -> Value:
 
     def term(place: Shape, bounds: Sequence[tuple[int, int]]) -> Value:
         seen = [*bounds, *((i, i + 1) for i in place)]
-        start, stop = zip(*seen, strict=True)
+        start, stop = (tuple(s[i] for s in seen) for i in (0, 1))
         element = apply("slice", around, start=start, stop=stop, step=(1,) * len(start))
         return reshape(element, element.shape[:ndim])
 
