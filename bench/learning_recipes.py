@@ -160,7 +160,7 @@ RECIPES = {
     "vit": Recipe(
         title="ViT",
         data="cifar10",
-        config={"batch_size": 50, "max_iters": 1000},
+        config={"batch_size": 50, "max_iters": 4000},
         score="accuracy",
         goal="within 0.5 points",
         floor=photo_floor,
