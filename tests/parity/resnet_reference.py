@@ -36,6 +36,8 @@ class Case:
 
 CASES = {
     "resnet20": Case(size=8, seed=24, gain=0.3, lr=1e-3),
+    "resnet18": Case(size=32, seed=12, gain=0.3, lr=1e-4),
+    "resnet50": Case(size=64, seed=8, gain=0.2, lr=1e-5),
 }
 STORED = ("resnet20",)
 
@@ -203,6 +205,20 @@ def run_graphc(preset: str) -> dict[str, np.ndarray]:
     evaluated = program.infer(x=batch(case, STEPS)[0])["logits"]
     stats = {n: program.state[n] for n in ("bn1.running_mean", "bn1.running_var")}
     return {"losses": np.array(losses), "evaluated": evaluated, **stats, **first}
+
+
+def run_wide(preset: str) -> dict[str, np.ndarray]:
+    """The first logits and gradients, compiled in float64: formulas without the rounding of float32."""
+    import graphc as gc
+
+    model = make(preset)
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, gc.State) and value.dtype.is_float:
+                value.initial = value.initial.astype(np.float64)
+    x, y = batch(CASES[preset], 0)
+    spec = {"x": gc.spec(x.shape, "float64"), "y": gc.spec(y.shape, "int32")}
+    return labelled(gc.compile(gradients_of(model, spec)).gradients(x=x.astype(np.float64), y=y))
 
 
 def main() -> None:

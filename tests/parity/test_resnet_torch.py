@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,25 @@ def close(got: dict[str, np.ndarray], want: dict[str, np.ndarray], allowed: floa
         assert np.linalg.norm(got[name] - want[name]) <= allowed * np.linalg.norm(want[name]), name
 
 
-@pytest.mark.parametrize("preset", reference.STORED)
+@cache
+def run_torch(preset: str) -> dict[str, np.ndarray]:
+    return reference.run_torch(preset)
+
+
+@pytest.mark.parametrize("preset", reference.CASES)
 def test_outputs_gradients_and_steps(preset: str) -> None:
     """In float32 against PyTorch in float64, so that the difference is our rounding and nothing else."""
-    want, got = reference.run_torch(preset), reference.run_graphc(preset)
+    want, got = run_torch(preset), reference.run_graphc(preset)
     close(got, want, 1e-4)
     assert np.abs(got["losses"] - want["losses"]).max() <= 1e-4
     assert np.ptp(want["losses"]) > 0.1
-    np.testing.assert_allclose(got["evaluated"], want["evaluated"], rtol=1e-3, atol=1e-3)
+    if preset in reference.STORED:  # AdamW divides by the gradient's own size: in deep networks rounding moves on
+        np.testing.assert_allclose(got["evaluated"], want["evaluated"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("preset", reference.CASES)
+def test_gradients_in_float64(preset: str) -> None:
+    close(reference.run_wide(preset), run_torch(preset), 1e-9)
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="no ../shared/data/weights beside the checkout")
