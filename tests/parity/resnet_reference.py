@@ -37,9 +37,10 @@ class Case:
 CASES = {
     "resnet20": Case(size=8, seed=24, gain=0.3, lr=1e-3),
     "resnet18": Case(size=32, seed=12, gain=0.3, lr=1e-4),
-    "resnet50": Case(size=64, seed=8, gain=0.2, lr=1e-5),
+    "resnet50": Case(size=16, seed=8, gain=0.2, lr=1e-5),
 }
 STORED = ("resnet20",)
+STEPPED = ("resnet20", "resnet18")  # float32 rounding of 20 steps of a random ResNet-50 is above 1e-4, in PyTorch too
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]], gain: float) -> dict[str, np.ndarray]:
