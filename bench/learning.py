@@ -229,7 +229,7 @@ def merge(name: str, recipe: Recipe, overrides: Mapping[str, Any], data: str, ke
 
 def summary(part: Mapping[str, Any]) -> dict[str, Any]:
     """``train``: (step, loss), means over a `BINS`-th of the run. ``seconds`` of the train steps alone, on a machine
-    that may have had other work: `bench/train_step.py` is for speed."""
+    that may have had other work: `bench/run.py` is for speed."""
     losses = part["train"]
     size = max(len(losses) // BINS, 1)
     curve = [(min(i + size, len(losses)), round(float(np.mean(losses[i : i + size])), 5))
