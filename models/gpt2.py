@@ -30,8 +30,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         # GPT-2's 0.02 is for a width of 768; a narrow model learns much faster from wider weights.
         "initializer_range": 0.06,
     },
-    # nanoGPT's "baby GPT" for tinyshakespeare, trained within the hour on two cores: the text is seen eight times, which
-    # needs no dropout. On a GPU nanoGPT takes a batch of 64, 5,000 steps and dropout of 0.2.
+    # nanoGPT's "baby GPT" for tinyshakespeare, trained within the hour on two cores: the text is seen eight times, so
+    # that it needs no dropout. On a GPU nanoGPT takes a batch of 64, 5,000 steps and dropout of 0.2.
     "baby": {
         "n_layer": 6, "n_head": 6, "n_embd": 384, "n_positions": 256, "dropout": 0.0,
         "batch_size": 12, "max_iters": 2500, "initializer_range": 0.035,
