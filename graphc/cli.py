@@ -86,6 +86,9 @@ def _model_arguments(sub: argparse.ArgumentParser) -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], type=_pair, help="override a key of Config"
     )
     sub.add_argument("--target", default="cpu", choices=["cpu"], help="what to compile for (default: %(default)s)")
+    sub.add_argument(
+        "--cpu-baseline", metavar="LEVEL", help="run on every CPU of this level: x86-64-v3 (AVX2), x86-64-v4 (AVX-512)"
+    )
     sub.add_argument("--precision", default="float32", metavar="TYPE", help="round the factors of products: bfloat16")
     sub.add_argument(
         "--memory-budget", metavar="SIZE", type=_size, help="the most that an entry may take, such as 2GiB"

@@ -76,6 +76,7 @@ def compile_module(
     return compile_entries(
         *entries,
         target=args.target,
+        cpu_baseline=args.cpu_baseline,
         precision=args.precision,
         memory_budget=args.memory_budget,
         metadata=file_metadata(module, config),

@@ -84,14 +84,18 @@ def doctor(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Show what this machine can do and what graphc sees of it."""
     import llvmlite.binding as llvm
 
-    features = sorted(name for name, has in llvm.get_host_cpu_features().items() if has)
-    vectors = next((n for n in ("avx512f", "avx2", "neon", "sse2") if n in features), "none")
+    from graphc.system import LEVELS, features
+
+    has = features()
+    baselines = [level for level, needed in LEVELS.items() if has.issuperset(needed)]
+    vectors = next((n for n in ("avx512f", "avx2", "neon", "sse2") if n in has), "none")
     now = settings()
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": llvm.get_host_cpu_name(),
         "vectors": vectors,
+        "baselines": ", ".join(baselines),
         "threads": now.threads,
         "cache": str(now.cache),
         **{name: _version(name) for name in ("graphc", "numpy", "numba", "llvmlite", "safetensors")},
@@ -103,7 +107,7 @@ def doctor(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     out.table(["environment", ""], VARIABLES.items())
     out.line()
     out.table([">GRAPHC_DEBUG", "", ""], DEBUG_LADDER)
-    return {**facts, "features": features}
+    return {**facts, "features": sorted(has)}
 
 
 def _version(name: str) -> str:

@@ -358,7 +358,7 @@ CODES: dict[str, Code] = {
     "GC0505": Code(
         "the artifact was built for another machine",
         "Native code in the artifact needs CPU features or a system that this machine does not have.",
-        "a file built with AVX-512 on a processor without.",
+        "a file built with AVX-512 on a processor without, or --cpu-baseline x86-64-v4 there.",
         "Where the compiler is installed, graphc.load rebuilds it from its graph and says so; or compile it here.",
     ),
     "GC0506": Code(
@@ -421,8 +421,8 @@ CODES: dict[str, Code] = {
         "Give the settings that the message shows, or leave out --resume for a new run.",
     ),
     "GC0607": Code(
-        "no such pass, kernel, entry, target or precision",
-        "The name after --dump-after, --kernel, --entry, target= or precision= does not occur.",
+        "no such pass, kernel, entry, target, CPU baseline or precision",
+        "The name after --dump-after, --kernel, --entry, target=, cpu_baseline= or precision= does not occur.",
         "--dump-after differentate",
         "The message lists names that come close; this version has the target cpu.",
     ),

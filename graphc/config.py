@@ -18,6 +18,7 @@ __all__ = ["DEBUG_LADDER", "VARIABLES", "Settings", "cpus", "settings"]
 VARIABLES = {
     "GRAPHC_CACHE": "folder of compiled kernels and of trusted digests (default: the user's cache folder)",
     "GRAPHC_THREADS": "threads of a program that does not say (default: the CPUs of this process, at most 64)",
+    "GRAPHC_MAX_ISA": "x86-64-v3: treat this machine as one that has AVX2 and no more; or another level",
     "GRAPHC_DEBUG": "0 to 5, the ladder below",
 }
 
@@ -33,10 +34,11 @@ DEBUG_LADDER = (
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The environment, read once. ``cache`` need not exist yet."""
+    """The environment, read once. ``cache`` need not exist yet; ``max_isa`` is one of `graphc.system.LEVELS`, or ""."""
 
     cache: Path
     threads: int
+    max_isa: str
     debug: int
 
     @property
@@ -51,6 +53,7 @@ def settings() -> Settings:
     return Settings(
         cache=Path(folder).expanduser() if folder else _user_cache() / "graphc",
         threads=_integer("GRAPHC_THREADS", min(cpus(), 64), 1, 1024),
+        max_isa=os.environ.get("GRAPHC_MAX_ISA", "").strip(),
         debug=_integer("GRAPHC_DEBUG", 0, 0, DEBUG_LADDER[-1][0]),
     )
 

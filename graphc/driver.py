@@ -32,7 +32,7 @@ from graphc.errors import Loc, error
 from graphc.ir import Graph, StateSpec
 from graphc.kernels.contract_factors import multiplies_pairs
 from graphc.kernels.cpu.build import Compiled, compile_kernels, team_object
-from graphc.kernels.cpu.target import CpuTarget, host, with_pairs
+from graphc.kernels.cpu.target import CpuTarget, baseline, host, with_pairs
 from graphc.loop import Kernel
 from graphc.passes import pipeline
 from graphc.passes.precision import round_factors
@@ -85,6 +85,7 @@ class Options:
     """What the caller of a compile asks for, beside the entries."""
 
     target: str = "cpu"
+    cpu_baseline: str | None = None
     precision: str = "float32"
     threads: int | None = None
     memory_budget: int | None = None
@@ -103,6 +104,12 @@ class Options:
         """A traced graph under the policy for products."""
         factors = PRECISIONS[self.precision]
         return graph if factors == float32 else round_factors(graph, factors)
+
+    def processor(self, graphs: Sequence[Graph]) -> CpuTarget:
+        """What the kernels of ``graphs``, after all passes, are compiled for."""
+        if self.cpu_baseline is not None:
+            return baseline(self.cpu_baseline)
+        return with_pairs(host()) if any(map(multiplies_pairs, graphs)) else host()
 
     @property
     def checked(self) -> bool:
@@ -125,7 +132,9 @@ class Source:
 def compile(*entries: Entry, report: CompileReport | None = None, **options: Any) -> Program:
     """Compile entries over one state into a program.
 
-    Options: ``target`` ("cpu"), ``precision`` ("float32", or "bfloat16" or "float16": the factors of every product are
+    Options: ``target`` ("cpu"), ``cpu_baseline`` (the instructions that the program may use: "x86-64-v3", AVX2, or
+    "x86-64-v4", AVX-512, makes an artifact that runs on every such machine; default: what this one has),
+    ``precision`` ("float32", or "bfloat16" or "float16": the factors of every product are
     rounded to it, all else stays float32), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process),
     ``memory_budget`` (bytes that no entry's peak may exceed: values are computed again where they cannot all be kept,
     and GC0701 says so if that is not enough), ``cache`` (reuse kernels compiled before),
@@ -221,7 +230,7 @@ def build(
         finals = [
             pipeline.run(source.graph, observe=_observer(source, report), check=options.checked) for source in sources
         ]
-    target = with_pairs(host()) if any(map(multiplies_pairs, finals)) else host()
+    target = options.processor(finals)
     orders = state_orders(specs, [source.graph for source in sources])
     planned = [plan(final, target, report.phase, orders) for final in finals]
 

@@ -29,7 +29,7 @@ import numpy as np
 from graphc.artifact import Artifact
 from graphc.artifact_records import TargetRecord
 from graphc.errors import error
-from graphc.system import TILES, allow_tiles
+from graphc.system import TILES, allow_tiles, features
 
 __all__ = ["Block", "Code", "Team", "check_machine"]
 
@@ -65,8 +65,8 @@ def check_machine(target: TargetRecord, name: str = "the artifact") -> None:
     if target.name != "cpu" or here[0] != there[0] or here[2:3] != there[2:3]:
         what = f"{target.name} on {target.triple}; this machine is cpu on {'-'.join(here)}"
         raise error("GC0505", f"{name} was built for {what}", hint=_REBUILD)
-    features = llvm.get_host_cpu_features()
-    missing = [f for f in target.features if not features.get(f, False)]
+    has = features()
+    missing = [f for f in target.features if f not in has]
     if not missing and TILES in target.features and not allow_tiles():
         missing = [TILES]
     if missing:

@@ -9,9 +9,9 @@ import llvmlite.binding as llvm
 
 from graphc.dtype import DType
 from graphc.errors import error
-from graphc.system import TILES, allow_tiles
+from graphc.system import LEVELS, TILES, allow_tiles, features
 
-__all__ = ["BASELINES", "MATRIX", "PAIRS", "CpuTarget", "host", "with_pairs"]
+__all__ = ["BASELINES", "MATRIX", "PAIRS", "CpuTarget", "baseline", "host", "with_pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,26 +57,48 @@ class CpuTarget:
 PAIRS = "avx512bf16"
 MATRIX = ("amx-bf16", TILES, PAIRS)
 
-_AVX2 = (
-    "avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.1", "sse4.2", "ssse3",
-)  # fmt: skip
-_AVX512 = (*_AVX2, "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl")
-
 # Tiles leave room for one row of B and a broadcast of A beside the accumulators: 12*2 of 32, 6*2 of 16, 8*3 of 32.
 BASELINES = {
-    "x86-64-v4": CpuTarget("x86_64-unknown-linux-gnu", "x86-64-v4", _AVX512, 64, 32, ((4, (12, 32)), (8, (12, 16)))),
-    "x86-64-v3": CpuTarget("x86_64-unknown-linux-gnu", "x86-64-v3", _AVX2, 32, 16, ((4, (6, 16)), (8, (6, 8)))),
-    "neon": CpuTarget("aarch64-unknown-linux-gnu", "generic", ("neon",), 16, 32, ((4, (8, 12)), (8, (8, 6)))),
+    "x86-64-v4": CpuTarget(
+        "x86_64-unknown-linux-gnu", "x86-64-v4", LEVELS["x86-64-v4"], 64, 32, ((4, (12, 32)), (8, (12, 16)))
+    ),
+    "x86-64-v3": CpuTarget(
+        "x86_64-unknown-linux-gnu", "x86-64-v3", LEVELS["x86-64-v3"], 32, 16, ((4, (6, 16)), (8, (6, 8)))
+    ),
+    "neon": CpuTarget("aarch64-unknown-linux-gnu", "generic", LEVELS["neon"], 16, 32, ((4, (8, 12)), (8, (8, 6)))),
 }
 
 
-@cache
 def host() -> CpuTarget:
-    """The best level of `BASELINES` that this machine has."""
+    """The best level of `BASELINES` that this machine has. Raises GC0010 where it has none."""
+    return _best(features())
+
+
+@cache
+def _best(has: frozenset[str]) -> CpuTarget:
     triple = llvm.get_process_triple()
-    level = _level(triple, llvm.get_host_cpu_features())
-    base = BASELINES[level]
-    return CpuTarget(triple, base.cpu, base.features, base.vector_bytes, base.registers, base.tiles)
+    for base in BASELINES.values():
+        if same_processor(triple, base) and has.issuperset(base.features):
+            return replace(base, triple=triple)
+    raise error("GC0010", f"no code generator for this processor ({triple} without AVX2)")
+
+
+def same_processor(triple: str, target: CpuTarget) -> bool:
+    """Whether ``triple`` names the architecture of ``target``."""
+    return triple.split("-")[0].replace("arm64", "aarch64") == target.triple.split("-")[0]
+
+
+def baseline(level: str) -> CpuTarget:
+    """The target of all machines of a level of `BASELINES`, of which this one must be, too: else GC0505. Raises GC0607
+    for a level that does not exist."""
+    if level not in BASELINES:
+        raise error("GC0607", f"there is no CPU baseline {level!r}", hint=f"one of {', '.join(BASELINES)}")
+    base, triple, has = BASELINES[level], llvm.get_process_triple(), features()
+    if same_processor(triple, base) and has.issuperset(base.features):
+        return replace(base, triple=triple)
+    missing = ", ".join(f for f in base.features if f not in has)
+    hint = "A program is compiled on a machine that can run it; without a baseline it is for this one."
+    raise error("GC0505", f"this machine cannot run code for {level}: it has no {missing}", hint=hint)
 
 
 def with_pairs(target: CpuTarget) -> CpuTarget:
@@ -86,17 +108,8 @@ def with_pairs(target: CpuTarget) -> CpuTarget:
     AMD's cores (Zen 4 on) issue vdpbf16ps as often as float32's multiply-add, which makes twice the products. Intel's
     issue it every other cycle on one of two units, so that factors that are widened while they are packed are
     multiplied twice as fast; but many have AMX, which makes sixteen times the products of float32."""
-    has = llvm.get_host_cpu_features()
-    if all(has.get(f, False) for f in MATRIX) and target.vector_bytes == 64 and allow_tiles():
+    has = features()
+    if has.issuperset(MATRIX) and target.vector_bytes == 64 and allow_tiles():
         return replace(target, features=tuple(sorted((*target.features, *MATRIX))))
-    worth = llvm.get_host_cpu_name().startswith("znver") and has.get(PAIRS, False)
+    worth = llvm.get_host_cpu_name().startswith("znver") and PAIRS in has
     return replace(target, features=tuple(sorted((*target.features, PAIRS)))) if worth else target
-
-
-def _level(triple: str, has: dict[str, bool]) -> str:
-    if triple.startswith(("aarch64", "arm64")):
-        return "neon"
-    for level in ("x86-64-v4", "x86-64-v3"):
-        if triple.startswith("x86_64") and all(has.get(f, False) for f in BASELINES[level].features):
-            return level
-    raise error("GC0010", f"no code generator for this processor ({triple} without AVX2)")
