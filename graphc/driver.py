@@ -19,7 +19,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import llvmlite.binding as llvm
-import numpy as np
 
 from graphc import artifact_tensors, modelfile
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
@@ -148,9 +147,9 @@ def compile(*entries: Entry, report: CompileReport | None = None, **options: Any
         sources = [Source(t.graph.name, t.entry.loc, opts.applied(t.graph)) for t in traced]
     specs = list(dict.fromkeys(s for t in traced for s in t.states))
     initial = {name: array for t in traced for name, array in t.initial.items()}
-    artifact = build(sources, specs, initial, opts, report)
+    artifact = build(sources, specs, opts, report)
     with report.phase("load"):
-        program = Program(artifact, threads=opts.nthreads)
+        program = Program(artifact, threads=opts.nthreads, state=initial)
     _say(report)
     return program
 
@@ -188,8 +187,8 @@ def rebuild(artifact: Artifact, report: CompileReport | None = None, **options: 
     opts = Options(metadata=manifest.metadata, **options)
     specs = {s.name: StateSpec(s.name, s.type, s.trainable) for s in manifest.state}
     sources = [Source(e.name, e.loc, _graph_of(artifact, e, specs)) for e in manifest.entries]
-    made = build(sources, list(specs.values()), artifact.tensors(STATE_FILE), opts, report)
-    return Program(made, threads=opts.nthreads)
+    made = build(sources, list(specs.values()), opts, report)
+    return Program(made, threads=opts.nthreads, state=artifact.tensors(STATE_FILE))
 
 
 def _graph_of(artifact: Artifact, entry: EntryRecord, specs: Mapping[str, StateSpec]) -> Graph:
@@ -221,11 +220,10 @@ def _without_collections() -> Iterator[None]:
 def build(
     sources: Sequence[Source],
     specs: Sequence[StateSpec],
-    initial: Mapping[str, np.ndarray],
     options: Options,
     report: CompileReport,
 ) -> Artifact:
-    """The artifact of traced entries: ``specs`` is the state of the program, ``initial`` its values by name."""
+    """The artifact of traced entries over the state ``specs``, without values of that state."""
     with report.phase("passes"):
         finals = [
             pipeline.run(source.graph, observe=_observer(source, report), check=options.checked) for source in sources
@@ -239,10 +237,7 @@ def build(
     if options.memory_budget is not None:
         planned = [_fitted(p, state.nbytes, planned, target, options, report) for p in planned]
     consts, const_records, const_arrays = lay_out_consts([p.plan for p in planned])
-    members: dict[str, bytes | memoryview] = {
-        STATE_FILE: artifact_tensors.dump({s.name: initial[s.name] for s in specs}),
-        CONSTS: artifact_tensors.dump(const_arrays),
-    }
+    members: dict[str, bytes | memoryview] = {CONSTS: artifact_tensors.dump(const_arrays)}
     entries: list[EntryRecord] = []
     for source, p in zip(sources, planned, strict=True):
         with report.phase("memory"):

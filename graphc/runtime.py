@@ -100,7 +100,10 @@ class Program:
     Calls from several threads run one after the other.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None):
+    def __init__(
+        self, artifact: Artifact, *, threads: int | None = None, state: Mapping[str, np.ndarray] | None = None
+    ):
+        """The program of ``artifact``, with its state or with the values ``state``."""
         check_machine(artifact.manifest.target)
         self.threads = settings().threads if threads is None else threads
         if self.threads < 1:
@@ -115,7 +118,7 @@ class Program:
         self._stride = max((e.scratch_bytes for e in manifest.entries), default=0)
         self._scratch = Block(self._stride * self.threads)
         self.state = StateView({p.name: _state_view(self._state, p) for p in manifest.state})
-        self.state.assign(artifact.tensors(STATE_FILE))
+        self.state.assign(artifact.tensors(STATE_FILE) if state is None else state, self.state)
         # The state lives in its block from now on; the artifact's own copy is let go.
         members = {name: bytes(data) for name, data in artifact.members.items() if name != STATE_FILE}
         self._artifact = replace(artifact, members=members)

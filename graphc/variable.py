@@ -37,7 +37,7 @@ class State(Tensor):
         array = np.array(initial.initial if isinstance(initial, State) else initial)
         if dtype is None and not isinstance(initial, np.ndarray | np.generic | State):
             dtype = {"f": "float32", "i": "int32"}.get(array.dtype.kind)  # Python numbers have no width
-        self.initial: Array = array.astype(as_dtype(dtype or array.dtype).numpy)
+        self.initial: Array = array.astype(as_dtype(dtype or array.dtype).numpy, copy=False)
         self.naming = name
         self.trainable = False
 

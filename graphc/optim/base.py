@@ -50,8 +50,8 @@ class Optimizer:
         """The state ``what`` of parameter ``p``: of its shape, or of ``shape``; full of ``value`` at first."""
         found = self._state.setdefault(p, {})
         if what not in found:
-            initial = np.full(p.shape if shape is None else shape, value, p.dtype.computed.numpy)
-            found[what] = State(initial, partial(self._slot_name, p, what))
+            found[what] = new = State(p.dtype.computed.numpy.type(value), partial(self._slot_name, p, what))
+            new.initial = np.broadcast_to(new.initial, p.shape if shape is None else shape)  # no memory of its own
         return found[what]
 
     def _slot_name(self, p: Parameter, what: str) -> str:
