@@ -25,11 +25,13 @@ from graphc.dtype import TensorType, array_of
 from graphc.errors import GraphcError, Loc, error
 from graphc.runtime_arguments import bind, described
 from graphc.runtime_memory import MemoryReport
-from graphc.runtime_native import Block, Code, Team, check_machine
+from graphc.runtime_native import Block, Code, Job, Team, check_machine
 from graphc.runtime_table import LaunchTable
 
 __all__ = ["Entry", "KernelInfo", "Program", "StateView", "kernel_infos", "load"]
 
+_FLOPS, _BYTES = 32, 32  # of one thread in a nanosecond, about
+ALONE = 10_000  # nanoseconds that one thread does by itself: to wake another one takes longer
 _GUARD = 4096  # bytes behind the arena in which a measured run shows that a kernel left it
 
 
@@ -244,7 +246,11 @@ class Entry:
             CONST: program._consts.address,
             FLAGS: self._flags.ctypes.data,
         }
-        self._table = LaunchTable(record, kernels, base, program.threads)
+        self._table = table = LaunchTable(record, kernels, base, program.threads)
+        threads = program.threads if _worth_a_team(record) else 1
+        self._jobs = [
+            Job(table.records[part], threads, program._scratch, program._stride, table.stride) for part in table.parts
+        ]
 
     def __call__(self, /, *unnamed: Any, **arguments: Any) -> dict[str, np.ndarray]:
         """Run one step and return its outputs as fresh arrays.
@@ -322,15 +328,13 @@ class Entry:
         arrays = bind(self._record, self.specs, arguments)
         with program._lock:
             for name, slot in self._slots.items():
-                np.copyto(slot, arrays[name])
-            self._flags[:] = 0
-            table = self._table
+                slot[...] = arrays[name]
+            self._flags.fill(0)
             # Checks are read before state is written, so that a step which fails there has changed nothing.
-            for part in table.parts:
-                clock = None if times is None else times[part]
-                program._team.run(table.records[part], program._scratch, program._stride, table.stride, clock)
-                if self._flags.any():
-                    raise self._failure(changed=part.stop > table.cut)
+            for part, job in zip(self._table.parts, self._jobs, strict=True):
+                program._team.start(job, None if times is None else times[part])
+                if np.count_nonzero(self._flags):
+                    raise self._failure(changed=part.stop > self._table.cut)
             return {name: slot.copy() for name, slot in self._results.items()}
 
     def _failure(self, changed: bool) -> GraphcError:
@@ -338,6 +342,12 @@ class Entry:
         failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
         state = "this step has no outputs, and the state is what it made of it" if changed else "the state is unchanged"
         return error(failed.code, failed.message, loc=failed.loc, hint=f"check the arrays given; {state}")
+
+
+def _worth_a_team(entry: EntryRecord) -> bool:
+    """Whether an entry runs long enough on one thread for a second one to be called for it."""
+    nanoseconds = sum(max(launch.flops / _FLOPS, launch.bytes / _BYTES) for launch in entry.launches)
+    return nanoseconds > ALONE or bool(entry.spans)  # of a loop only one iteration is known
 
 
 def _view(block: Block, port: PortRecord) -> np.ndarray:

@@ -21,9 +21,9 @@ def bind(entry: EntryRecord, specs: Mapping[str, TensorType], arguments: Mapping
     Python numbers and (nested) lists of them become the declared dtype: floats for a float, integers in range for
     anything that holds integers, bools for a bool. Raises GC0401 (names), GC0402 (dtype), GC0403 (shape).
     """
-    missing = [name for name in specs if name not in arguments]
-    extra = [name for name in arguments if name not in specs]
-    if missing or extra:
+    if arguments.keys() != specs.keys():
+        missing = [name for name in specs if name not in arguments]
+        extra = [name for name in arguments if name not in specs]
         what = [f"argument {name!r} is missing" for name in missing[:3]]
         what += [f"argument {name!r} is unexpected" for name in extra[:3]]
         wanted = ", ".join(f"{name}: {spec}" for name, spec in specs.items()) or "no arguments"
@@ -31,7 +31,8 @@ def bind(entry: EntryRecord, specs: Mapping[str, TensorType], arguments: Mapping
     arrays = {}
     for name, spec in specs.items():
         array = _as_array(arguments[name], spec.dtype)
-        if array is None or array.dtype.name != spec.dtype.name:
+        # Equal dtypes have equal names, but a name takes longer to make than all else here.
+        if array is None or (array.dtype != spec.dtype.numpy and array.dtype.name != spec.dtype.name):
             got = type(arguments[name]).__name__ if array is None else described(array)
             convert = (
                 f"np.asarray({name}, {spec.dtype.name!r})" if array is None else f"{name}.astype({spec.dtype.name!r})"

@@ -31,10 +31,11 @@ from graphc.artifact_records import TargetRecord
 from graphc.errors import error
 from graphc.system import TILES, allow_tiles, features
 
-__all__ = ["Block", "Code", "Team", "check_machine"]
+__all__ = ["Block", "Code", "Job", "Team", "check_machine"]
 
 _WORDS = ctypes.c_int64
 _CTL_BYTES = 512
+_NO_CLOCK = _WORDS(0)
 _HUGE = 1 << 21  # bytes of a huge page: blocks from here on ask for them
 
 
@@ -100,6 +101,20 @@ class Code:
         return found
 
 
+class Job:
+    """The ``records`` of a launch table ([n, 4] int64), to be walked by ``nthreads`` threads.
+
+    ``stride`` and ``moves`` are the bytes from one thread's part of ``scratch`` and of the table's words to the next's.
+    The arguments of the native call are converted once: most of the cost of a call from Python is that.
+    """
+
+    def __init__(self, records: np.ndarray, nthreads: int, scratch: Block, stride: int, moves: int = 0):
+        self.nthreads = nthreads
+        numbers = (records.ctypes.data, len(records), nthreads, scratch.address, stride, moves)
+        self.words = tuple(map(_WORDS, numbers))
+        self._keep = records
+
+
 class Team:
     """``nthreads`` threads that run launches together: the caller's and ``nthreads - 1`` workers.
 
@@ -113,23 +128,22 @@ class Team:
         self._run = ctypes.CFUNCTYPE(None, *[_WORDS] * 8)(code.address("gc_run"))
         self._worker = ctypes.CFUNCTYPE(None, _WORDS, _WORDS)(code.address("gc_worker"))
         self._stop = ctypes.CFUNCTYPE(None, _WORDS)(code.address("gc_stop"))
-        self._ctl = Block(_CTL_BYTES)
+        self._new_ctl()
         self._close: weakref.finalize[Any, Any] | None = None
         self._pid = 0
 
     def run(
         self, records: np.ndarray, scratch: Block, stride: int, words: int = 0, times: np.ndarray | None = None
     ) -> None:
-        """Walk the ``records`` of a launch table; returns when all threads are done.
+        """Walk the ``records`` of a launch table once; see `Job` and `start`."""
+        self.start(Job(records, self.nthreads, scratch, stride, words), times)
 
-        ``stride`` and ``words`` are the bytes from one thread's part of ``scratch`` and of the table's words to the
-        next's. ``times`` takes a time stamp per record.
-        """
-        if self.nthreads > 1 and self._pid != os.getpid():
+    def start(self, job: Job, times: np.ndarray | None = None) -> None:
+        """Do a job; returns when all threads are done. ``times`` takes the nanoseconds of each record."""
+        if job.nthreads > 1 and self._pid != os.getpid():
             self._start()
-        clock = 0 if times is None else times.ctypes.data
-        start, n = records.ctypes.data, len(records)
-        self._run(self._ctl.address, start, n, self.nthreads, scratch.address, stride, words, clock)
+        clock = _NO_CLOCK if times is None else _WORDS(times.ctypes.data)
+        self._run(self._ctl_word, *job.words, clock)
 
     def close(self) -> None:
         """Stop the workers; a later run starts new ones."""
@@ -137,10 +151,14 @@ class Team:
             self._close()
         self._close, self._pid = None, 0
 
+    def _new_ctl(self) -> None:
+        self._ctl = Block(_CTL_BYTES)
+        self._ctl_word = _WORDS(self._ctl.address)
+
     def _start(self) -> None:
         if self._close is not None:  # we are the child of a fork: the workers stayed behind
             self._close.detach()
-        self._ctl = Block(_CTL_BYTES)
+        self._new_ctl()
         # A worker keeps alive what it runs on, and nothing that leads back to the program.
         work, hold = self._worker, (self._ctl, self._code)
         threads = [

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+
+from graphc import runtime
 
 GRAPHS = 50  # random graphs that are compiled as one program
 
@@ -18,6 +22,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         count = metafunc.config.getoption("--graphs")
         batches = [range(first, min(first + GRAPHS, count)) for first in range(0, count, GRAPHS)]
         metafunc.parametrize("graph_seeds", batches, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def teams_for_small_programs() -> Iterator[None]:
+    """Tests are small, and yet about all threads that a program is given."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "ALONE", 0)
+        yield
 
 
 @pytest.fixture

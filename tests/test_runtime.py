@@ -13,9 +13,11 @@ import hand_built
 import numpy as np
 import pytest
 
+from graphc import runtime
 from graphc.artifact_tensors import write_file
 from graphc.errors import GraphcError
 from graphc.runtime import Program, load
+from graphc.runtime_native import Team
 
 X = np.array([1, 2, 3, 4], np.float32)
 
@@ -226,6 +228,14 @@ def test_two_programs_have_two_states(program: Program) -> None:
     other = Program(hand_built.artifact(), threads=1)
     other.step(x=X)
     assert (program.state["count"], other.state["count"]) == (7, 8)
+
+
+def test_a_small_program_calls_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(Team, "_start", lambda team: started.append(team))
+    monkeypatch.setattr(runtime, "ALONE", 1000)
+    np.testing.assert_array_equal(Program(hand_built.artifact(), threads=2).step(x=X)["y"], 2 * X)
+    assert not started
 
 
 def test_a_program_can_be_collected() -> None:

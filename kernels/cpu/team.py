@@ -12,6 +12,7 @@ The C interface (every address and count is an int64)::
     8   the job: records, n, nthreads, scratch, stride, words
     16  barrier: threads that have arrived
     24  barrier: phase, one more each time it opens
+    32  workers asleep
 
 A record is four words: kernel, address of its words, 1 if a barrier comes before it, kind (0 call, 1 repeat, 2 branch:
 `graphc.runtime_table` describes them). Thread t has the scratch memory ``scratch + t * stride``, and its words are
@@ -22,8 +23,9 @@ needs no worker and touches no ctl; otherwise nthreads - 1 workers must run (or 
 Waiting: a barrier looks a hundred times (2 to 5 us) and then yields its processor at every look. A launch and its
 barrier take a quarter of a microsecond where each thread has a processor; where threads share one, looking longer only
 keeps the awaited thread from running (2,000 looks: 27 us a launch and more, 300: 4.6, 50: 1.6). An idle worker spins
-for 50 us, yields for 1 ms, and then sleeps an eighth of the time that it has been idle, at most 10 ms: an idle program
-costs nothing that shows, and work after a short pause starts at once.
+for 50 us, yields for 1 ms, and then sleeps until the next job: an idle program costs nothing, and work after a short
+pause starts at once. On Linux a worker sleeps on the epoch (futex, as pthread_cond_wait does), and whoever publishes a
+job wakes it, some 50 us later. Elsewhere it looks every eighth of the time that it has been idle, at most 10 ms.
 """
 
 from __future__ import annotations
@@ -34,18 +36,22 @@ __all__ = ["team_ir"]
 
 
 def team_ir(target: CpuTarget) -> str:
-    """The team's module for ``target``. Undefined symbols: sched_yield, usleep and clock_gettime of libc."""
+    """The team's module for ``target``. Undefined symbols, of libc: sched_yield, clock_gettime, and syscall on Linux, else
+    usleep."""
     if target.triple.startswith("x86_64"):
         declare, pause = "declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"
     else:
         declare, pause = "declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"
     monotonic = 6 if "darwin" in target.triple or "macos" in target.triple else 1
-    return _TEAM.replace("DECLARE_PAUSE", declare).replace("PAUSE", pause).replace("CLOCK_MONOTONIC", str(monotonic))
+    sleep = _POLL
+    if "linux" in target.triple:
+        sleep = _FUTEX.replace("SYS_FUTEX", "202" if target.triple.startswith("x86_64") else "98")
+    team = _TEAM.replace("DECLARE_PAUSE", declare).replace("PAUSE", pause)
+    return team.replace("CLOCK_MONOTONIC", str(monotonic)) + sleep
 
 
 _TEAM = """
 declare i32 @sched_yield()
-declare i32 @usleep(i32)
 declare i32 @clock_gettime(i32, ptr)
 DECLARE_PAUSE
 
@@ -119,11 +125,7 @@ yield:
   call i32 @sched_yield()
   br label %look
 sleep:
-  %eighth = udiv i64 %waited, 8000
-  %long = icmp ugt i64 %eighth, 10000
-  %capped = select i1 %long, i64 10000, i64 %eighth
-  %us = trunc i64 %capped to i32
-  call i32 @usleep(i32 %us)
+  call void @sleep_on(ptr %ctl, i64 %seen, i64 %waited)
   br label %look
 leave:
   ret i64 %epoch
@@ -295,7 +297,7 @@ publish:
   store i64 %words, ptr %words_at
   %epoch = load atomic i64, ptr %ctl monotonic, align 8
   %next = add i64 %epoch, 1
-  store atomic i64 %next, ptr %ctl release, align 8
+  call void @announce(ptr %ctl, i64 %next)
   br label %work
 work:
   call void @walk(ptr %ctl, ptr %records, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, i64 %words, ptr %times,
@@ -333,7 +335,56 @@ leave:
 }
 
 define void @gc_stop(ptr %ctl) {
-  store atomic i64 -1, ptr %ctl release, align 8
+  call void @announce(ptr %ctl, i64 -1)
+  ret void
+}
+"""
+
+# Between jobs: @sleep_on returns when the epoch may differ from %seen; @announce sets it.
+
+_FUTEX = """
+declare i64 @syscall(i64, ...)
+
+; The kernel compares the epoch (its low half) with %seen before it lets the thread sleep, and the number of sleepers
+; rises before and is read after the epoch changes, in one order for all threads: so no announcement is missed.
+define internal void @sleep_on(ptr %ctl, i64 %seen, i64 %waited) {
+  %asleep = getelementptr i64, ptr %ctl, i64 32
+  atomicrmw add ptr %asleep, i64 1 seq_cst
+  %low = trunc i64 %seen to i32
+  call i64 (i64, ...) @syscall(i64 SYS_FUTEX, ptr %ctl, i32 128, i32 %low, ptr null)  ; FUTEX_WAIT_PRIVATE
+  atomicrmw sub ptr %asleep, i64 1 seq_cst
+  ret void
+}
+
+define internal void @announce(ptr %ctl, i64 %epoch) {
+entry:
+  store atomic i64 %epoch, ptr %ctl seq_cst, align 8
+  %asleep = getelementptr i64, ptr %ctl, i64 32
+  %count = load atomic i64, ptr %asleep seq_cst, align 8
+  %any = icmp ne i64 %count, 0
+  br i1 %any, label %wake, label %leave
+wake:
+  call i64 (i64, ...) @syscall(i64 SYS_FUTEX, ptr %ctl, i32 129, i32 2147483647)  ; FUTEX_WAKE_PRIVATE, all
+  br label %leave
+leave:
+  ret void
+}
+"""
+
+_POLL = """
+declare i32 @usleep(i32)
+
+define internal void @sleep_on(ptr %ctl, i64 %seen, i64 %waited) {
+  %eighth = udiv i64 %waited, 8000
+  %long = icmp ugt i64 %eighth, 10000
+  %capped = select i1 %long, i64 10000, i64 %eighth
+  %us = trunc i64 %capped to i32
+  call i32 @usleep(i32 %us)
+  ret void
+}
+
+define internal void @announce(ptr %ctl, i64 %epoch) {
+  store atomic i64 %epoch, ptr %ctl release, align 8
   ret void
 }
 """
