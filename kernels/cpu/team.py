@@ -36,8 +36,8 @@ __all__ = ["team_ir"]
 
 
 def team_ir(target: CpuTarget) -> str:
-    """The team's module for ``target``. Undefined symbols, of libc: sched_yield, clock_gettime, and syscall on Linux, else
-    usleep."""
+    """The team's module for ``target``. Undefined symbols, of libc: sched_yield, clock_gettime, and syscall on Linux or
+    else usleep."""
     if target.triple.startswith("x86_64"):
         declare, pause = "declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"
     else:
