@@ -21,13 +21,13 @@ TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
 SET_BYTES = 4096  # rows this far apart share their sets in a first-level cache
 
 # Cycles, as measured on cores with two 512-bit FMA units; only their proportions matter.
-PACK_ROW = 24  # copy one row of a panel, on average over where it lies
+PACK_ROW = 36  # copy one row of a panel, on average over where it lies
 PACK_TURN = 30  # the same of a matrix that lies the other way round
 PACK_GATHER = 100  # the same where no dimension of it is contiguous
 READ_ROW = 2  # the microkernel reads a row in place, from the second level of cache
 FETCH_ROW = 24  # and from beyond it
 READ_TILE = 8  # bring one column of a tile of a from beyond the second level of cache
-COPY_TILE = 18  # the same, copied first
+COPY_TILE = 14  # the same, copied first
 CALL = 60  # of the microkernel: bring in and write back the tile of c
 TASK = 1000  # start of a task
 
