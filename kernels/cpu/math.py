@@ -202,16 +202,20 @@ def _signed(x: X, size: X) -> X:
 
 @_function("exp", float32)
 def _exp32(f: Body, x: X) -> X:
-    """e^r 2^n, with 2^n in two factors, so that subnormal results are right."""
+    """e^r 2^n, with 2^n in two factors, so that subnormal results are right.
+
+    Where the result is 0, n is chosen so that the factors are 0, too: a result that becomes so small by rounding would
+    cost a hundred cycles, and minus infinity is what masks are made of."""
     below = f.let("below", (x > 90.0).where(90.0, x))
-    e, power = _exp_parts32(f, f.let("clamped", (below < -105.0).where(-105.0, below)), 2 * 127)
+    e, power = _exp_parts32(f, f.let("clamped", (below < -104.0).where(-254.2 * LN2, below)), 2 * 127)
     half = f.let("half", power >> 1)
     return e * (half << 23).bits(float32) * ((power - half) << 23).bits(float32)
 
 
 @_function("exp", float64)
 def _exp64(f: Body, x: X) -> X:
-    x = f.let("clamped", (x < -750.0).where(-750.0, (x > 710.0).where(710.0, x)))
+    below = f.let("below", (x > 710.0).where(710.0, x))
+    x = f.let("clamped", (below < -746.0).where(-2046.2 * LN2, below))  # 0 as in float32
     shifted = f.let("shifted", x.fma(1.4426950408889634, 6755399441055744.0))
     n = f.let("n", shifted - 6755399441055744.0)
     r = f.let("r", n.fma(-1.90821492927058770002e-10, n.fma(-6.93147180369123816490e-01, x)))
