@@ -15,6 +15,7 @@ Grammar::
             | If(cond, body)                       cond is scalar (never a lane value)
             | Contract(c, a, b, m, n, k, ...)      one block product on the target's microkernel
             | Transpose(c, a, m, n, ...)           one block turned round, on the target's shuffles
+            | Prefetch(buffer, index)              a hint: memory that will be read soon
     expr   := Const | Var | Load(buffer, index) | Call(intrinsic, args)
     index  := Affine: offset + sum of coefficient * int64 variable, in elements
 
@@ -35,9 +36,9 @@ from graphc.dtype import DType, bool_, holds, int64
 from graphc.errors import Loc
 
 __all__ = [
-    "COMBINE", "COMPARISONS", "Acc", "Affine", "Call", "Const", "Contract", "Expr", "If", "Kernel", "Let", "Load",
-    "Loop", "Operand", "Param", "Role", "Scratch", "Stmt", "Store", "Transpose", "Update", "Var", "call", "converted",
-    "identity", "walk",
+    "COMBINE", "COMPARISONS", "LINE", "Acc", "Affine", "Call", "Const", "Contract", "Expr", "If", "Kernel", "Let",
+    "Load", "Loop", "Operand", "Param", "Prefetch", "Role", "Scratch", "Stmt", "Store", "Transpose", "Update", "Var",
+    "call", "converted", "identity", "walk",
 ]  # fmt: skip
 
 
@@ -260,7 +261,19 @@ class Transpose:
     source: DType
 
 
-Stmt = Let | Store | Acc | Update | Loop | If | Contract | Transpose
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """The cache line of ``buffer[index]`` is brought to the cache of ``level``. A hint: nothing depends on it, and the
+    element need not exist."""
+
+    buffer: str
+    index: Affine
+    level: int = 1
+
+
+LINE = 64  # bytes of a line of the cache
+
+Stmt = Let | Store | Acc | Update | Loop | If | Contract | Transpose | Prefetch
 
 
 # Kernels -------------------------------------------------------------------------------------------------------------

@@ -154,6 +154,9 @@ class CDialect(Dialect):
             "    }",
         ]
 
+    def prefetch(self, buffer: str, index: str, level: int) -> str:
+        return f"__builtin_prefetch({buffer} + {index}, 0, {4 - level})"
+
     def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
         into, value = f"{c[0]}[{c[1]} + j_ * {stmt.c.row} + i_]", f"{a[0]}[{a[1]} + i_ * {stmt.a.row} + j_]"
         value = value if stmt.source == stmt.dtype else self.cast(value, stmt.source, stmt.dtype)

@@ -24,6 +24,7 @@ from graphc.loop import (
     Let,
     Loop,
     Operand,
+    Prefetch,
     Role,
     Stmt,
     Store,
@@ -149,6 +150,9 @@ class Code:
     def transpose(self, c: Operand, a: Operand, m: int, n: Bound) -> None:
         lies = self.lies(a.buffer)
         self.out.append(Transpose(c, a, m, n, lies.value, lies.memory))
+
+    def prefetch(self, buffer: str, index: Affine, level: int = 1) -> None:
+        self.out.append(Prefetch(buffer, index, level))
 
     # Blocks
 

@@ -10,10 +10,10 @@ from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_problem import Axis
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.plan import View
-from graphc.loop import Affine, Expr, Let
+from graphc.loop import LINE, Affine, Expr, Let
 from graphc.ops.base import apply
 
-__all__ = ["Epilogue", "finish_row"]
+__all__ = ["Epilogue", "fetch_rows", "finish_row"]
 
 C = 2  # position of the main result in `Axis.strides`
 
@@ -41,12 +41,40 @@ class Epilogue:
         x = apply("input", name="x", dtype=dtype, shape=shape)
         return cls(Graph.build("product", [x], [("y0", x)]), x.node, {})
 
+    def positions(self) -> dict[object, int]:
+        """The place in `Axis.strides` of each result ("y0", …) and of each array (by its name or, without one, id)."""
+        keys = [*(f"y{i}" for i in range(self.results)), *(a.name or id(a) for a in self.arrays)]
+        return {key: C + i for i, key in enumerate(keys)}
+
     def statements(self, product: Expr, index: Callable[[Array], Affine], suffix: str) -> tuple[list[Let], list[Expr]]:
         """The lets of one element and the value of each result, where ``product`` is the element of the dot and
         ``index(array)`` the place of the element in an array. ``suffix`` keeps names unique in the kernel."""
         env = self._elements.known(product)
         lets = self._elements.emit(range(len(self._elements.items)), env, index, suffix)
         return lets, [env[i] for i in self._elements.roots]
+
+
+def fetch_rows(
+    c: Code,
+    epilogue: Epilogue,
+    axes: Sequence[tuple[Axis, Bound | Affine]],
+    n: Axis,
+    columns: tuple[Bound | Affine, int],
+    rows: int,
+) -> None:
+    """Bring what the epilogue reads to the second-level cache, before the products that it waits for.
+
+    ``axes`` are the axes with their index in the first of the ``rows``, the rows' own axis last, without ``n``;
+    ``columns`` the first column and how many there are."""
+    position, (first, size), row = epilogue.positions(), columns, axes[-1][0]
+    for a in epilogue.arrays:
+        array = position[a.name or id(a)]
+        if a.view is None or n.strides[array] != 1 or not row.strides[array]:
+            continue
+        start = place([*((i, axis.strides[array]) for axis, i in axes), (first, 1)])
+        with c.loop("r", 0, rows) as r:
+            for j in range(0, size, LINE // a.dtype.itemsize):
+                c.prefetch(a.name, start + Affine.of(r, row.strides[array]) + j, level=2)
 
 
 def finish_row(
@@ -61,8 +89,7 @@ def finish_row(
 
     ``axes`` are the axes with their current index, without ``n``, which runs over ``columns`` as vector lanes.
     """
-    keys = [*(f"y{i}" for i in range(epilogue.results)), *(a.name or id(a) for a in epilogue.arrays)]
-    position: dict[object, int] = {key: C + i for i, key in enumerate(keys)}
+    position = epilogue.positions()
     buffer, at = product
     with c.lanes(*columns) as j:
 

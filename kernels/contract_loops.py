@@ -8,7 +8,7 @@ from math import prod
 
 from graphc.dtype import DType
 from graphc.kernels.contract_code import Bound, Code, place
-from graphc.kernels.contract_epilogue import Epilogue, finish_row
+from graphc.kernels.contract_epilogue import Epilogue, fetch_rows, finish_row
 from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
 from graphc.kernels.contract_schedule import Schedule
@@ -229,6 +229,9 @@ class Loops:
                 b = Operand("b", self.b_at(k, column), p.k.strides[B])
                 if s.pack_b:
                     b = Operand("panels", self.packed(k, ks[0], column, panels[0]), s.nr)
+                if not self.direct:
+                    axes = [*self.outer, (p.m, place([(at, s.mr)]))]
+                    fetch_rows(c, self.epilogue, axes, p.n, (place([(column, s.nr)]), n), m)
                 into = Operand(sums.buffer, sums.index + place([(column, s.nr)]), sums.row)
                 c.contract(into, a, b, m, n, depth, accumulate=accumulate)
 

@@ -31,6 +31,7 @@ from graphc.loop import (
     Load,
     Loop,
     Operand,
+    Prefetch,
     Role,
     Stmt,
     Store,
@@ -138,6 +139,9 @@ class Dialect(ABC):
     @abstractmethod
     def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
         """Lines of one block transposition; operands are (buffer, index)."""
+
+    @abstractmethod
+    def prefetch(self, buffer: str, index: str, level: int) -> str: ...
 
     # Vector syntax; dialects with lanes == 0 never see these.
 
@@ -293,6 +297,9 @@ class _Printer(Expressions):
         elif isinstance(stmt, If):
             with self.block(self.dialect.if_block(unwrap(self.expr(stmt.cond)))):
                 self.body(stmt.body)
+        elif isinstance(stmt, Prefetch):
+            at = self.names[stmt.buffer], self.affine(stmt.index)
+            self.simple(self.dialect.prefetch(*at, stmt.level))
         elif isinstance(stmt, Contract):
             c, a, b = map(self.place, (stmt.c, stmt.a, stmt.b))
             for line in self.dialect.contract(stmt, c, a, b, self.bound(stmt.k)):

@@ -31,6 +31,7 @@ from graphc.loop import (
     Load,
     Loop,
     Operand,
+    Prefetch,
     Role,
     Stmt,
     Store,
@@ -214,6 +215,8 @@ class _Thread:
             case Transpose():
                 n = self.bound(stmt.n)
                 self.matrix(stmt.c, n, stmt.m)[...] = self.matrix(stmt.a, stmt.m, n).T
+            case Prefetch():
+                assert self.lanes is None, "Prefetch inside a VECTOR loop"
 
     def loop(self, loop: Loop, top: bool) -> None:
         start, stop = self.bound(loop.start), self.bound(loop.stop)

@@ -45,6 +45,7 @@ from graphc.loop import (
     Loop,
     Operand,
     Param,
+    Prefetch,
     Role,
     Scratch,
     Stmt,
@@ -362,6 +363,16 @@ def test_transpose(run: Runner, m: int, columns: int) -> None:
         params = (Param("a", source), Param("c", dtype, written=True), Param("n", int64, scalar=True))
         arrays = [values(source, m * (columns + 3) + 6, 1), values(dtype, (columns + 1) * (m + 5) + 6, 2)]
         check(run, Kernel(f"transpose_{source}_{m}_{columns}", params, (stmt,)), [*arrays, columns])
+
+
+def test_prefetch_changes_nothing(run: Runner) -> None:
+    """Lines that are there and lines that are not, for each level of cache."""
+    body = (
+        *(Prefetch("x", Affine.of(i, 16, offset), level) for level in (1, 2) for offset in (0, 1 << 40)),
+        Store("y", Affine.of(i), Load("x", Affine.of(i), float32)),
+    )
+    params = (Param("x", float32), Param("y", float32, written=True))
+    check(run, Kernel("prefetch", params, (Loop(i, 7, body),)), [values(float32, 7, 1), values(float32, 7, 2)])
 
 
 # Text ----------------------------------------------------------------------------------------------------------------

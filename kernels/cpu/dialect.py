@@ -124,6 +124,9 @@ class NumbaDialect(Dialect):
         name = self.microkernel(what, "transpose_block")
         return [f"{name}({c[0]}, {c[1]}, {a[0]}, {a[1]}, {n})"]
 
+    def prefetch(self, buffer: str, index: str, level: int) -> str:
+        return f"prefetch({buffer}, {index}, {level})"
+
     def microkernel(self, definition: str, name: str) -> str:
         """The name of a microkernel at the head of the file: ``name``, numbered, and not one of the kernel's own."""
         if definition not in self.microkernels:

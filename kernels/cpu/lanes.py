@@ -15,7 +15,7 @@ from graphc.dtype import DType, bfloat16, float16, float32, float64
 
 __all__ = [
     "LANE_OPS", "broadcast", "cast", "constant", "dot_pairs", "element_type", "first_lanes", "horizontal", "like",
-    "llvm_call", "memory_type", "opaque", "ramp", "vector_load", "vector_store",
+    "llvm_call", "memory_type", "opaque", "prefetch", "ramp", "vector_load", "vector_store",
 ]  # fmt: skip
 
 Value = Any  # llvmlite.ir.Value
@@ -457,3 +457,12 @@ def vector_store(
         return
     where = _addresses(builder, first, stride, lanes, dtype.itemsize)
     _masked(builder, "scatter", ir.VoidType(), value.type, where.type, [value, where, align, active])
+
+
+def prefetch(builder: ir.IRBuilder, where: Value, locality: int) -> None:
+    """Bring the line at ``where`` closer; ``locality`` is LLVM's: 3 for the first level of cache."""
+    module, name, number = builder.module, "llvm.prefetch.p0", ir.IntType(32)
+    where = builder.bitcast(where, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [where.type, number, number, number])
+    fn = module.globals.get(name) or ir.Function(module, kind, name)
+    builder.call(fn, [where, *(ir.Constant(number, i) for i in (0, locality, 1))])  # a read, of data

@@ -29,6 +29,7 @@ from graphc.kernels.cpu.lanes import (
     like,
     memory_type,
     opaque,
+    prefetch,
     ramp,
     vector_load,
     vector_store,
@@ -275,6 +276,16 @@ def _vstore(pointer: Pointer, index: Lanes, stride: Lanes, value: Lanes, mask: K
     return None, build
 
 
+def _prefetch(pointer: Pointer, index: Lanes, level: Lanes) -> tuple[Kind, Build]:
+    """``prefetch(pointer, index, level)``: the line of element ``index`` is brought to the cache of ``level``."""
+    locality = 4 - _literal(level)
+
+    def build(builder: ir.IRBuilder, pointer: Value, index: Value, _: Value) -> None:
+        prefetch(builder, builder.gep(pointer, [index]), locality)
+
+    return None, build
+
+
 # All words -----------------------------------------------------------------------------------------------------------
 
 # The intrinsics that have no operator, and division, of which integers have one of their own.
@@ -288,6 +299,7 @@ WORDS: dict[str, Rule] = {
     **{f"{SHORT[d]}_at": partial(_pointer, d) for d in DTYPES.values()},
     **{f"fold_{combine}": partial(_fold, combine) for combine in ("add", "mul", "maximum", "minimum")},
     "splat": _splat, "ramp": _ramp, "below": _below, "word": _word, "share": _share,
-    "load": _load, "vload": _vload, "store": _store, "vstore": _vstore,
+    "load": _load, "vload": _vload, "store": _store, "vstore": _vstore, "prefetch": _prefetch,
 }  # fmt: skip
-PURE = frozenset(WORDS) - {"word", "load", "vload", "store", "vstore"}  # depend on nothing but their operands
+# Words that depend on nothing but their operands, and do nothing else
+PURE = frozenset(WORDS) - {"word", "load", "vload", "store", "vstore", "prefetch"}
