@@ -211,7 +211,7 @@ class Backward(Attention):
             here = line + Affine.of(j)
             power = c.fn("exp", c.fn("fma", c.load("p", here), scale, down))
             p = c.let("prob", self.masked(power, mask, j, c.const(0.0)))
-            keep = self.kept(position, j)
+            keep = self.kept(position, j, 1)
             dp = self.dropped(c.load("ds", here), keep)
             c.store("ds", here, c.fn("mul", c.fn("mul", p, c.fn("sub", dp, delta)), scale))
             c.store("p", here, self.dropped(p, keep))

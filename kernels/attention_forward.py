@@ -1,61 +1,66 @@
-"""Flash attention, forward: a tile of queries against all its keys while the scores stay in the first-level cache.
+"""Flash attention, forward: a panel of queries against all its keys while the scores stay in the cache.
 
-Dao, Fu, Ermon, Rudra, Ré, "FlashAttention: Fast and Memory-Efficient Exact Attention" (arXiv 2205.14135), with a tile
-of queries as tall as the register tile. Where the keys fit in one block the softmax needs no rescaling at all.
+Dao, Fu, Ermon, Rudra, Ré, "FlashAttention: Fast and Memory-Efficient Exact Attention" (arXiv 2205.14135), with the
+scores turned: a row for each key, a vector lane for each query. So the softmax, which goes along the keys, combines
+whole vectors and never the lanes of one. Where the keys fit in one block it needs no rescaling at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from graphc.dtype import DType
 from graphc.ir import Attrs
 from graphc.kernels.attention_shape import Attention, Shape
 from graphc.kernels.contract_code import Bound, expr, place
+from graphc.kernels.lower_columns import tree
 from graphc.kernels.plan import View
-from graphc.loop import Affine, Expr, Operand, Role, Scratch, Stmt, call
+from graphc.loop import Affine, Expr, Operand, Role, Scratch, Stmt, Var, call
 
 __all__ = ["Forward"]
 
 MIN_TASKS = 16  # heads are split into ranges of queries where there are fewer
+TOGETHER = 4  # keys whose scores are combined at once
 RANGE = 384  # queries of one task that works in several blocks of keys: their sums wait in the second-level cache
 
 
 class Forward(Attention):
-    """o = softmax(q kᵀ scale) v and lse, tiles of queries at a time.
+    """o = softmax(q kᵀ scale) v and lse, panels of queries at a time.
 
-    Scratch: ``kt`` panels of kᵀ, ``vs`` the rows of v, ``scores`` of one tile, ``sums`` p v so far, ``top`` and
-    ``norm`` per query: the largest score and the sum of the exponentials so far.
+    Scratch: ``ks``, ``vs`` the rows of k and v; ``qt`` a panel of scaled queries as columns; ``scores`` [key][nr] of
+    that panel; ``sums`` p v so far; ``top``, ``norm`` per query: the largest score and the sum of the exponentials so
+    far; ``factor`` what brings them to a new largest score.
     """
 
     title, what = "attention", "Attention"
-    buffers = ("qs", "kt", "vs", "scores", "sums", "top", "norm")
+    buffers = ("ks", "vs", "qt", "scores", "sums", "top", "norm", "factor")
 
     def __init__(self, shape: Shape, dtype: DType, attrs: Attrs, views: Mapping[str, View]):
         super().__init__(shape, dtype, attrs, views)
-        tiles, heads = shape.query_tiles, shape.batch * shape.heads
-        wanted = min(tiles, -(-MIN_TASKS // max(1, heads)))
+        panels, heads = shape.query_panels, shape.batch * shape.heads
+        wanted = min(panels, -(-MIN_TASKS // max(1, heads)))
         if shape.blocks > 1:
-            wanted = max(wanted, -(-tiles * shape.mr // RANGE))
-        self.range = -(-tiles // wanted)  # tiles of a task
-        self.parts = -(-tiles // self.range)
+            wanted = max(wanted, -(-panels * shape.nr // RANGE))
+        self.range = -(-panels // wanted)  # panels of a task
+        self.parts = -(-panels // self.range)
         self.one = shape.blocks == 1
-        self.score_row = shape.panels(shape.block)
-        self.query_row = shape.aligned(shape.depth)
+        self.key_row = shape.aligned(shape.depth)
         self.value_row = shape.aligned(shape.width)
 
     def scratch(self) -> tuple[Scratch, ...]:
         s = self.shape
-        rows = s.mr if self.one else self.range * s.mr
+        rows = s.nr if self.one else self.range * s.nr
         sizes = {
-            "qs": s.mr * self.query_row,
-            "kt": self.score_row * s.depth,
+            "ks": s.block * self.key_row,
             "vs": s.block * self.value_row,
-            "scores": s.mr * self.score_row,
+            "qt": s.depth * s.nr,
+            "scores": s.block * s.nr,
             "sums": rows * self.value_row,
             "top": rows,
             "norm": rows,
         }
+        if not self.one:
+            sizes["factor"] = s.nr
         return tuple(Scratch(name, self.dtype, size) for name, size in sizes.items())
 
     def body(self) -> tuple[Stmt, ...]:
@@ -63,11 +68,12 @@ class Forward(Attention):
         with c.loop("task", 0, s.batch * s.heads * self.parts, role=Role.PARALLEL) as task:
             part = c.index("slot", "mod", task, self.parts) if self.parts > 1 else 0
             self.enter_head(c.index("head_of", "div", task, self.parts))
-            first = c.index("tile_first", "mul", self.balanced(part), self.range)
-            last = c.index("tile_last", "minimum", c.index("tile_end", "add", first, self.range), s.query_tiles)
+            first = c.index("panel_first", "mul", self.balanced(part), self.range)
+            end = c.index("panel_end", "add", first, self.range)
+            last = c.index("panel_last", "minimum", end, s.query_panels)
             if self.one:
                 self.pack(0, s.keys)
-                c.tiles(first, last, s.queries, s.mr, lambda tile, rows: self.tile(tile, rows, first, 0, s.keys))
+                c.tiles(first, last, s.queries, s.nr, lambda at, lanes: self.panel(at, lanes, first, 0, s.keys))
             else:
                 self.blocks(first, last)
         return tuple(c.out)
@@ -85,122 +91,198 @@ class Forward(Attention):
     def blocks(self, first: Bound, last: Bound) -> None:
         """Keys in several blocks: the sums of all queries of the task are kept and rescaled."""
         c, s = self.code, self.shape
-        rows = c.index("rows", "mul", c.index("tiles", "sub", last, first), s.mr)
+        rows = c.index("rows", "mul", c.index("panels", "sub", last, first), s.nr)
         c.fill("top", Affine(), 0, rows, float("-inf"))
         c.fill("norm", Affine(), 0, rows)
         c.fill("sums", Affine(), 0, c.index("sum_size", "mul", rows, self.value_row))
         with c.loop("start", 0, s.keys, step=s.block) as start:
             stop = c.index("stop", "minimum", c.index("end", "add", start, s.block), s.keys)
             self.pack(start, stop)
-            c.tiles(first, last, s.queries, s.mr, lambda tile, rows: self.tile(tile, rows, first, start, stop))
-        c.tiles(first, last, s.queries, s.mr, lambda tile, rows: self.finish(tile, rows, first))
+            c.tiles(first, last, s.queries, s.nr, lambda at, lanes: self.panel(at, lanes, first, start, stop))
+        c.tiles(first, last, s.queries, s.nr, lambda at, lanes: self.finish(at, lanes, first))
 
     def pack(self, start: Bound, stop: Bound) -> None:
         c, s = self.code, self.shape
-        self.copy_panels("k", start, stop, s.depth, "kt")
-        self.copy_rows("v", start, c.index("values", "sub", stop, start), s.width, "vs", self.value_row)
+        keys = c.index("block_keys", "sub", stop, start)
+        self.copy_rows("k", start, keys, s.depth, "ks", self.key_row)
+        self.copy_rows("v", start, keys, s.width, "vs", self.value_row)
 
-    # One tile of queries
+    # One panel of queries
 
-    def tile(self, tile: Bound, rows: int, first: Bound, start: Bound, stop: Bound) -> None:
+    def panel(self, at: Bound, lanes: int, first: Bound, start: Bound, stop: Bound) -> None:
         c, s = self.code, self.shape
-        query = c.index("query", "mul", tile, s.mr)
-        seen = self.limit(query, start, stop, rows)
+        query = c.index("query", "mul", at, s.nr)
+        seen = self.limit(query, start, stop, lanes)
+        keys = c.index("keys", "sub", stop, start)
         with c.when("gt", 1 if self.one else seen, 0):
-            self.copy_rows("q", query, rows, s.depth, "qs", self.query_row)
-            self.score(0, rows, seen)
-            local = self.local(tile, first)
-            self.in_groups(rows, lambda r, count: self.softmax(query, local, r, count, start, seen))
-            self.weigh(place([(local, self.value_row)]), rows, seen)
+            if self.one and self.parts == 1:
+                self.fetch_next(("q", "k", "v"), query, lanes)
+            self.queries(query, lanes)
+            self.score(query, lanes, start, keys, seen)
+            self.softmax(query, lanes, self.local(at, first), start, keys, seen)
+            self.weigh(query, lanes, self.local(at, first), start, stop)
         if self.one:
-            self.finish(tile, rows, first)
+            self.finish(at, lanes, first)
 
-    def local(self, tile: Bound, first: Bound) -> Bound:
-        """The first row of a tile in the scratch arrays."""
+    def local(self, at: Bound, first: Bound) -> Bound:
+        """The place of a panel's first query in the scratch arrays."""
         if self.one:
             return 0
-        return self.code.index("local", "mul", self.code.index("at", "sub", tile, first), self.shape.mr)
+        return self.code.index("local", "mul", self.code.index("at", "sub", at, first), self.shape.nr)
 
-    def score(self, local: Bound, rows: int, seen: Bound) -> None:
-        """scores = q kᵀ, in whole panels."""
+    def queries(self, query: Bound, lanes: int) -> None:
+        """The panel of queries as columns, scaled: this is cheaper than to scale the scores."""
         c, s = self.code, self.shape
-        q = Operand("qs", place([(local, self.query_row)]), self.query_row)
-        with c.loop("panel", 0, c.index("panels", "div", c.index("up", "add", seen, s.nr - 1), s.nr)) as p:
-            kt = Operand("kt", Affine.of(p, s.depth * s.nr), s.nr)
-            c.contract(Operand("scores", Affine.of(p, s.nr), self.score_row), q, kt, rows, s.nr, s.depth)
+        self.turn("q", query, lanes, s.depth, "qt")
+        with c.loop("d", 0, s.depth) as d, c.lanes(0, lanes) as j:
+            at = place([(d, s.nr), (j, 1)])
+            c.store("qt", at, c.fn("mul", c.load("qt", at), c.const(self.scale)))
 
-    def softmax(self, query: Bound, local: Bound, r: Bound, count: int, start: Bound, seen: Bound) -> None:
-        """Exponentials of ``count`` rows of scores from row ``r`` of the tile on, and their statistics.
+    def score(self, query: Bound, lanes: int, start: Bound, keys: Bound, seen: Bound) -> None:
+        """scores = k qᵀ. Tiles of keys that only the second half of the queries sees are half as wide."""
+        c, s = self.code, self.shape
+        tiles = c.index("tiles", "div", c.index("seen_up", "add", seen, s.mr - 1), s.mr)
+        half = s.nr // 2 if self.causal and lanes > s.nr // 2 else 0
+        narrow = tiles
+        if half:
+            ahead = c.index("ahead", "sub", c.index("half_query", "add", query, half + s.mr - 1), start)
+            narrow = c.index("narrow", "minimum", c.index("near", "div", ahead, s.mr), tiles)
+            narrow = narrow if self.one else c.index("narrow", "maximum", narrow, 0)
 
-        The rows advance together, so that no row waits for the reductions of another; keys that only later rows of the
-        tile see get zeros."""
-        c = self.code
-        lines = [place([(r, self.score_row)]) + i * self.score_row for i in range(count)]
-        at = [place([(local, 1), (r, 1)]) + i for i in range(count)]
-        first = c.index("first", "add", query, r)
-        rows = [c.index("row", "add", first, i) for i in range(count)]
-        masks = [self.last_seen(row, start) for row in rows]
-        scale = c.const(self.scale)
-        up = self.scale >= 0
-        tops = [c.acc("row_top", "max" if up else "min") for _ in range(count)]
-        hidden = c.const(float("-inf" if up else "inf"))
-        with c.lanes(0, seen) as j:
-            for top, line, mask in zip(tops, lines, masks, strict=True):
-                c.update(top, self.masked(c.load("scores", line + Affine.of(j)), mask, j, hidden))
-        best: list[Expr] = [c.let("scaled", c.fn("mul", top, scale)) for top in tops]
+        def tile(at: Bound, rows: int, skip: int) -> None:
+            scores = Operand("scores", place([(at, s.mr * s.nr)]) + skip, s.nr)
+            k = Operand("ks", place([(at, s.mr * self.key_row)]), self.key_row)
+            if rows == s.mr:
+                self.fetch_scratch("ks", k.index + s.mr * self.key_row, s.mr * self.key_row)
+            c.contract(scores, k, Operand("qt", Affine(skip), s.nr), rows, lanes - skip, s.depth)
+
+        full = c.index("full", "div", keys, s.mr)
+        with c.loop("tile", 0, c.index("wide_stop", "minimum", narrow, full)) as at:
+            tile(at, s.mr, 0)
+        if half:
+            with c.loop("tile", narrow, c.index("tile_stop", "minimum", tiles, full)) as at:
+                tile(at, s.mr, half)
+        self.short(tiles, full, s.mr, lambda at, rows: tile(at, rows, 0))
+
+    def softmax(self, query: Bound, lanes: int, local: Bound, start: Bound, keys: Bound, seen: Bound) -> None:
+        """Exponentials of the scores of a panel, and their statistics, some keys at a time."""
+        c, s = self.code, self.shape
+        groups = c.index("groups", "div", c.index("seen_up", "add", seen, TOGETHER - 1), TOGETHER)
+        if self.causal:
+            self.mask(query, lanes, start, keys, groups)
+        if self.one:
+            c.fill("top", place([(local, 1)]), 0, lanes, float("-inf"))
+            c.fill("norm", place([(local, 1)]), 0, lanes)
+        else:
+            with c.lanes(0, lanes) as j:
+                c.store("factor", Affine.of(j), c.load("top", place([(local, 1), (j, 1)])))
+
+        def largest(group: Bound, rows: int) -> None:
+            with c.lanes(0, lanes, unroll=2) as j:
+                at = place([(local, 1), (j, 1)])
+                values = [c.load("scores", self.score_at(group, i, j)) for i in range(rows)]
+                c.store("top", at, self.larger(c.load("top", at), values))
+
+        self.over_keys(keys, groups, TOGETHER, largest)
         if not self.one:
-            best = [c.let("new_top", c.fn("maximum", c.load("top", a), b)) for a, b in zip(at, best, strict=True)]
-            for a, b in zip(at, best, strict=True):
-                self.rescale(a, b)
-        down = [c.let("down", c.fn("neg", b)) for b in best]
-        sums = [c.acc("row_sum", "sum") for _ in range(count)]
-        positions = [self.row_position(row, start) for row in rows]
-        with c.lanes(0, seen) as j:
-            for total, line, mask, minus, position in zip(sums, lines, masks, down, positions, strict=True):
-                here = line + Affine.of(j)
-                power = c.fn("exp", c.fn("fma", c.load("scores", here), scale, minus))
-                p = c.let("p", self.masked(power, mask, j, c.const(0.0)))
-                c.update(total, p)
-                c.store("scores", here, self.dropped(p, self.kept(position, j)))
-        for a, largest, total in zip(at, best, sums, strict=True):
-            c.store("top", a, largest)
-            c.store("norm", a, total if self.one else c.fn("add", c.load("norm", a), total))
+            self.rescale(lanes, local)
+        first = self.row_position(query, start)
 
-    def rescale(self, at: Affine, best: Expr) -> None:
-        """Bring the sums so far to the new largest score."""
+        def exponentials(group: Bound, rows: int) -> None:
+            positions = self.positions(first, group, rows)
+            with c.lanes(0, lanes, unroll=2) as j:
+                at = place([(local, 1), (j, 1)])
+                top = c.let("largest", c.load("top", at))
+                powers: list[Expr] = []
+                for i in range(rows):
+                    here = self.score_at(group, i, j)
+                    p = c.let("p", c.fn("exp", c.fn("sub", c.load("scores", here), top)))
+                    powers.append(p)
+                    c.store("scores", here, self.dropped(p, self.kept(positions[i], j, s.keys)))
+                c.store("norm", at, c.fn("add", c.load("norm", at), tree("sum", powers)))
+
+        self.over_keys(keys, groups, TOGETHER, exponentials)
+
+    def positions(self, first: Bound, group: Bound, rows: int) -> list[Bound]:
+        """The linear indices, among all scores, of a group's keys for the first query of the panel."""
+        if not self.dropout:
+            return [0] * rows
         c = self.code
-        factor = c.let("factor", c.fn("exp", c.fn("sub", c.load("top", at), best)))
-        c.store("norm", at, c.fn("mul", c.load("norm", at), factor))
-        with c.lanes(0, self.shape.width) as j:
-            here = at * self.value_row + Affine.of(j)
-            c.store("sums", here, c.fn("mul", c.load("sums", here), factor))
+        at = c.index("group_position", "add", c.index("ahead", "mul", group, TOGETHER), first)
+        return [c.index("position", "add", at, i) for i in range(rows)]
 
-    def weigh(self, sums: Affine, rows: int, seen: Bound) -> None:
-        """sums += p v"""
+    def score_at(self, group: Bound, i: int, j: Var) -> Affine:
+        """The score of key ``i`` of a group for the query of lane ``j``."""
+        return place([(group, TOGETHER * self.shape.nr), (j, 1)]) + i * self.shape.nr
+
+    def mask(self, query: Bound, lanes: int, start: Bound, keys: Bound, groups: Bound) -> None:
+        """Minus infinity in place of what a query does not see, and of rows of scores that were not computed."""
         c, s = self.code, self.shape
-        p = Operand("scores", Affine(), self.score_row)
+        first = c.index("diagonal", "sub", query, start)
+        first = first if self.one else c.index("diagonal", "maximum", first, 0)
+        last = c.index("masked", "minimum", c.index("group_end", "mul", groups, TOGETHER), keys)
+        with c.loop("key", first, last) as key:
+            ahead = c.index("hidden", "sub", c.index("position", "add", key, start), query)
+            with c.lanes(0, lanes, unroll=2) as j:
+                at = place([(key, s.nr), (j, 1)])
+                seen = call("ge", j, expr(ahead))
+                c.store("scores", at, call("select", seen, c.load("scores", at), c.const(float("-inf"))))
 
-        def panel(at: Bound, columns: int) -> None:
-            v = Operand("vs", place([(at, s.nr)]), self.value_row)
-            target = Operand("sums", sums + place([(at, s.nr)]), self.value_row)
-            c.contract(target, p, v, rows, columns, seen, accumulate=not self.one)
+    def larger(self, value: Expr, others: Sequence[Expr]) -> Expr:
+        """The largest value, where none is NaN: one instruction each. A NaN comes back with the exponentials."""
+        c = self.code
+        level = [c.let("s", x) for x in (*others, value)]
+        while len(level) > 1:
+            pairs = zip(level[::2], level[1::2], strict=False)
+            odd = level[-1:] if len(level) % 2 else []
+            level = [c.let("top_of", call("select", call("gt", a, b), a, b)) for a, b in pairs] + odd
+        return level[0]
 
-        c.tiles(0, -(-s.width // s.nr), s.width, s.nr, panel)
+    def rescale(self, lanes: int, local: Bound) -> None:
+        """Bring the sums so far to the new largest scores."""
+        c = self.code
+        with c.lanes(0, lanes) as j:
+            at = place([(local, 1), (j, 1)])
+            factor = c.let("change", c.fn("exp", c.fn("sub", c.load("factor", Affine.of(j)), c.load("top", at))))
+            c.store("factor", Affine.of(j), factor)
+            c.store("norm", at, c.fn("mul", c.load("norm", at), factor))
+        with c.loop("r", 0, lanes) as r:
+            factor = c.let("row_factor", c.load("factor", Affine.of(r)))
+            with c.lanes(0, self.shape.width) as j:
+                here = place([(local, self.value_row), (r, self.value_row), (j, 1)])
+                c.store("sums", here, c.fn("mul", c.load("sums", here), factor))
 
-    def finish(self, tile: Bound, rows: int, first: Bound) -> None:
+    def weigh(self, query: Bound, lanes: int, local: Bound, start: Bound, stop: Bound) -> None:
+        """sums += pᵀ v, a tile of queries at a time, each over the keys that it sees."""
+        c, s = self.code, self.shape
+
+        def rows(tile: Bound, count: int) -> None:
+            seen = self.limit(c.index("row", "add", c.index("skip", "mul", tile, s.mr), query), start, stop, count)
+
+            def columns(at: Bound, width: int) -> None:
+                p = Operand("scores", place([(tile, s.mr)]), 1, s.nr)
+                v = Operand("vs", place([(at, s.nr)]), self.value_row)
+                sums = place([(local, self.value_row), (tile, s.mr * self.value_row), (at, s.nr)])
+                target = Operand("sums", sums, self.value_row)
+                c.contract(target, p, v, count, width, seen, accumulate=not self.one)
+
+            c.tiles(0, -(-s.width // s.nr), s.width, s.nr, columns)
+
+        c.tiles(0, -(-lanes // s.mr), lanes, s.mr, rows)
+
+    def finish(self, at: Bound, lanes: int, first: Bound) -> None:
         """o = sums / norm, lse = top + log(norm)"""
         c, s = self.code, self.shape
-        local, query = self.local(tile, first), c.index("query", "mul", tile, s.mr)
-        with c.lanes(0, rows) as j:
-            at = place([(local, 1), (j, 1)])
-            norm = c.let("total", c.load("norm", at))
-            c.store(
-                "lse", self.at("lse", place([(query, 1), (j, 1)])), c.fn("add", c.load("top", at), c.fn("log", norm))
-            )
-            c.store("norm", at, c.fn("div", c.const(1.0), norm))
-        with c.loop("r", 0, rows) as r:
-            at = place([(local, 1), (r, 1)])
-            factor = c.let("factor", c.load("norm", at))
+        local, query = self.local(at, first), c.index("query", "mul", at, s.nr)
+        with c.lanes(0, lanes) as j:
+            here = place([(local, 1), (j, 1)])
+            norm = c.let("total", c.load("norm", here))
+            lse = c.fn("add", c.load("top", here), c.fn("log", norm))
+            c.store("lse", self.at("lse", place([(query, 1), (j, 1)])), lse)
+            c.store("norm", here, c.fn("div", c.const(1.0), norm))
+        with c.loop("r", 0, lanes) as r:
+            here = place([(local, 1), (r, 1)])
+            factor = c.let("factor_of", c.load("norm", here))
             with c.lanes(0, s.width) as j:
-                value = c.fn("mul", c.load("sums", at * self.value_row + Affine.of(j)), factor)
+                value = c.fn("mul", c.load("sums", here * self.value_row + Affine.of(j)), factor)
                 c.store("o", self.at("o", place([(query, 1), (r, 1)]), j), value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import ClassVar
@@ -13,12 +13,13 @@ from graphc.kernels.contract_code import Bound, Code, expr, place
 from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_schedule import Target, even
 from graphc.kernels.plan import View
-from graphc.loop import Affine, Const, Expr, Load, Operand, Var, call
+from graphc.loop import LINE, Affine, Const, Expr, Load, Operand, Var, call
 from graphc.ops.base import Map, MapContext, get_op
 
 __all__ = ["Attention", "Shape"]
 
 GROUP = 4  # rows whose softmax advances together
+_START = Affine()
 KEY_BLOCK = 512  # keys at a time: a row of scores for a tile of queries stays in the first level of cache
 
 
@@ -56,6 +57,10 @@ class Shape:
     def query_tiles(self) -> int:
         return -(-self.queries // self.mr)
 
+    @property
+    def query_panels(self) -> int:
+        return -(-self.queries // self.nr)
+
     def panels(self, columns: int) -> int:
         """``columns`` rounded up to whole panels."""
         return -(-columns // self.nr) * self.nr
@@ -82,18 +87,24 @@ class Attention:
         self.code = Code(dtype, [*views, *self.buffers], halves)
         self.batch: Bound = 0
         self.head: Bound = 0
+        self.next: tuple[Bound, Bound] = (0, 0)  # batch and head of the task that comes next
         self.keys: tuple[Var, Var] | None = None
 
     # Arrays
 
     def enter_head(self, flat: Bound) -> None:
         """Name the batch and head of a flat index, and load what is the same for all of it."""
-        c, s = self.code, self.shape
-        self.batch = c.index("batch", "div", flat, s.heads) if s.batch > 1 else 0
-        self.head = c.index("head", "mod", flat, s.heads) if s.batch > 1 else flat
+        self.batch, self.head = self.coordinates(flat)
+        self.next = self.coordinates(self.code.index("flat_next", "add", flat, 1))
         if self.dropout:
-            key0, key1 = (c.let(n, Load(n, Affine(), self.views[n].dtype)) for n in ("k0", "k1"))
+            key0, key1 = (self.code.let(n, Load(n, Affine(), self.views[n].dtype)) for n in ("k0", "k1"))
             self.keys = (key0, key1)
+
+    def coordinates(self, flat: Bound) -> tuple[Bound, Bound]:
+        c, s = self.code, self.shape
+        if s.batch == 1:
+            return 0, flat
+        return c.index("batch", "div", flat, s.heads), c.index("head", "mod", flat, s.heads)
 
     def at(self, name: str, row: Bound | Affine, column: Bound | Affine = 0) -> Affine:
         """The place of an element of the current head in an array [B, H, T, D] or [B, H, T]."""
@@ -109,6 +120,24 @@ class Attention:
 
     # Packing
 
+    def fetch_next(self, names: Sequence[str], start: Bound, rows: int) -> None:
+        """Some rows of the next head come to the second-level cache while this one is worked on."""
+        c = self.code
+        for name in names:
+            view = self.views[name]
+            if self.column(name) == 1:
+                with c.loop("r", 0, rows) as r:
+                    row = place(zip((*self.next, start, r), (*view.strides[:3], self.row(name)), strict=True))
+                    for column in range(0, view.shape[3], LINE // view.dtype.itemsize):
+                        c.prefetch(name, row + column, level=2)
+
+    def fetch_scratch(self, name: str, start: Affine, size: int) -> None:
+        """Bring ``size`` elements to the first-level cache."""
+        c = self.code
+        step = LINE // self.dtype.itemsize
+        with c.loop("line", 0, size, step=step) as line:
+            c.prefetch(name, start + Affine.of(line))
+
     def copy_rows(self, name: str, start: Bound, rows: Bound, columns: int, target: str, row: int) -> None:
         """``target[i, :] = name[start + i, :]``"""
         c = self.code
@@ -116,18 +145,24 @@ class Attention:
             at = self.at(name, place([(start, 1), (i, 1)]), j)
             c.store(target, place([(i, row), (j, 1)]), c.load(name, at))
 
+    def turn(self, name: str, row: Bound | Affine, lanes: int, columns: int, target: str, to: Affine = _START) -> None:
+        """``lanes`` rows of ``name`` from ``row`` on as the columns of a panel [column][nr] of ``target``."""
+        c, s = self.code, self.shape
+        if self.column(name) == 1:
+            source = Operand(name, self.at(name, row), self.row(name))
+            c.transpose(Operand(target, to, s.nr), source, lanes, columns)
+            return
+        with c.loop("column", 0, columns) as d, c.lanes(0, lanes) as j:
+            value = c.load(name, self.at(name, place([(row, 1), (j, 1)]), d))
+            c.store(target, to + place([(d, s.nr), (j, 1)]), value)
+
     def copy_panels(self, name: str, start: Bound, stop: Bound, columns: int, target: str) -> None:
         """Rows of ``name`` from ``start`` to ``stop`` as columns: panels [panel][column][nr]."""
         c, s = self.code, self.shape
 
         def panel(at: Bound, lanes: int) -> None:
-            if self.column(name) == 1:
-                source = Operand(name, self.at(name, place([(start, 1), (at, s.nr)])), self.row(name))
-                c.transpose(Operand(target, place([(at, columns * s.nr)]), s.nr), source, lanes, columns)
-                return
-            with c.loop("column", 0, columns) as d, c.lanes(0, lanes) as j:
-                value = c.load(name, self.at(name, place([(start, 1), (at, s.nr), (j, 1)]), d))
-                c.store(target, place([(at, columns * s.nr), (d, s.nr), (j, 1)]), value)
+            row = place([(start, 1), (at, s.nr)])
+            self.turn(name, row, lanes, columns, target, place([(at, columns * s.nr)]))
 
         total = c.index("rows", "sub", stop, start)
         if isinstance(total, int):
@@ -140,6 +175,23 @@ class Attention:
         if rest:
             with c.when("ne", c.index("rest", "mod", total, s.nr), 0):
                 panel(full, rest)
+
+    # Keys
+
+    def over_keys(self, keys: Bound, stop: Bound, size: int, body: Callable[[Bound, int], None]) -> None:
+        """``body(group, rows)`` for the groups of ``size`` keys before ``stop`` of a block of ``keys``."""
+        c = self.code
+        full = c.index("full", "div", keys, size)
+        with c.loop("group", 0, c.index("full_stop", "minimum", stop, full)) as group:
+            body(group, size)
+        self.short(stop, full, size, body)
+
+    def short(self, stop: Bound, full: Bound, size: int, body: Callable[[Bound, int], None]) -> None:
+        """``body`` for the short group after ``full`` ones, which only the last block of keys may have."""
+        if self.shape.keys % size:
+            with self.code.when("gt", stop, full) as holds:
+                if holds:
+                    body(full, self.shape.keys % size)
 
     # Masks and dropout
 
@@ -178,14 +230,15 @@ class Attention:
         query = c.index("query_at", "add", c.index("queries_at", "mul", head, s.queries), row)
         return c.index("position", "add", c.index("scores_at", "mul", query, s.keys), start)
 
-    def kept(self, position: Bound, lane: Var) -> Var | None:
-        """Whether dropout keeps the score of this lane (None: there is no dropout). The bits are op random_bits'."""
+    def kept(self, position: Bound, lane: Var, step: int) -> Var | None:
+        """Whether dropout keeps the score of this lane (None: there is no dropout), where those of neighbouring lanes
+        are ``step`` apart. The bits are those of op random_bits."""
         if self.keys is None:
             return None
         lowering = get_op("random_bits").lower
         assert isinstance(lowering, Map)
         kind = self.keys[0].dtype
-        linear = call("add", expr(position), lane)
+        linear = call("add", expr(position), call("mul", lane, expr(step)) if step != 1 else lane)
         bits = lowering.fn(self.keys, MapContext({}, TensorType(kind, ()), (), linear))
         return self.code.let("keep", call("ge", bits, Const(int(self.dropout * 2**32), kind)))
 
