@@ -45,11 +45,11 @@ types: $(VENV)/dev  ## check types, on an installed copy: mypy does not follow t
 	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
 	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p graphc
 
-peers: $(VENV)/dev  ## install PyTorch and transformers, for parity
+peers: $(VENV)/dev  ## install PyTorch, transformers and JAX, for parity
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --quiet 'transformers>=4.48'
+	$(BIN)/python -m pip install --quiet 'transformers>=4.48' 'jax>=0.5'
 
-parity: peers  ## compare with PyTorch, live
+parity: peers  ## compare with PyTorch, transformers and JAX, live
 	$(BIN)/python -m pytest tests/parity
 
 bench: $(VENV)/dev  ## time all workloads beside PyTorch, JAX, ONNX Runtime and OpenVINO

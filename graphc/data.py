@@ -27,6 +27,9 @@ __all__ = [
 
 STDLIB_CHARS = 4_000_000  # enough that nano never sees a window twice, small enough to read in a blink
 TRAIN_SHARE = 0.9
+MNIST = """curl --create-dirs --output-dir mnist --remote-name-all \\
+"https://ossci-datasets.s3.amazonaws.com/mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz"
+and --data mnist: the folder of MNIST's four files"""
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,7 @@ def mnist(folder: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """MNIST (LeCun et al., 1998) from its IDX files, gzipped or not: images uint8 [N, 784] and labels int32 [N]; the
     10,000 test images for any split but "train". Raises GraphcError GC0603, GC0604."""
     if not folder:
-        hint = "--data takes the folder that holds MNIST's four IDX files"
-        raise error("GC0603", "there are no images to train on", hint=hint)
+        raise error("GC0603", "there are no images to train on", hint=MNIST)
     part = "train" if split == "train" else "t10k"
     images = read_idx(f"{folder}/{part}-images-idx3-ubyte")
     labels = read_idx(f"{folder}/{part}-labels-idx1-ubyte")
@@ -133,8 +135,7 @@ def read_idx(path: str) -> np.ndarray:
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise error("GC0604", f"{file} is damaged: {e}", hint="download it again") from e
     except OSError as e:
-        hint = "--data takes the folder that holds MNIST's four IDX files"
-        raise error("GC0603", f"cannot read the data file {path}: {e.strerror}", hint=hint) from e
+        raise error("GC0603", f"cannot read the data file {path}: {e.strerror}", hint=MNIST) from e
     ndim = data[3] if data[:3] == b"\0\0\x08" and len(data) > 4 else 0
     shape = tuple(np.frombuffer(data[4 : 4 + 4 * ndim], ">u4").tolist())
     if not ndim or len(data) != 4 + 4 * ndim + prod(shape):

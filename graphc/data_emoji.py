@@ -18,8 +18,9 @@ __all__ = ["Emoji", "emoji"]
 
 COLUMNS = ("name", "keywords", "split")
 STYLES = (("noto32", "noto_id"), ("two32", "two_id"))
-PICTURES = "emoji_u*.png"
-WHERE = """git clone --depth 1 https://github.com/googlefonts/noto-emoji
+PICTURES, TABLE = "emoji_u*.png", "emoji.tsv"
+WHERE = """git clone --depth 1 --filter=blob:none --sparse https://github.com/googlefonts/noto-emoji
+git -C noto-emoji sparse-checkout set png/32
 and --data noto-emoji/png/32: pictures of emoji, called what Unicode calls their characters"""
 
 
@@ -52,7 +53,10 @@ def emoji(folder: str, split: str) -> Emoji:
     "train" are the rows whose split is so, any other split the rest. Raises GC0603 and GC0604."""
     if not folder:
         raise error("GC0603", "there are no pictures with names to train on", hint=WHERE)
-    rows, pixels, owner = _drawn(folder) if any(Path(folder).glob(PICTURES)) else _listed(folder)
+    drawn, listed = (any(Path(folder).glob(files)) for files in (PICTURES, TABLE))
+    if not (drawn or listed):
+        raise error("GC0603", f"{folder} has no pictures with names: no {PICTURES} and no {TABLE}", hint=WHERE)
+    rows, pixels, owner = _drawn(folder) if drawn else _listed(folder)
     return _chosen(rows, pixels.transpose(0, 3, 1, 2), owner, split)
 
 
@@ -75,7 +79,7 @@ def _drawn(folder: str) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
 
 
 def _listed(folder: str) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
-    table, archive = Path(folder) / "emoji.tsv", Path(folder) / "emoji_32.npz"
+    table, archive = Path(folder) / TABLE, Path(folder) / "emoji_32.npz"
     try:
         header, *lines = table.read_text(encoding="utf-8").splitlines()
         with np.load(archive) as arrays:

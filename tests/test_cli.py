@@ -248,10 +248,11 @@ def test_error_texts(args: list[str], text: str, graphc: Any) -> None:
 @pytest.mark.parametrize(
     ("model", "settings", "text"),
     [
+        ("convnet", [], "GC0603: there are no images to train on\n  hint: curl --create-dirs --output-dir mnist"),
         ("vit", [], "GC0603: there are no images to train on\n  hint: curl -LO https://www.cs.toronto.edu/"),
         ("resnet", [], "GC0603: there are no images to train on\n  hint: curl -LO https://www.cs.toronto.edu/"),
         ("resnet", ["--set", "preset=resnet18"], "GC0603: there is no data of 224 x 224 pixels\n  hint: --set image_"),
-        ("clip", [], "GC0603: there are no pictures with names to train on\n  hint: git clone --depth 1 https://"),
+        ("clip", [], "GC0603: there are no pictures with names to train on\n  hint: git clone --depth 1 --filter"),
     ],
 )
 def test_models_without_data_say_at_once_where_it_is(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tracing import nodes, trace
+from tracing import nodes, run, trace
 
 import graphc as gc
+from graphc import nn
 from graphc.errors import GraphcError
 from graphc.interp import interpret
 from graphc.ir import Graph, Value
@@ -109,6 +111,42 @@ def test_pad(low: int, high: int, interior: int) -> None:
     np.testing.assert_array_equal(got, padded_array(x, (1, low), (0, high), (0, interior), 7.0))
     if not interior and low >= 0 and high >= 0:
         np.testing.assert_array_equal(got, np.pad(x, ((1, 0), (low, high)), constant_values=7.0))
+
+
+PADS = {"Constant": "constant", "Zero": "constant", "Reflection": "reflect", "Replication": "edge", "Circular": "wrap"}
+
+
+def test_layers_pad_as_numpy_does() -> None:
+    """torch counts from the last dimension on."""
+    x, widths = values(2, 2, 3, 4, 5), [1, 2, 0, 1, 2, 2]
+    pairs = [(1, 2), (0, 1), (2, 2)]
+
+    @gc.entry(x=gc.spec(x.shape, "float64"))
+    def padded(x: gc.Tensor) -> dict[str, gc.Tensor]:
+        out = {}
+        for kind, n in product(PADS, (1, 2, 3)):
+            layer = getattr(nn, f"{kind}Pad{n}d")
+            out[f"{kind}{n}"] = layer(widths[: 2 * n], 7.0)(x) if kind == "Constant" else layer(widths[: 2 * n])(x)
+        return out
+
+    got = gc.compile(padded).padded(x=x)
+    for kind, n in product(PADS, (1, 2, 3)):
+        value = {"constant_values": 7.0} if kind == "Constant" else {}
+        want = np.pad(x, [(0, 0)] * (5 - n) + pairs[:n][::-1], PADS[kind], **value)
+        np.testing.assert_array_equal(got[f"{kind}{n}"], want, err_msg=f"{kind}{n}")
+
+
+def test_pads_that_cannot_be() -> None:
+    x = values(2, 3)
+    for mode in PADS.values():
+        cut = run(lambda x, mode=mode: gc.pad(x, [(1, -1), (-2, 1)], mode=mode), x=x)
+        want = np.pad(x, [(1, 0), (0, 1)], mode)[:-1, 2:]
+        np.testing.assert_array_equal(cut, want)
+    for shape, mode in (((2, 3), "mirror"), ((2, 0), "edge")):
+        with pytest.raises(GraphcError, match="GC0217: pad with mode"):
+            trace(lambda x, mode=mode: {"y": gc.pad(x, [(0, 0), (1, 1)], mode=mode)}, x=gc.spec(shape))
+    with pytest.raises(GraphcError, match="GC0217: ZeroPad2d takes one number or 4"):
+        nn.ZeroPad2d((1, 2))
 
 
 def test_windows_are_those_of_numpy() -> None:

@@ -7,9 +7,11 @@ from dataclasses import asdict
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from graphc.dtype import Shape
 from graphc.errors import GraphcError, error
-from graphc.functional import concat, mean, stack
+from graphc.functional import concat, mean, stack, take
 from graphc.half import rounded_once
 from graphc.ir import Value
 from graphc.ops import conv as rules
@@ -49,13 +51,37 @@ def _traced(build: Callable[..., Value], *operands: Tensor) -> Tensor:
 # Movement ------------------------------------------------------------------------------------------------------------
 
 
-def pad(x: TensorLike, pad_width: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
-    """``x`` with ``pad_width[d]`` = (before, after) elements of ``value`` around dimension d; negative ones cut off."""
+PAD_MODES = ("constant", "edge", "reflect", "wrap")
+
+
+def pad(x: TensorLike, pad_width: Sequence[tuple[int, int]], value: float = 0.0, *, mode: str = "constant") -> Tensor:
+    """``x`` with ``pad_width[d]`` = (before, after) elements around dimension d; negative ones cut off.
+
+    ``mode``, as in NumPy: "constant" puts ``value`` there, "edge" the nearest element, "reflect" those that a mirror at
+    the nearest shows, "wrap" those of the other end. Raises GC0104 and GC0217.
+    """
     x = as_tensor(x)
     if len(pad_width) != x.ndim:
         raise error("GC0104", f"pad needs (before, after) for each dimension of {x.type}", loc=user_loc())
     low, high = [a for a, _ in pad_width], [b for _, b in pad_width]
-    return _traced(lambda v: moves.pad(v, low, high, value=value), x)
+    if mode == "constant":
+        return _traced(lambda v: moves.pad(v, low, high, value=value), x)
+    for axis, (before, after) in enumerate(zip(low, high, strict=True)):
+        if before or after:
+            x = take(x, _sources(x, axis, before, after, mode), axis=axis)
+    return x
+
+
+def _sources(x: Tensor, axis: int, before: int, after: int, mode: str) -> np.ndarray:
+    """The positions along ``axis`` whose elements `pad` puts side by side, int32."""
+    length = x.shape[axis]
+    if mode not in PAD_MODES or not length:
+        message = f"pad with mode {mode!r} along dimension {axis} of {x.type}"
+        hint = f"mode is one of {', '.join(PAD_MODES)}; all but constant need an element to repeat"
+        raise error("GC0217", message, loc=user_loc(), hint=hint)
+    widths = max(before, 0), max(after, 0)
+    wide = np.pad(np.arange(length, dtype=np.int32), widths, mode)  # type: ignore[call-overload]
+    return np.asarray(wide[max(-before, 0) : len(wide) - max(-after, 0)])
 
 
 def flip(x: TensorLike, axis: int | Sequence[int] | None = None) -> Tensor:
