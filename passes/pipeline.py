@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from graphc.ir import Graph
+from graphc.passes.chunk import chunk
 from graphc.passes.cse import cse
 from graphc.passes.dce import dce
 from graphc.passes.differentiate import differentiate
@@ -59,6 +60,7 @@ PIPELINE = (
     Pass("inline", inline, "Replaces regions without a kernel of their own by their bodies."),
     Pass("loops", loops, "Shortens the bodies of loops."),
     Pass("widen", widen, "Accumulates 16-bit floats in float32."),
+    Pass("chunk", chunk, "Computes wide logits in chunks of rows."),
     Pass("fuse", fuse, "Groups nodes into kernels."),
     Pass("schedule", schedule, "Orders the kernels for a low peak of memory."),
 )
@@ -86,6 +88,10 @@ ORDER = (
     Constraint("differentiate", "loops", "a scan with kept carries has no gradient"),
     Constraint("loops", "widen", "what moves behind a loop accumulates, too"),
     Constraint("loops", "fuse", "what moves behind a loop becomes part of the kernels there"),
+    Constraint("loops", "chunk", "loops would move the sums over chunks out again, and stack what they are of"),
+    Constraint("inline", "chunk", "a region is no op that works row by row"),
+    Constraint("widen", "chunk", "casts are nodes then, and sums over chunks are in float32"),
+    Constraint("chunk", "fuse", "the body of the loop has kernels of its own"),
     Constraint("inline", "fuse", "fuse lowers every region that is left to a kernel of its name"),
     Constraint("inline", "widen", "what regions accumulate is in the open then"),
     Constraint("widen", "fuse", "the casts join the kernels around them, and kernels accumulate in one type"),
