@@ -29,7 +29,8 @@ demo: $(VENV)/base  ## train GPT-2 nano on real text (a minute or two)
 test: $(VENV)/dev  ## run the tests
 	$(BIN)/python -m pytest
 
-fuzz: $(VENV)/dev  ## compile 2,000 random graphs, and every op with every dtype and shape
+fuzz: $(VENV)/dev  ## compile 2,000 random graphs and every op, dtype and shape; read 100,000 damaged artifacts
+	$(BIN)/python -m pytest tests/test_artifact_fuzz.py --mutations 100000
 	$(BIN)/python -m pytest tests/test_fuzz.py tests/test_op_grid.py --graphs 2000 --thorough
 
 lint: $(VENV)/dev  ## check style

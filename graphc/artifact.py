@@ -10,9 +10,10 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -21,11 +22,11 @@ import numpy as np
 
 from graphc import artifact_tensors
 from graphc.artifact_check import check_manifest, check_member_name
-from graphc.artifact_records import FORMAT, Manifest, decode, encode
+from graphc.artifact_records import FORMAT, Manifest, StateRecord, decode, encode, is_newer, is_readable
 from graphc.config import settings
 from graphc.errors import GraphcError, error
 
-__all__ = ["CONSTS", "MANIFEST", "STATE_FILE", "Artifact", "is_trusted", "sha256", "trust"]
+__all__ = ["ALIGN", "CONSTS", "MANIFEST", "STATE_FILE", "Artifact", "is_trusted", "sha256", "trust"]
 
 MANIFEST = "manifest.json"
 STATE_FILE = "state.safetensors"
@@ -40,6 +41,12 @@ Bytes = bytes | memoryview
 
 def sha256(data: Bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _dump_state(records: Sequence[StateRecord], state: Mapping[str, np.ndarray]) -> bytes:
+    """The member `STATE_FILE`: the weights as they lie in memory, then the rest."""
+    mapped = sorted((r for r in records if r.mapped), key=lambda r: r.offset)
+    return artifact_tensors.dump(state, first=[r.name for r in mapped])
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,11 @@ class Artifact:
         return sha256(self.manifest_bytes)
 
     def text(self, member: str) -> str:
-        return bytes(self.members[member]).decode()
+        """A member that is text. Raises GC0502."""
+        try:
+            return bytes(self.members[member]).decode()
+        except UnicodeDecodeError:
+            raise _damaged(f"{member} is no text in UTF-8") from None
 
     def tensors(self, member: str) -> dict[str, np.ndarray]:
         """The tensors of `STATE_FILE` or `CONSTS`, read-only. Raises GC0502 when they are not those of the manifest."""
@@ -84,9 +95,17 @@ class Artifact:
             raise _damaged(f"{member} does not hold the tensors of the manifest")
         return found
 
+    def weights(self) -> memoryview:
+        """The bytes of the weights as they lie in memory. Raises GC0502 when they are not where the manifest says."""
+        found, body = self.tensors(STATE_FILE), artifact_tensors.body(self.members[STATE_FILE])
+        start = np.frombuffer(body, np.uint8).ctypes.data if body else 0
+        if any(found[r.name].ctypes.data != start + r.offset for r in self.manifest.state if r.mapped):
+            raise _damaged(f"{STATE_FILE} has its tensors in another order than the manifest says")
+        return body[: self.manifest.weights_bytes]
+
     def with_state(self, state: Mapping[str, np.ndarray]) -> Artifact:
         """The same program with other values in its state."""
-        data = artifact_tensors.dump(state)
+        data = _dump_state(self.manifest.state, state)
         digests = {**self.manifest.digests, STATE_FILE: sha256(data)}
         return Artifact._encoded(replace(self.manifest, digests=digests), {**self.members, STATE_FILE: data})
 
@@ -103,11 +122,15 @@ class Artifact:
             raise error("GC0507", f"cannot write {target}: {problem.strerror}") from None
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Artifact:
+    def read(cls, path: str | os.PathLike[str], *, mapped: bool = False) -> Artifact:
         """Read and check a ``.gcx`` file. Raises GC0501 (no artifact), GC0502 (damaged), GC0503 (format version),
-        GC0504 (a digest does not match), GC0507 (cannot be read)."""
+        GC0504 (a digest does not match), GC0507 (cannot be read).
+
+        The members are views of a private mapping of the file: what is written to them stays in this process. If
+        ``mapped``, the values of the state are not compared with their digest, which would read them all.
+        """
         try:
-            return cls._read(path)
+            return cls._read(path, mapped)
         except OSError as problem:
             hint = "`graphc compile FILE.py -o FILE.gcx` and program.save() write artifacts"
             raise error("GC0507", f"cannot read {os.fspath(path)}: {problem.strerror}", hint=hint) from None
@@ -117,19 +140,18 @@ class Artifact:
             raise error("GC0502", f"{os.fspath(path)}: {problem.message}", hint=problem.hint) from None
 
     @classmethod
-    def _read(cls, path: str | os.PathLike[str]) -> Artifact:
+    def _read(cls, path: str | os.PathLike[str], mapped: bool) -> Artifact:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size < 22:  # the smallest zip
                 raise _no_artifact(path, "it is too short")
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
             members = dict(_read_zip(file, data, path))
         text = members.pop(MANIFEST, None)
         if text is None:
             raise _no_artifact(path, f"it has no {MANIFEST}")
-        manifest = _parse_manifest(bytes(text), path)
-        check_manifest(manifest, members)
+        manifest = _parse_manifest(bytes(text), members, path)
         for name, digest in manifest.digests.items():
-            if sha256(members[name]) != digest:
+            if not (mapped and name == STATE_FILE) and sha256(members[name]) != digest:
                 message = f"{os.fspath(path)} has been changed: the digest of {name} does not match"
                 raise error("GC0504", message, hint="Compile the model again, or get the file again from its source.")
         return cls(manifest, members, bytes(text))
@@ -201,16 +223,28 @@ def _read_zip(file: IO[bytes], data: memoryview, path: str | os.PathLike[str]) -
         yield info.filename, data[start:end]
 
 
-def _parse_manifest(text: bytes, path: str | os.PathLike[str]) -> Manifest:
+def _parse_manifest(text: bytes, members: Mapping[str, Bytes], path: str | os.PathLike[str]) -> Manifest:
     try:
         data = json.loads(text.decode())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also of numbers with thousands of digits
         raise _damaged(f"{MANIFEST} is not JSON") from None
-    version = data.get("format") if type(data) is dict else None
-    if type(version) is int and version != FORMAT:
-        message = f"{os.fspath(path)} has artifact format {version}; this graphc reads format {FORMAT}"
-        raise error("GC0503", message, hint="Use the graphc that wrote it, or compile the model again with this one.")
-    return decode(Manifest, data)
+    version = str(data.get("format")) if type(data) is dict else ""
+    has = f"{os.fspath(path)} has artifact format {version}"
+    if re.fullmatch(r"[0-9.]{1,9}", version) and not is_readable(version):
+        hint = "Use the graphc that wrote it, or compile the model again with this one."
+        raise error("GC0503", f"{has}; this graphc reads format {FORMAT}", hint=hint)
+    newer = is_newer(version)
+    try:
+        manifest = decode(Manifest, data, newer)
+        check_manifest(manifest, members)
+    except GraphcError as problem:
+        if not newer:
+            raise
+        message = f"{has}, and this graphc, which reads {FORMAT}, does not understand it: {problem.message}"
+        raise error(
+            "GC0503", message, hint="Install a newer graphc, or compile the model again with this one."
+        ) from None
+    return manifest
 
 
 def _no_artifact(path: str | os.PathLike[str], why: str) -> GraphcError:

@@ -14,14 +14,16 @@ from graphc.artifact_records import (
     ARENA,
     CONST,
     FLAGS,
-    FORMAT,
     SPACES,
     STATE,
     VALUE,
+    WEIGHTS,
     EntryRecord,
     Manifest,
     PortRecord,
     SpanRecord,
+    is_newer,
+    is_readable,
 )
 from graphc.dtype import DTYPES
 from graphc.errors import CODES, error
@@ -30,6 +32,8 @@ __all__ = ["LIMIT", "check_manifest", "check_member_name"]
 
 LIMIT = 1 << 46  # bytes in one block: more than any machine has, small enough that sums never overflow
 _MEMBER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
+_CODE = re.compile(r"GC[0-9]{4}")
+_BLOCKS = (ARENA, STATE, CONST, WEIGHTS)  # what loops go through
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -42,7 +46,7 @@ def check_member_name(name: str) -> None:
 def check_manifest(manifest: Manifest, members: Iterable[str]) -> None:
     """Raise GC0502 unless ``manifest`` is consistent and refers to ``members`` only."""
     have = set(members)
-    _require(manifest.format == FORMAT, "format")
+    _require(is_readable(manifest.format), "format")
     _require(set(manifest.digests) == have, "digests: the members differ")
     named = [manifest.team, *(k.object for k in manifest.kernels), *(k.source for k in manifest.kernels)]
     for member in [*named, *(e.graph for e in manifest.entries), *(e.fused for e in manifest.entries)]:
@@ -50,13 +54,22 @@ def check_manifest(manifest: Manifest, members: Iterable[str]) -> None:
     for kernel in manifest.kernels:
         _require(bool(_SYMBOL.fullmatch(kernel.symbol)), f"kernel symbol {kernel.symbol!r}")
     _require(0 < manifest.target.vector_bytes <= 4096, "target.vector_bytes")
-    _block("state", manifest.state, manifest.state_bytes)
-    for state in manifest.state:
-        _require(not state.order or sorted(state.order) == list(range(len(state.shape))), f"order of {state.name!r}")
+    _state(manifest)
     _block("consts", manifest.consts, manifest.const_bytes)
     _unique("entries", (e.name for e in manifest.entries))
     for entry in manifest.entries:
         _entry(entry, manifest)
+
+
+def _state(manifest: Manifest) -> None:
+    _unique("state", (s.name for s in manifest.state))
+    _block("state", [s for s in manifest.state if not s.mapped], manifest.state_bytes)
+    weights = [s for s in manifest.state if s.mapped]
+    _block("weights", weights, manifest.weights_bytes)
+    _require(sum(s.nbytes for s in weights) == manifest.weights_bytes, "weights: there are gaps")
+    for state in manifest.state:
+        _require(not state.order or sorted(state.order) == list(range(len(state.shape))), f"order of {state.name!r}")
+        _require(not (state.mapped and state.order), f"order of {state.name!r}")
 
 
 def _entry(entry: EntryRecord, manifest: Manifest) -> None:
@@ -67,7 +80,8 @@ def _entry(entry: EntryRecord, manifest: Manifest) -> None:
     _ports(f"{at} inputs", entry.inputs, entry.arena_bytes)
     _ports(f"{at} outputs", entry.outputs, entry.arena_bytes)
     for check in entry.checks:
-        _require(check.code in CODES, f"{at}: error code {check.code!r}")
+        known = check.code in CODES or (is_newer(manifest.format) and _CODE.fullmatch(check.code))
+        _require(bool(known), f"{at}: error code {check.code!r}")
     for tensor in entry.tensors:
         _require(_inside(tensor.offset, tensor.nbytes, entry.arena_bytes), f"{at}: tensor {tensor.name!r}")
         _require(-1 <= tensor.start <= tensor.end <= len(entry.launches), f"{at}: lifetime of {tensor.name!r}")
@@ -76,6 +90,7 @@ def _entry(entry: EntryRecord, manifest: Manifest) -> None:
         STATE: manifest.state_bytes,
         CONST: manifest.const_bytes,
         FLAGS: 4 * len(entry.checks),
+        WEIGHTS: manifest.weights_bytes,
     }
     moves = _moves(entry, at)
     _require(0 <= entry.commit <= len(entry.launches), f"{at}: commit")
@@ -86,14 +101,14 @@ def _entry(entry: EntryRecord, manifest: Manifest) -> None:
         for i, (space, where, extent) in enumerate(launch.args):
             _require(0 <= space < len(SPACES), f"{at}: an argument of launch {number}")
             back, forth = moves.get((number, i), (0, 0))
-            _require(space in (ARENA, STATE, CONST) or not (back or forth), f"{at}: steps of launch {number}")
+            _require(space in _BLOCKS or not (back or forth), f"{at}: steps of launch {number}")
             if space != VALUE:
                 for end in (where + back, where + forth):
                     _require(_inside(end, extent, room[space]), f"{at}: an argument of launch {number} is out of range")
     for span in entry.spans:
         if span.test is not None:
             space, where, extent = span.test
-            _require(space in (ARENA, STATE, CONST) and extent >= 1, f"{at}: a test")
+            _require(space in _BLOCKS and extent >= 1, f"{at}: a test")
             _require(_inside(where, extent, room[space]), f"{at}: a test is out of range")
 
 

@@ -2,12 +2,16 @@
 
 The dataclasses are the format: a field is a key of the JSON object, its annotation what the decoder accepts. Nothing
 is converted or ignored: a missing key, an unknown key, a value of another type or out of range is GC0502.
+
+What a later minor version of the format adds is a field with a default here, which files written before it lack. A file
+of a minor version later than `FORMAT` may have keys that are unknown here: they are skipped.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from math import prod
 from types import UnionType
@@ -17,16 +21,33 @@ from graphc.dtype import DTYPES, TensorType
 from graphc.errors import Loc, error
 
 __all__ = [
-    "ARENA", "CONST", "FLAGS", "FORMAT", "SPACES", "STATE", "VALUE", "Check", "ConstRecord", "EntryRecord",
+    "ARENA", "CONST", "FLAGS", "FORMAT", "SPACES", "STATE", "VALUE", "WEIGHTS", "Check", "ConstRecord", "EntryRecord",
     "KernelRecord", "LaunchRecord", "Manifest", "PortRecord", "Provenance", "SpanRecord", "StateRecord", "TargetRecord",
-    "TensorRecord", "decode", "encode",
+    "TensorRecord", "decode", "encode", "is_newer", "is_readable",
 ]  # fmt: skip
 
-FORMAT = 2
+# Major and minor version. A reader ignores what a minor version adds; anything else is a new major version
+# (docs/artifact-format.md says what is promised).
+FORMAT = "1.0"
 
 # The first number of a launch argument [space, number, extent]: what the number counts from.
-SPACES = ("value", "arena", "state", "const", "flags")
-VALUE, ARENA, STATE, CONST, FLAGS = range(5)
+SPACES = ("value", "arena", "state", "const", "flags", "weights")
+VALUE, ARENA, STATE, CONST, FLAGS, WEIGHTS = range(6)
+
+
+def is_readable(version: str) -> bool:
+    """Whether ``version`` is a format version of the major version that is read here."""
+    return _version(version)[:1] == _version(FORMAT)[:1]
+
+
+def is_newer(version: str) -> bool:
+    """Whether ``version`` is later than the one that is written here."""
+    return _version(version) > _version(FORMAT)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    found = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", text)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +97,16 @@ class ConstRecord(PortRecord):
 @dataclass(frozen=True, slots=True)
 class StateRecord(PortRecord):
     """A piece of state at ``offset`` bytes of the state block, its dimensions in memory in ``order``, outermost
-    first (empty: as they are)."""
+    first (empty: as they are). If ``mapped``, ``offset`` counts within the weights instead: no entry writes it, and
+    `STATE_FILE`'s data begins with the weights as they lie in memory, so that a reader may map them."""
 
     trainable: bool
-    order: tuple[int, ...] = ()
+    order: tuple[int, ...]
+    mapped: bool
+
+    @property
+    def space(self) -> int:
+        return WEIGHTS if self.mapped else STATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +202,7 @@ class Manifest:
     """``manifest.json``. ``digests`` has the sha256 of every other member; ``options`` what the compile was asked,
     ``metadata`` what the model says of itself to those who use it (a vocabulary, say)."""
 
-    format: int
+    format: str
     provenance: Provenance
     target: TargetRecord
     options: dict[str, str]
@@ -183,6 +210,7 @@ class Manifest:
     team: str
     state: tuple[StateRecord, ...]
     state_bytes: int
+    weights_bytes: int
     consts: tuple[ConstRecord, ...]
     const_bytes: int
     kernels: tuple[KernelRecord, ...]
@@ -207,9 +235,10 @@ T = TypeVar("T")
 Decoder = Callable[[Any, str], Any]
 
 
-def decode(cls: type[T], data: object) -> T:
-    """The record of type ``cls`` in parsed JSON. Raises GC0502 with the place of the first thing that does not fit."""
-    made: T = _record(cls)(data, "manifest")
+def decode(cls: type[T], data: object, newer: bool = False) -> T:
+    """The record of type ``cls`` in parsed JSON; if that is ``newer``, unknown keys are skipped. Raises GC0502 with the
+    place of the first thing that does not fit."""
+    made: T = _decoder(cls, newer)(data, "manifest")
     return made
 
 
@@ -221,17 +250,17 @@ _DAMAGED = "The file is damaged or was not written by graphc; compile the model 
 
 
 @cache
-def _decoder(kind: Any) -> Decoder:
+def _decoder(kind: Any, newer: bool) -> Decoder:
     if kind in (int, str, bool):
         return _scalar(kind)
     if get_origin(kind) is UnionType:  # X | None
-        inner = _decoder(get_args(kind)[0])
+        inner = _decoder(get_args(kind)[0], newer)
         return lambda data, where: None if data is None else inner(data, where)
     if get_origin(kind) is tuple:
-        return _tuple(get_args(kind))
+        return _tuple(get_args(kind), newer)
     if get_origin(kind) is dict:
         return _strings
-    return _record(kind)
+    return _record(kind, newer)
 
 
 def _scalar(kind: type) -> Decoder:
@@ -245,10 +274,10 @@ def _scalar(kind: type) -> Decoder:
     return run
 
 
-def _tuple(args: tuple[Any, ...]) -> Decoder:
+def _tuple(args: tuple[Any, ...], newer: bool) -> Decoder:
     if args == (int, int, int):
         return _triple
-    one = _decoder(args[0])
+    one = _decoder(args[0], newer)
 
     def run(data: Any, where: str) -> Any:
         if type(data) is not list:
@@ -273,13 +302,14 @@ def _strings(data: Any, where: str) -> Any:
     return data
 
 
-def _record(cls: type) -> Decoder:
+def _record(cls: type, newer: bool) -> Decoder:
     hints = get_type_hints(cls)
-    parts = {f.name: _decoder(hints[f.name]) for f in fields(cls)}
+    parts = {f.name: _decoder(hints[f.name], newer) for f in fields(cls)}
+    needed = {f.name for f in fields(cls) if f.default is MISSING}
 
     def run(data: Any, where: str) -> Any:
-        if type(data) is not dict or data.keys() != parts.keys():
+        if type(data) is not dict or not needed <= data.keys() or not (newer or data.keys() <= parts.keys()):
             raise _bad(where, f"an object with the keys {', '.join(parts)}")
-        return cls(*[part(data[name], f"{where}.{name}") for name, part in parts.items()])
+        return cls(**{name: part(data[name], f"{where}.{name}") for name, part in parts.items() if name in data})
 
     return run

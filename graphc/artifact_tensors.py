@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,19 +19,21 @@ import numpy as np
 from graphc.dtype import DTYPES
 from graphc.errors import GraphcError, error
 
-__all__ = ["dump", "parse", "read_file", "write_file"]
+__all__ = ["body", "dump", "parse", "read_file", "write_file"]
 
 _NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "BF16": "bfloat16",
 }  # fmt: skip
 _TAGS = {name: tag for tag, name in _NAMES.items()}
+ALIGN = 64  # bytes: where the data begins, so that vectors can be read from a mapped file
 _MAX_HEADER = 100_000_000  # bytes: the limit of the reference implementation
 
 
-def dump(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The file's bytes: equal for equal tensors in any order of the mapping (data is sorted by name)."""
-    return b"".join(_parts(tensors))
+def dump(tensors: Mapping[str, np.ndarray], first: Sequence[str] = ()) -> bytes:
+    """The file's bytes: equal for equal tensors in any order of the mapping. The data of ``first`` comes first, in this
+    order, and all other data is sorted by name; it begins at a multiple of 64 bytes."""
+    return b"".join(_parts(tensors, first))
 
 
 def write_file(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
@@ -71,16 +73,16 @@ def _damaged(path: str, problem: ValueError) -> GraphcError:
     return error("GC0804", f"{path} is not a valid safetensors file: {problem}", hint="Save the state again.")
 
 
-def _parts(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
+def _parts(tensors: Mapping[str, np.ndarray], first: Sequence[str] = ()) -> Iterator[bytes | memoryview]:
     header: dict[str, Any] = {}
     at = 0
-    arrays = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    arrays = {name: np.ascontiguousarray(tensors[name]) for name in [*first, *sorted(tensors.keys() - set(first))]}
     for name, array in arrays.items():
         shape = list(tensors[name].shape)
         header[name] = {"dtype": _TAGS[array.dtype.name], "shape": shape, "data_offsets": [at, at + array.nbytes]}
         at += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGN)
     yield struct.pack("<Q", len(text)) + text
     for array in arrays.values():
         yield array.reshape(-1).view(np.uint8).data
@@ -89,20 +91,25 @@ def _parts(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
 def parse(data: bytes | memoryview) -> dict[str, np.ndarray]:
     """The tensors of the file's bytes, in file order, as read-only views. Raises ValueError for a file that breaks the
     format: lengths, names, types, shapes, gaps or overlaps."""
-    header, body = _header(memoryview(data))
+    header, values = _header(memoryview(data))
     out: dict[str, np.ndarray] = {}
     at = 0
     for name, entry in sorted(header.items(), key=lambda item: _offsets(item)):
         dtype, shape = _type(name, entry)
         start, stop = entry["data_offsets"]
-        if start != at or stop - start != prod(shape) * dtype.itemsize or stop > len(body):
+        if start != at or stop - start != prod(shape) * dtype.itemsize or stop > len(values):
             raise ValueError(f"tensor {name!r} has wrong data_offsets")
-        out[name] = np.frombuffer(body[start:stop], dtype).reshape(shape)
+        out[name] = np.frombuffer(values[start:stop], dtype).reshape(shape)
         out[name].flags.writeable = False
         at = stop
-    if at != len(body):
-        raise ValueError(f"{len(body) - at} bytes at the end belong to no tensor")
+    if at != len(values):
+        raise ValueError(f"{len(values) - at} bytes at the end belong to no tensor")
     return out
+
+
+def body(data: bytes | memoryview) -> memoryview:
+    """The data of the file's bytes, without the header. Raises ValueError."""
+    return _header(memoryview(data))[1]
 
 
 def _header(data: memoryview) -> tuple[dict[str, Any], memoryview]:
@@ -113,7 +120,7 @@ def _header(data: memoryview) -> tuple[dict[str, Any], memoryview]:
         raise ValueError("the header is longer than the file")
     try:
         header = json.loads(bytes(data[8 : 8 + length]).decode())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also of numbers with thousands of digits
         raise ValueError("the header is not JSON") from None
     if type(header) is not dict:
         raise ValueError("the header is not an object")

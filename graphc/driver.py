@@ -27,7 +27,7 @@ from graphc.config import settings
 from graphc.driver_budget import Planned, Recomputed, fit, plan
 from graphc.driver_link import KernelTable, entry_record, lay_out_consts, lay_out_state
 from graphc.dtype import bfloat16, float16, float32
-from graphc.errors import Loc, error
+from graphc.errors import GraphcError, Loc, error
 from graphc.ir import Graph, StateSpec
 from graphc.kernels.contract_factors import multiplies_pairs
 from graphc.kernels.cpu.build import Compiled, compile_kernels, team_object
@@ -111,6 +111,12 @@ class Options:
         return with_pairs(host()) if any(map(multiplies_pairs, graphs)) else host()
 
     @property
+    def recorded(self) -> dict[str, str]:
+        """What the artifact says that was asked for, of all that has a part in what was made."""
+        names = ("target", "cpu_baseline", "precision", "memory_budget")
+        return {name: str(value) for name in names if (value := getattr(self, name)) is not None}
+
+    @property
     def checked(self) -> bool:
         return settings().verify if self.check is None else self.check
 
@@ -192,14 +198,17 @@ def rebuild(artifact: Artifact, report: CompileReport | None = None, **options: 
 
 
 def _graph_of(artifact: Artifact, entry: EntryRecord, specs: Mapping[str, StateSpec]) -> Graph:
-    """The traced graph of an entry, from text that may come from anywhere. Raises GC0550, GC0001 and GC0502."""
+    """The traced graph of an entry, from text that may come from anywhere. Raises GC0550 and GC0502."""
     graph = parse(artifact.text(entry.graph))
-    verify(graph)
-    states = {n.attrs["name"]: n.types[0] for n in graph if n.op == "state"} | {n: v.type for n, v in graph.updates}
-    for name, type in states.items():
-        if name not in specs or specs[name].type != type:
-            hint = "Get the file again from its source, or compile the model again."
-            raise error("GC0502", f"the artifact is damaged: entry {entry.name} has unknown state {name!r}", hint=hint)
+    states = {n.attrs.get("name"): n.types[0] for n in graph if n.op == "state"} | {n: v.type for n, v in graph.updates}
+    try:
+        verify(graph)
+        unknown = next((name for name, t in states.items() if name not in specs or specs[name].type != t), None)
+        if unknown is not None:
+            raise error("GC0502", f"entry {entry.name} has unknown state {unknown!r}")
+    except GraphcError as problem:  # a rule that only a defect of ours breaks, or a file that was made by hand
+        hint = "Get the file again from its source, or compile the model again."
+        raise error("GC0502", f"the graph of entry {entry.name} is damaged: {problem.message}", hint=hint) from None
     return graph
 
 
@@ -233,7 +242,7 @@ def build(
     planned = [plan(final, target, report.phase, orders) for final in finals]
 
     table = KernelTable()
-    state, state_records = lay_out_state(specs, orders)
+    state = lay_out_state(specs, orders, [p.plan for p in planned])
     if options.memory_budget is not None:
         planned = [_fitted(p, state.nbytes, planned, target, options, report) for p in planned]
     consts, const_records, const_arrays = lay_out_consts([p.plan for p in planned])
@@ -260,11 +269,12 @@ def build(
         format=FORMAT,
         provenance=_provenance([members[e.graph] for e in entries]),
         target=TargetRecord(target.name, target.triple, target.features, target.vector_bytes),
-        options={"target": options.target},
+        options=options.recorded,
         metadata=dict(sorted(options.metadata.items())),
         team=TEAM,
-        state=state_records,
-        state_bytes=state.nbytes,
+        state=state.records,
+        state_bytes=state.state.nbytes,
+        weights_bytes=state.weights.nbytes,
         consts=const_records,
         const_bytes=consts.nbytes,
         kernels=tuple(compiled_records),

@@ -12,8 +12,10 @@ from graphc.artifact_records import (
     ARENA,
     CONST,
     FLAGS,
+    SPACES,
     STATE,
     VALUE,
+    WEIGHTS,
     Check,
     ConstRecord,
     EntryRecord,
@@ -33,9 +35,7 @@ from graphc.loop import Kernel
 from graphc.passes.memory import ALIGN, Lifetime, MemoryPlan, plan_memory
 from graphc.passes.memory_check import Access, Branch, Loop, Walk, check_memory
 
-__all__ = ["KernelTable", "Layout", "entry_record", "lay_out_consts", "lay_out_state", "plan_arena"]
-
-_SPACE = {"arena": ARENA, "state": STATE, "const": CONST, "flags": FLAGS}
+__all__ = ["KernelTable", "Layout", "StateLayout", "entry_record", "lay_out_consts", "lay_out_state", "plan_arena"]
 
 
 class KernelTable:
@@ -67,15 +67,37 @@ class Layout:
         return at
 
 
-def lay_out_state(specs: Sequence[StateSpec], orders: Mapping[str, Shape]) -> tuple[Layout, tuple[StateRecord, ...]]:
-    """The state block in the order of ``specs``; ``orders`` are those of dimensions in memory that are not as usual."""
-    layout = Layout()
+@dataclass(frozen=True)
+class StateLayout:
+    """``weights`` can be used where a file is mapped: no entry writes them, and they lie as in the file, without gaps.
+    ``state`` is the rest."""
+
+    state: Layout
+    weights: Layout
+    records: tuple[StateRecord, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.state.nbytes + self.weights.nbytes
+
+    def place(self, name: str) -> tuple[int, int]:
+        """The space that a piece of state lies in, and where."""
+        mapped = name in self.weights.offset
+        return (WEIGHTS, self.weights.offset[name]) if mapped else (STATE, self.state.offset[name])
+
+
+def lay_out_state(specs: Sequence[StateSpec], orders: Mapping[str, Shape], plans: Sequence[EntryPlan]) -> StateLayout:
+    """The state of ``plans`` in the order of ``specs``; ``orders`` are those of dimensions in memory that are not as
+    usual."""
+    written = {a.buffer.name for p in plans for e in p.launches for a in e.args if _is_new_state(a) and a.buffer}
+    state, weights = Layout(), Layout()
     records = []
     for s in specs:
-        at = layout.add(s.name, s.type.nbytes)
-        record = StateRecord(s.name, s.type.dtype.name, s.type.shape, at, s.trainable, orders.get(s.name, ()))
-        records.append(record)
-    return layout, tuple(records)
+        order = orders.get(s.name, ())
+        mapped = s.type.nbytes > 0 and not (s.name in written or order or s.type.nbytes % ALIGN)
+        at = (weights if mapped else state).add(s.name, s.type.nbytes)
+        records.append(StateRecord(s.name, s.type.dtype.name, s.type.shape, at, s.trainable, order, mapped))
+    return StateLayout(state, weights, tuple(records))
 
 
 def lay_out_consts(plans: Sequence[EntryPlan]) -> tuple[Layout, tuple[ConstRecord, ...], dict[str, np.ndarray]]:
@@ -184,37 +206,38 @@ class _Places:
     """Where each buffer of an entry begins in its space."""
 
     arena: Mapping[str, int]
-    state: Layout
+    state: StateLayout
     consts: Layout
     const_names: Mapping[str, str]
 
-    def start(self, buffer: Buffer) -> int:
+    def start(self, buffer: Buffer) -> tuple[int, int]:
+        """The space of the artifact, and where in it."""
         match buffer.space:
             case "arena":
-                return self.arena[buffer.name]
+                return ARENA, self.arena[buffer.name]
             case "state":
-                return self.state.offset[buffer.name]
+                return self.state.place(buffer.name)
             case "const":
-                return self.consts.offset[self.const_names[buffer.name]]
-        return 0  # flags
+                return CONST, self.consts.offset[self.const_names[buffer.name]]
+        return FLAGS, 0
 
     def argument(self, arg: Arg, moves: int = 0) -> tuple[int, int, int]:
         """The argument as recorded; loops move it on by up to ``moves`` bytes."""
         if arg.buffer is None:
             return (VALUE, arg.value, 0)
-        extent = max(arg.buffer.nbytes - arg.offset - moves, 0)
-        return (_SPACE[arg.buffer.space], self.start(arg.buffer) + arg.offset, extent)
+        space, start = self.start(arg.buffer)
+        return (space, start + arg.offset, max(arg.buffer.nbytes - arg.offset - moves, 0))
 
     def touch(self, arg: Arg) -> Touch | None:
         """The whole buffer: how far a kernel reaches from its address is not recorded. Flag words are only ever set,
         by any thread, so they need no order."""
         if arg.buffer is None or arg.buffer.space == "flags" or not (arg.reads or arg.writes):
             return None
-        start = self.start(arg.buffer)
-        return Touch(arg.buffer.space, start, start + arg.buffer.nbytes, arg.writes)
+        space, start = self.start(arg.buffer)
+        return Touch(SPACES[space], start, start + arg.buffer.nbytes, arg.writes)
 
     def port(self, name: str, view: View) -> PortRecord:
-        return _port(name, view.dtype, view.shape, self.start(view.buffer) + view.offset * view.dtype.itemsize)
+        return _port(name, view.dtype, view.shape, self.start(view.buffer)[1] + view.offset * view.dtype.itemsize)
 
 
 def _port(name: str, dtype: DType, shape: Shape, offset: int) -> PortRecord:
@@ -224,7 +247,7 @@ def _port(name: str, dtype: DType, shape: Shape, offset: int) -> PortRecord:
 def entry_record(
     plan: EntryPlan,
     memory: MemoryPlan,
-    state: Layout,
+    state: StateLayout,
     consts: Layout,
     kernels: KernelTable,
     *,

@@ -6,6 +6,7 @@ An error is an instance of `GraphcError` built by `error(code, ...)`. `graphc.co
 from __future__ import annotations
 
 import linecache
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,10 @@ class Loc:
         return f"{self.file}:{self.line}"
 
     def source(self) -> str:
-        """The text of the line, or an empty string where the file is not at hand."""
-        return linecache.getline(self.file, self.line).strip()
+        """The text of the line, or an empty string where the file is not at hand. An artifact from elsewhere may name
+        any path: only Python files are opened, never a device or a pipe."""
+        known = self.file in linecache.cache or (self.file.endswith(".py") and os.path.isfile(self.file))
+        return linecache.getline(self.file, self.line).strip() if known else ""
 
 
 class GraphcError(Exception):

@@ -19,7 +19,7 @@ import numpy as np
 
 from graphc import artifact_tensors
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, is_trusted, trust
-from graphc.artifact_records import ARENA, CONST, FLAGS, STATE, VALUE, EntryRecord, PortRecord, StateRecord
+from graphc.artifact_records import ARENA, CONST, FLAGS, STATE, VALUE, WEIGHTS, EntryRecord, PortRecord, StateRecord
 from graphc.config import settings
 from graphc.dtype import TensorType, array_of
 from graphc.errors import GraphcError, Loc, error
@@ -48,8 +48,12 @@ def load(
     vouches for it (else GC0506). Instead of these errors, ``rebuild(artifact, threads)`` makes the program again, with
     a warning that says why; an ImportError from it means that the compiler is not installed here. Raises also GC0501 to
     GC0504 and GC0507 (`Artifact.read`).
+
+    State that no entry writes is used where the file is mapped: it is read when it is needed, and shared with other
+    processes. So the digest of the state is compared only where all is read anyway, as in a rebuild and by ``graphc
+    verify``. A file that is in use may be replaced (`Program.save` does that), but must not be cut short.
     """
-    artifact = Artifact.read(path)
+    artifact = Artifact.read(path, mapped=True)
     try:
         check_machine(artifact.manifest.target, os.fspath(path))
         if not trusted and not is_trusted(artifact):
@@ -60,7 +64,7 @@ def load(
         if rebuild is None:
             raise
         try:
-            program = rebuild(artifact, threads)
+            program = rebuild(Artifact.read(path), threads)
         except ImportError:
             raise refused from None
         warnings.warn(f"rebuilt from its graph: {refused.message}", stacklevel=3)
@@ -119,8 +123,15 @@ class Program:
         self._arena = Block(max((e.arena_bytes for e in manifest.entries), default=0), _GUARD)
         self._stride = max((e.scratch_bytes for e in manifest.entries), default=0)
         self._scratch = Block(self._stride * self.threads)
-        self.state = StateView({p.name: _state_view(self._state, p) for p in manifest.state})
-        self.state.assign(artifact.tensors(STATE_FILE) if state is None else state, self.state)
+        # The weights of a file are used where it is mapped; values that are given are copied.
+        self._weights = Block.of(artifact.weights()) if state is None else Block(manifest.weights_bytes)
+        blocks = {STATE: self._state, WEIGHTS: self._weights}
+        self.state = StateView({p.name: _state_view(blocks[p.space], p) for p in manifest.state})
+        if state is None:
+            values = artifact.tensors(STATE_FILE)
+            self.state.assign({p.name: values[p.name] for p in manifest.state if not p.mapped})
+        else:
+            self.state.assign(state, self.state)
         # The state lives in its block from now on; the artifact's own copy is let go.
         members = {name: bytes(data) for name, data in artifact.members.items() if name != STATE_FILE}
         self._artifact = replace(artifact, members=members)
@@ -243,6 +254,7 @@ class Entry:
             VALUE: 0,
             ARENA: program._arena.address,
             STATE: program._state.address,
+            WEIGHTS: program._weights.address,
             CONST: program._consts.address,
             FLAGS: self._flags.ctypes.data,
         }
@@ -341,7 +353,8 @@ class Entry:
         """The first check that failed."""
         failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
         state = "this step has no outputs, and the state is what it made of it" if changed else "the state is unchanged"
-        return error(failed.code, failed.message, loc=failed.loc, hint=f"check the arrays given; {state}")
+        # Not `error`: a newer compiler may have used a code that is not listed here.
+        return GraphcError(failed.code, failed.message, failed.loc, f"check the arrays given; {state}")
 
 
 def _worth_a_team(entry: EntryRecord) -> bool:

@@ -37,7 +37,7 @@ class MemoryReport:
     def of(cls, entry: EntryRecord, manifest: Manifest, threads: int) -> MemoryReport:
         return cls(
             entry.name,
-            manifest.state_bytes,
+            manifest.state_bytes + manifest.weights_bytes,
             manifest.const_bytes,
             entry.arena_bytes,
             entry.scratch_bytes,

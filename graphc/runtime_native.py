@@ -26,7 +26,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 
-from graphc.artifact import Artifact
+from graphc.artifact import ALIGN, Artifact
 from graphc.artifact_records import TargetRecord
 from graphc.errors import error
 from graphc.system import TILES, allow_tiles, features
@@ -40,23 +40,40 @@ _HUGE = 1 << 21  # bytes of a huge page: blocks from here on ask for them
 
 
 class Block:
-    """``nbytes`` of zeroed memory at ``address``, page-aligned, with as many bytes of guard behind as asked for."""
+    """``nbytes`` at ``address``: those of ``memory`` (uint8), or new ones, zeroed and page-aligned, with as many bytes
+    of guard behind as asked for."""
 
-    def __init__(self, nbytes: int, guard: int = 0):
+    def __init__(self, nbytes: int, guard: int = 0, memory: np.ndarray | None = None):
         self.nbytes = nbytes
-        # Private: after a fork, parent and child each have their own state.
-        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        self._map = mmap.mmap(-1, max(nbytes + guard, 1), **private)
-        if nbytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # a system without huge pages: slower, not wrong
-                self._map.madvise(mmap.MADV_HUGEPAGE)
-        self.bytes = np.frombuffer(self._map, np.uint8)
+        self.bytes = _zeros(nbytes + guard) if memory is None else memory
         self.address: int = self.bytes.ctypes.data
+
+    @classmethod
+    def of(cls, data: memoryview) -> Block:
+        """``data`` in place where it can be written and is aligned, as in a mapped file; else a copy."""
+        if not data:
+            return cls(0)
+        there = np.frombuffer(data, np.uint8)
+        if not data.readonly and there.ctypes.data % ALIGN == 0:
+            return cls(len(data), memory=there)
+        block = cls(len(data))
+        block.bytes[: len(data)] = there
+        return block
 
     def view(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> np.ndarray:
         """The tensor at ``offset``, writable, sharing memory."""
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return self.bytes[offset : offset + size].view(dtype).reshape(shape)
+
+
+def _zeros(nbytes: int) -> np.ndarray:
+    # Private: after a fork, parent and child each have their own state.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, max(nbytes, 1), **private)
+    if nbytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system without huge pages: slower, not wrong
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
 
 
 def check_machine(target: TargetRecord, name: str = "the artifact") -> None:

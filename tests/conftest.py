@@ -14,6 +14,9 @@ GRAPHS = 50  # random graphs that are compiled as one program
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bless", action="store_true", help="rewrite the expected texts of the golden tests")
     parser.addoption("--graphs", type=int, default=100, help="how many random graphs to compile (a long run: 2000)")
+    parser.addoption(
+        "--mutations", type=int, default=4000, help="how many damaged artifacts to read (a long run: 100000)"
+    )
     parser.addoption("--thorough", action="store_true", help="compile every op, dtype and shape, and keep no kernels")
 
 

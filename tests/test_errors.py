@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections import Counter
@@ -30,6 +31,14 @@ def test_text() -> None:
 def test_the_line_is_shown_where_it_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("one\n    two\n")
     assert str(error("GC0101", "no", loc=Loc(str(tmp_path / "net.py"), 2))).splitlines()[2] == "    two"
+
+
+@pytest.mark.parametrize("name", ["pipe.py", "notes.txt"])
+def test_only_python_files_are_shown(name: str, tmp_path: Path) -> None:
+    """A location may come from a file from elsewhere; a pipe would be read for ever."""
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "notes.txt").write_text("secret\n")
+    assert str(error("GC0101", "no", loc=Loc(str(tmp_path / name), 1), hint="yes")).splitlines()[2:] == ["  hint: yes"]
 
 
 def test_a_long_hint_is_cut() -> None:
