@@ -238,7 +238,8 @@ Decoder = Callable[[Any, str], Any]
 def decode(cls: type[T], data: object, newer: bool = False) -> T:
     """The record of type ``cls`` in parsed JSON; if that is ``newer``, unknown keys are skipped. Raises GC0502 with the
     place of the first thing that does not fit."""
-    made: T = _decoder(cls, newer)(data, "manifest")
+    kind: Any = cls
+    made: T = _decoder(kind, newer)(data, "manifest")
     return made
 
 

@@ -200,7 +200,9 @@ def rebuild(artifact: Artifact, report: CompileReport | None = None, **options: 
 def _graph_of(artifact: Artifact, entry: EntryRecord, specs: Mapping[str, StateSpec]) -> Graph:
     """The traced graph of an entry, from text that may come from anywhere. Raises GC0550 and GC0502."""
     graph = parse(artifact.text(entry.graph))
-    states = {n.attrs.get("name"): n.types[0] for n in graph if n.op == "state"} | {n: v.type for n, v in graph.updates}
+    states = {str(n.attrs.get("name")): n.types[0] for n in graph if n.op == "state"} | {
+        n: v.type for n, v in graph.updates
+    }
     try:
         verify(graph)
         unknown = next((name for name, t in states.items() if name not in specs or specs[name].type != t), None)
