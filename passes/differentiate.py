@@ -13,6 +13,7 @@ from graphc.ir import Graph, Node, Value, toposort
 from graphc.ops import get_op
 from graphc.ops.base import NotDifferentiable, Region, apply, apply_node, at_loc, bodies
 from graphc.ops.build import full, zeros
+from graphc.passes.differentiate_chains import Chain, chains
 from graphc.passes.differentiate_control import control_vjp, share_forward
 
 __all__ = ["differentiate"]
@@ -84,10 +85,14 @@ def _backward(seeds: Mapping[Value, Value], wrt: Sequence[Value]) -> dict[Value,
     for value, seed in seeds.items():
         found.add(value, seed)
     keep = set(wrt)
+    slopes = chains(nodes, (*seeds, *wrt))
     for node in reversed(nodes):
         with at_loc(node.loc):
             cots = [found.take(v, keep=v in keep) for v in node.outs]
             if all(c is None for c in cots) or not any(v in live for v in node.inputs):
+                continue
+            if (chain := slopes.get(node.outs[0])) is not None and cots[0] is not None:
+                found.add(chain.source, apply("mul", cots[0], _slope(chain)))
                 continue
             if node.op == "slice":
                 found.add_slice(node, next(c for c in cots if c is not None))
@@ -96,6 +101,23 @@ def _backward(seeds: Mapping[Value, Value], wrt: Sequence[Value]) -> dict[Value,
                 if c is not None and v in live:
                     found.add(v, c)
     return {v: c for v in wrt if (c := found.take(v, keep=True)) is not None}
+
+
+def _slope(chain: Chain) -> Value:
+    """The derivative of a chain's result by its source, element by element."""
+    last = chain.nodes[-1].outs[0]
+    live = {chain.source, *(n.outs[0] for n in chain.nodes)}
+    found = _Cotangents()
+    found.add(last, full(1, last.dtype, last.shape))
+    for node in reversed(chain.nodes):
+        with at_loc(node.loc):
+            cotangent = found.take(node.outs[0], keep=False)
+            if cotangent is not None:
+                for v, c in zip(node.inputs, _vjp(node, [cotangent], live), strict=True):
+                    if c is not None and v in live:
+                        found.add(v, c)
+    slope = found.take(chain.source, keep=True)
+    return zeros(last.dtype, last.shape) if slope is None else slope
 
 
 def _depend_on(nodes: Iterable[Node], wrt: Iterable[Value]) -> set[Value]:

@@ -18,6 +18,7 @@ from graphc.passes.views import moved
 __all__ = ["Access", "Values", "stays_inside"]
 
 AGAIN = 40  # additions: an element that costs more is stored rather than computed in several kernels
+WORTH = 12  # additions that storing a function of a value in place of the value has to spare
 MASK = 200  # the same for what needs no memory (dropout masks, causal masks): nearly anything is cheaper than storing
 MANY_ROWS = 64  # that all need a row: with as many, it is computed once, in front
 LEAVES = 16  # a cone with more leaves ends in a stored value
@@ -136,7 +137,46 @@ class Values:
             return True  # a number for each channel, say: kernels would compute it again for each pixel
         if uses > 1 or wider:
             return not self._cheap(value, cone)
-        return False
+        return self._replaces_leaf(value, cone)
+
+    def _replaces_leaf(self, value: Value, cone: Cone) -> bool:
+        """Whether ``value``, a costly function of one leaf, is all that later kernels need of it: then the product's
+        kernel, whose epilogue makes the leaf, stores this instead. A GELU's slope is such a value."""
+        if len(cone.leaves) != 1 or cone.nodes is None or sum(self.cost.get(n, 0) for n in cone.nodes) < WORTH:
+            return False
+        (leaf,) = cone.leaves
+        if leaf.type != value.type or not self._of_product(leaf):
+            return False
+        stack, seen = [leaf], {leaf, value}
+        while stack:
+            v = stack.pop()
+            if self._uses(v)[2]:  # stored for something else
+                if v == leaf:
+                    return False
+                continue
+            for user in self.graph.users(v):
+                out = user.outs[0]
+                if out in seen:
+                    continue
+                if not isinstance(get_op(user.op).lower, Map) or not all(self._of_one(x, leaf) for x in user.inputs):
+                    return False
+                seen.add(out)
+                stack.append(out)
+        return True
+
+    def _of_product(self, leaf: Value) -> bool:
+        """Whether the kernel of a product makes ``leaf``."""
+        cone = self.cones.get(leaf.node)
+        if cone is None:
+            return isinstance(get_op(leaf.node.op).lower, Contract)
+        return any(self._private(v) for v in cone.leaves)
+
+    def _of_one(self, value: Value, leaf: Value) -> bool:
+        """Whether ``value`` is computed from ``leaf`` and constants alone."""
+        if value == leaf or is_uniform(self.root(value).node):
+            return True
+        elementwise = isinstance(get_op(value.node.op).lower, Map) and value.node not in self.stored
+        return elementwise and all(self._of_one(v, leaf) for v in value.node.inputs)
 
     def _every_row(self, value: Value) -> bool:
         """Whether some reader sees ``value`` as the row that all of its rows are, and has many of them."""

@@ -72,6 +72,31 @@ def test_a_value_that_is_used_many_times() -> None:
     check_against_differences(lambda x, w: gc.sum(gc.sin(x @ w) @ gc.permute_dims(w, (1, 0)) * x + x), (3, 4), (4, 5))
 
 
+GELU: list[Callable[[gc.Tensor], gc.Tensor]] = [
+    gc.gelu,
+    lambda x: gc.gelu(x, approximate="tanh"),
+    lambda x: gc.where(x > 0, x * gc.sigmoid(x), gc.tanh(x) * x),
+]
+
+
+@pytest.mark.parametrize("function", GELU)
+def test_a_function_of_one_value_has_a_slope(function: Callable[[gc.Tensor], gc.Tensor]) -> None:
+    """Its gradient multiplies the cotangent once: all other factors depend on the value alone."""
+    plain = check_against_differences(lambda x, w: gc.sum(function(x @ w) @ gc.permute_dims(w, (1, 0))), (3, 4), (4, 5))
+    check_against_differences(lambda x: gc.sum(gc.grad(gc.sum(function(x) ** 2), x) * x), (3, 4))
+    dots = [n.out() for n in plain.nodes if n.op == "dot"]
+    cotangent = next(v for v in dots if v.shape == (3, 5) and v is not dots[0])
+    assert [n.op for n in plain.users(cotangent)] == ["mul"]
+
+
+def test_what_is_inside_of_such_a_function_may_be_used_elsewhere() -> None:
+    def loss(x: gc.Tensor, y: gc.Tensor) -> gc.Tensor:
+        s = gc.sigmoid(x)
+        return gc.sum(x * s * gc.tanh(s) + s * y)
+
+    check_against_differences(loss, (3, 4), (3, 4))
+
+
 def test_softmax_and_norm() -> None:
     def loss(x: gc.Tensor, w: gc.Tensor, b: gc.Tensor) -> gc.Tensor:
         return gc.sum(gc.softmax(gc.layer_norm(x, 6, w, b)) ** 2)

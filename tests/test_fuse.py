@@ -83,6 +83,30 @@ def test_what_the_backward_pass_needs_is_a_second_result_of_the_product() -> Non
     assert hints(graph)["contract"] == 3
 
 
+@pytest.mark.parametrize("activation", [gc.gelu, gc.silu])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_slope_of_an_activation_is_stored_instead_of_its_argument(activation: object, bias: bool) -> None:
+    def step(x: gc.Tensor, w: gc.Tensor, b: gc.Tensor, v: gc.Tensor) -> dict[str, gc.Tensor]:
+        y = activation(x @ w + b if bias else x @ w)  # type: ignore[operator]
+        return {"dw": gc.grad(gc.sum(gc.tanh(y @ v)), w)}
+
+    graph = check_fn(step, x=floats(5, 6), w=floats(6, 7), b=floats(7), v=floats(7, 3))
+    first, *others = (n.attrs["body"] for n in kernels(graph) if n.attrs["hint"] == "contract")
+    assert [v.shape for _, v in first.outputs] == [(5, 7), (5, 7)]
+    ops = [{n.op for n in body.nodes} for body in others]
+    assert not any({"erf", "exp", "sigmoid"} & found for found in ops)
+
+
+def test_an_argument_that_is_needed_anyway_is_what_is_stored() -> None:
+    def step(x: gc.Tensor, w: gc.Tensor, v: gc.Tensor) -> dict[str, gc.Tensor]:
+        u = x @ w
+        return {"dw": gc.grad(gc.sum(gc.tanh(gc.gelu(u) @ v)), w), "u": u}
+
+    graph = check_fn(step, x=floats(5, 6), w=floats(6, 7), v=floats(7, 3))
+    first = next(n for n in kernels(graph) if n.attrs["hint"] == "contract")
+    assert len(first.types) == 2  # u and gelu(u)
+
+
 def test_scores_that_softmax_reads_are_scaled_and_masked_by_the_product() -> None:
     def scores(q: gc.Tensor, k: gc.Tensor) -> gc.Tensor:
         s = gc.matmul(q, gc.permute_dims(k, (0, 2, 1))) * 0.25
