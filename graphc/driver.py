@@ -26,12 +26,12 @@ from graphc.artifact_records import FORMAT, EntryRecord, KernelRecord, Manifest,
 from graphc.config import settings
 from graphc.driver_budget import Planned, Recomputed, fit, plan
 from graphc.driver_link import KernelTable, entry_record, lay_out_consts, lay_out_state
-from graphc.dtype import bfloat16, float16, float32
+from graphc.dtype import DType, bfloat16, float16, float32
 from graphc.errors import GraphcError, Loc, error
 from graphc.ir import Graph, StateSpec
-from graphc.kernels.contract_factors import multiplies_pairs
+from graphc.kernels.contract_factors import narrow_factors
 from graphc.kernels.cpu.build import Compiled, compile_kernels, team_object
-from graphc.kernels.cpu.target import CpuTarget, baseline, host, with_pairs
+from graphc.kernels.cpu.target import CpuTarget, baseline, host, with_words
 from graphc.loop import Kernel
 from graphc.passes import pipeline
 from graphc.passes.precision import round_factors
@@ -108,7 +108,7 @@ class Options:
         """What the kernels of ``graphs``, after all passes, are compiled for."""
         if self.cpu_baseline is not None:
             return baseline(self.cpu_baseline)
-        return with_pairs(host()) if any(map(multiplies_pairs, graphs)) else host()
+        return with_words(host(), frozenset[DType]().union(*map(narrow_factors, graphs)))
 
     @property
     def recorded(self) -> dict[str, str]:

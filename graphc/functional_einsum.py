@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from graphc.errors import error
 from graphc.functional_shape import diagonal, moveaxis
 from graphc.scope import user_loc
-from graphc.tensor import Tensor, TensorLike, apply, as_tensor, broadcast_to, common_dtype, reduce
+from graphc.tensor import Tensor, TensorLike, apply, as_dtype, as_tensor, broadcast_to, common_dtype, reduce
 
 __all__ = ["einsum"]
 
 
-def einsum(equation: str, *operands: TensorLike) -> Tensor:
+def einsum(equation: str, *operands: TensorLike, dtype: object = None) -> Tensor:
     """Einstein's sum: ``einsum("bhqd,bhkd->bhqk", q, k)``.
 
     Any number of operands, taken from left to right; a letter that stands twice in an operand is its diagonal; "..."
     stands for all other dimensions, which broadcast; without "->" the result has the letters that stand once, in
-    alphabetical order. Raises GC0107.
+    alphabetical order. ``dtype`` is that of products and sums (default: by promotion). Raises GC0107.
     """
-    to = common_dtype(*operands)
+    to = common_dtype(*operands) if dtype is None else as_dtype(dtype)
     tensors = [as_tensor(x, to) for x in operands]
     terms, result = _parsed(equation, tensors)
     named = [_distinct(x, term) for x, term in zip(tensors, terms, strict=True)]

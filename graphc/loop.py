@@ -230,9 +230,11 @@ class Contract:
     """``c[m, n] = (c[m, n] if accumulate else 0) + sum_k a[m, k] * b[k, n]`` on the target's register tiles.
 
     ``a`` may have any strides; ``b`` and ``c`` have col == 1. ``m`` and ``n`` are ints; ``k`` may be a Var. All
-    operands have ``dtype``. With ``pairs`` that is float32, and a and b have words (int32) of two bfloat16 each, whose
-    products are both added. Memory past column n of b and c is not touched. ``repeats`` are further loops that the sum
-    goes over, outer first: each (count, step of a, step of b) in elements. They stay inside of the register tile.
+    operands have ``dtype``. With ``words``, a and b have int32 instead, each of which holds several elements of that
+    type, whose products are all added: two bfloat16 (``dtype`` is float32), two int16 or four int8 (int32). Words of
+    uint8 hold int8: in b as they are, in a with 128 added to each. Memory past column n of b and c is not touched.
+    ``repeats`` are further loops that the sum goes over, outer first: each (count, step of a, step of b) in elements.
+    They stay inside of the register tile.
     """
 
     c: Operand
@@ -243,7 +245,7 @@ class Contract:
     k: int | Var
     dtype: DType
     accumulate: bool = False
-    pairs: bool = False
+    words: DType | None = None
     repeats: tuple[tuple[int, int, int], ...] = ()
 
 

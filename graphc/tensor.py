@@ -412,9 +412,10 @@ def reduce(op: str, x: TensorLike, axis: Axis, keepdims: bool) -> Tensor:
     return reshape(out, [1 if i in dims else d for i, d in enumerate(x.shape)]) if keepdims else out
 
 
-def matmul(a: TensorLike, b: TensorLike) -> Tensor:
-    """Matrix product: the last two dimensions, the others broadcast; vectors as in NumPy. Raises GC0107."""
-    to = common_dtype(a, b)
+def matmul(a: TensorLike, b: TensorLike, *, dtype: object = None) -> Tensor:
+    """Matrix product: the last two dimensions, the others broadcast; vectors as in NumPy. Raises GC0107. ``dtype`` is
+    that of products and sums (default: by promotion): int32 keeps all of those of int8."""
+    to = common_dtype(a, b) if dtype is None else as_dtype(dtype)
     a, b = as_tensor(a, to), as_tensor(b, to)
     row, col = a.ndim - 1, max(b.ndim - 2, 0)
     if not a.ndim or not b.ndim or a.shape[row] != b.shape[col]:

@@ -141,7 +141,7 @@ class CDialect(Dialect):
         at_a, at_b = ("".join(f" + r{d}_ * {r[side]}" for d, r in enumerate(stmt.repeats)) for side in (1, 2))
         first = f"{a[0]}[{a[1]}{at_a} + i_ * {stmt.a.row} + k_ * {stmt.a.col}]"
         second = f"{b[0]}[{b[1]}{at_b} + k_ * {stmt.b.row} + j_]"
-        product = f"fma_{short(stmt.dtype)}" if not stmt.pairs else "pairs_"
+        product = f"fma_{short(stmt.dtype)}" if stmt.words is None else f"words_{short(stmt.words)}"
         sums = f"for (int64_t k_ = 0; k_ < {k}; k_++) sum_ = {product}({first}, {second}, sum_);"
         for d, (count, _, _) in reversed(list(enumerate(stmt.repeats))):
             sums = f"for (int64_t r{d}_ = 0; r{d}_ < {count}; r{d}_++) {sums}"
@@ -281,11 +281,20 @@ static inline uint16_t f16_from_f32(float a) {
     return sign | (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13;
 }
 
-/* Two products of bfloat16, the lower halves and the upper ones, added to c. */
-static inline float pairs_(uint32_t a, uint32_t b, float c) {
+/* The products of what two words hold, lowest first, added to c. Words of u8: a has 128 added to each int8. */
+static inline float words_bf16(uint32_t a, uint32_t b, float c) {
     c = fmaf(float_(a << 16), float_(b << 16), c);
     return fmaf(float_(a & 0xffff0000), float_(b & 0xffff0000), c);
 }
+static inline int32_t words_i16(uint32_t a, uint32_t b, int32_t c) {
+    for (int i = 0; i < 32; i += 16) c += (int32_t)(int16_t)(a >> i) * (int16_t)(b >> i);
+    return c;
+}
+static inline int32_t words_i8(uint32_t a, uint32_t b, int32_t c) {
+    for (int i = 0; i < 32; i += 8) c += (int32_t)(int8_t)(a >> i) * (int8_t)(b >> i);
+    return c;
+}
+static inline int32_t words_u8(uint32_t a, uint32_t b, int32_t c) { return words_i8(a ^ 0x80808080, b, c); }
 
 #define BITS(F, f, T, t) \\
     static inline T bits_##f##_##t(F a) { T b; memcpy(&b, &a, sizeof b); return b; }

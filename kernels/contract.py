@@ -18,7 +18,7 @@ from graphc.ir import Attrs, Graph, Value
 from graphc.kernels.contract_direct import Direct, as_direct, cut_in_parts, in_place, panels_first, wants_panels
 from graphc.kernels.contract_direct_loops import DirectLoops, Panels
 from graphc.kernels.contract_epilogue import Epilogue
-from graphc.kernels.contract_factors import Stored, has_pairs, words
+from graphc.kernels.contract_factors import Stored, in_words, word_type, words_of
 from graphc.kernels.contract_loops import Loops
 from graphc.kernels.contract_problem import Problem, problem
 from graphc.kernels.contract_schedule import choose
@@ -50,10 +50,11 @@ def lower_contract(
     p = problem((left.shape, left.strides), (right.shape, right.strides), dot.attrs, tiles)
     written = [Operand(f"y{i}", view, writes=True) for i, view in enumerate(results)]
     factors = dict(zip("ab", (right, left) if p.swapped else (left, right), strict=True))
-    dtype, depth = left.dtype.computed, p.k_size
+    dtype, depth = dot.types[0].dtype.computed, p.k_size
     stored = {name: Stored(v.dtype, dtype) for name, v in factors.items() if v.dtype != dtype}
-    if ctx.target.pairs and has_pairs(p, [left, right], ctx.target.matrix) and not is_simple(p, dtype, stored):
-        p, factors, stored = words(p, factors)
+    words = word_type(p, [left.dtype, right.dtype], ctx.target) if stored else None
+    if words is not None and not is_simple(p, dtype, stored):
+        p, factors, stored = in_words(p, factors, words)
     read = [Operand(name, view, reads=True) for name, view in factors.items()]
     work = Work(p, dtype, depth, epilogue, read, [*epilogue.reads, *written], stored, ctx)
     name = title("contract", body, (*dot.types[0].shape, depth))
@@ -62,7 +63,7 @@ def lower_contract(
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
     if is_simple(p, dtype, stored):
         return [work.whole(name, doc + then + ".", came_from)]
-    direct = as_direct(p, dtype, ctx.target) if not stored else None
+    direct = as_direct(p, dtype, ctx.target) if not stored and dtype.is_float else None
     if direct is not None:
         return work.direct(direct, name, doc, then, came_from)
     if needs_turn(p):
@@ -100,8 +101,7 @@ class Work:
 
     def loops(self, p: Problem, epilogue: Epilogue) -> Loops:
         """Blocked loops under the best schedule."""
-        pairs = any(lies.value != self.dtype for lies in self.stored.values())
-        schedule = choose(p, self.dtype, self.ctx.target, self.copied, pairs)
+        schedule = choose(p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
         return Loops(p, schedule, self.dtype, epilogue, self.stored)
 
     def whole(self, name: str, doc: str, lines: tuple[Loc, ...]) -> Launch:
@@ -126,7 +126,7 @@ class Work:
             f"{name}_turn", [b, Operand("y0", copy, writes=True)], turn.body(),
             doc="The right factor with its columns together.", lines=lines,
         )  # fmt: skip
-        stored = {**self.stored, "b": Stored(lies.value, lies.value)}
+        stored = {**self.stored, "b": Stored(lies.value, lies.value, lies.words)}
         rest = replace(self, p=turn.after, factors=[a, replace(b, view=copy)], stored=stored)
         return [first, rest.whole(name, doc, lines)]
 

@@ -12,7 +12,7 @@ from itertools import count
 from math import prod
 
 from graphc.dtype import DType, int64
-from graphc.kernels.contract_factors import Stored
+from graphc.kernels.contract_factors import Stored, words_of
 from graphc.loop import (
     Acc,
     Affine,
@@ -139,8 +139,7 @@ class Code:
         accumulate: bool = False,
         repeats: tuple[tuple[int, int, int], ...] = (),
     ) -> None:
-        pairs = self.factor != self.dtype
-        self.out.append(Contract(c, a, b, m, n, k, self.dtype, accumulate, pairs, repeats))
+        self.out.append(Contract(c, a, b, m, n, k, self.dtype, accumulate, words_of(self.stored), repeats))
 
     @property
     def factor(self) -> DType:

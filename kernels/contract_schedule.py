@@ -33,10 +33,7 @@ TASK = 1000  # start of a task
 
 
 class Target(Protocol):
-    """What the lowering must know of the machine. ``pairs``: it multiplies pairs of bfloat16, with sums in float32."""
-
-    @property
-    def pairs(self) -> bool: ...
+    """What the lowering must know of the machine."""
 
     @property
     def registers(self) -> int:
@@ -47,9 +44,13 @@ class Target(Protocol):
         """Elements of a vector register."""
         ...
 
-    @property
-    def matrix(self) -> int:
-        """Rows and columns of the tile that pairs of bfloat16 are multiplied into, if it is another one; else 0."""
+    def words(self, factors: DType, least: int) -> DType | None:
+        """What is in the words in which factors of a type are multiplied (see `Contract.words`), for results with
+        ``least`` rows and columns; None where each factor is an element."""
+        ...
+
+    def block(self, words: DType | None) -> int:
+        """Rows and columns of the tile that ``words`` are multiplied into, if it is another one; else 0."""
         ...
 
     def tile(self, dtype: DType) -> tuple[int, int]:
@@ -92,25 +93,29 @@ def even(total: int, most: int) -> int:
     return -(-total // -(-total // most))
 
 
-def choose(p: Problem, dtype: DType, target: Target, copied: Collection[str] = (), pairs: bool = False) -> Schedule:
+def choose(
+    p: Problem, dtype: DType, target: Target, copied: Collection[str] = (), words: DType | None = None
+) -> Schedule:
     """The cheapest schedule by the cost model. Depends on shapes and strides only, never on the number of threads.
 
-    ``copied`` names the factors (a, b) that cannot be read in place; with ``pairs`` they are words of two bfloat16."""
-    return _cheapest(p, dtype, target, frozenset(copied), pairs)
+    ``copied`` names the factors (a, b) that cannot be read in place; ``words`` is what each element of them holds."""
+    return _cheapest(p, dtype, target, frozenset(copied), words)
 
 
 @cache
-def _cheapest(p: Problem, dtype: DType, target: Target, copied: frozenset[str], pairs: bool) -> Schedule:
+def _cheapest(p: Problem, dtype: DType, target: Target, copied: frozenset[str], words: DType | None) -> Schedule:
     """Layers have equal products."""
-    return min(candidates(p, dtype, target, copied, pairs), key=lambda s: cost(p, s))
+    return min(candidates(p, dtype, target, copied, words), key=lambda s: cost(p, s))
 
 
-def candidates(p: Problem, dtype: DType, target: Target, copied: Collection[str], pairs: bool) -> Iterator[Schedule]:
+def candidates(
+    p: Problem, dtype: DType, target: Target, copied: Collection[str], words: DType | None
+) -> Iterator[Schedule]:
     """Schedules for every reasonable split into tasks."""
     mr, nr = target.tile(dtype)
-    matrix = pairs and target.matrix > 0
-    mr, nr = (target.matrix, target.matrix) if matrix else (even(p.m.size, mr), nr)
-    by_rows = matrix or p.k.strides[0] == 1
+    block = target.block(words)
+    mr, nr = (block, block) if block else (even(p.m.size, mr), nr)
+    by_rows = block > 0 or p.k.strides[0] == 1
     m_tiles, n_panels = -(-p.m.size // mr), -(-p.n.size // nr)
     for rows in sorted({-(-m_tiles // parts) for parts in PARTS}):
         for panels in sorted({-(-n_panels // parts) for parts in PARTS}):
@@ -119,12 +124,12 @@ def candidates(p: Problem, dtype: DType, target: Target, copied: Collection[str]
             packed_b = "b" in copied or packs_b(p, rows, dtype)
             if not packed_b or p.k_size * chunk * nr * dtype.itemsize <= PACKED_BYTES:
                 slab = p.k.size
-            block = even(slab, K_BLOCK)
+            k_block = even(slab, K_BLOCK)
             a_tiles = 0
-            if "a" in copied or copies_a(p, chunk, block, dtype):
+            if "a" in copied or copies_a(p, chunk, k_block, dtype):
                 depth = slab if slab < p.k.size else p.k_size
                 a_tiles = even(rows, max(1, COPIED_BYTES // (mr * depth * dtype.itemsize)))
-            yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, block, a_tiles, by_rows, packed_b)
+            yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, k_block, a_tiles, by_rows, packed_b)
 
 
 def cost(p: Problem, s: Schedule) -> float:

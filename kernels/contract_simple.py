@@ -1,4 +1,4 @@
-"""Contractions that the microkernel does not serve: integers, an empty sum, and products with a vector.
+"""Contractions that the microkernel does not serve: integers but int32, an empty sum, and products with a vector.
 
 A row of c at a time: either dot products along k (both operands contiguous along k and few rows), or rows of b scaled
 and added. Then the epilogue, as in `graphc.kernels.contract_loops`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from graphc.dtype import DType
+from graphc.dtype import DType, float32, float64, int32
 from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
 from graphc.kernels.contract_factors import Stored
@@ -19,6 +19,7 @@ from graphc.loop import Affine, Expr, Role, Scratch, Stmt, Var, call
 __all__ = ["SimpleLoops", "is_simple"]
 
 A, B = 0, 1
+BLOCKED = (float32, float64, int32)  # what the microkernel adds
 COLUMNS = 256  # of one task: enough for full vectors, and a few tasks for a layer's width
 
 Indexed = list[tuple[Axis, Bound]]
@@ -26,7 +27,7 @@ Indexed = list[tuple[Axis, Bound]]
 
 def is_simple(p: Problem, dtype: DType, stored: Mapping[str, Stored]) -> bool:
     """``stored`` says how the factors lie in memory, where they are not of type ``dtype``."""
-    return not dtype.is_float or p.k_size == 0 or along_k(p) or read_once(p, stored)
+    return dtype not in BLOCKED or p.k_size == 0 or along_k(p) or read_once(p, stored)
 
 
 def read_once(p: Problem, stored: Mapping[str, Stored]) -> bool:
@@ -58,7 +59,7 @@ class SimpleLoops:
             axes = [*zip(p.outer, outer, strict=True), (p.m, m)]
             columns = c.part("column", part, self.width, p.n.size)
             start = place([(columns[0], -1)])
-            if self.dtype.is_float and along_k(p):
+            if along_k(p):
                 self.dots(axes, columns, start)
             else:
                 self.rows(axes, columns, start)

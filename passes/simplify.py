@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 
-from graphc.dtype import DType, finfo, holds
+from graphc.dtype import DType, finfo, holds, int8, int32
 from graphc.ir import Graph, Value
-from graphc.ops.base import apply
+from graphc.ops.base import Move, apply, get_op
 from graphc.ops.build import full, mul, neg
 from graphc.passes.movement import MOVEMENT
 from graphc.passes.rewrite import Match, Rule, num, op, rewrite, rule, uniform, var
@@ -57,6 +57,24 @@ def widened(m: Match) -> Value | None:
     """The operand of the inner of two casts, where the inner one keeps every value."""
     inner, outer = m.w.dtype, m.root.types[0].dtype
     return apply("astype", m.x, dtype=outer) if holds(inner, m.x.dtype) else None
+
+
+def narrow_product(m: Match) -> Value | None:
+    """The product of the int8 that both factors were, with sums of int32."""
+    if m.x.dtype != int32:
+        return None
+    factors = [before_widening(v) for v in (m.x, m.y)]
+    return None if None in factors else apply("dot", *factors, **{**m.root.attrs, "dtype": int32})
+
+
+def before_widening(value: Value) -> Value | None:
+    """``value`` of int32, moved as it is, but in the int8 that it was widened from."""
+    node = value.node
+    if node.op == "astype" and node.inputs[0].dtype == int8:
+        return node.inputs[0]
+    if isinstance(get_op(node.op).lower, Move) and (source := before_widening(node.inputs[0])) is not None:
+        return apply(node.op, source, *node.inputs[1:], **node.attrs)
+    return None
 
 
 ARITHMETIC = (
@@ -118,6 +136,8 @@ CASTS = (
     # x as its own type = x;  (x as wide) as t = x as t, where wide holds every value of x
     rule(op("astype", x), lambda m: m.x if m.x.type == m.root.types[0] else None),
     rule(op("astype", op("astype", x, name="w")), widened),
+    # (x as int32) (y as int32), of int8 = x y with sums of int32
+    rule(op("dot", x, y), narrow_product),
 )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from graphc.dtype import DType, bfloat16
+from graphc.dtype import DType, uint8
 from graphc.kernels.plan import EntryPlan, Launch, Span, View
 from graphc.kernels.spans import Nest, Tree, nested
 from graphc.loop import (
@@ -255,7 +255,7 @@ class _Thread:
             steps = [sum(i * r[side] for i, r in zip(at, s.repeats, strict=True)) for side in (1, 2)]
             left, right = (replace(o, index=o.index + step) for o, step in zip((s.a, s.b), steps, strict=True))
             a, b = self.matrix(left, s.m, k), self.matrix(right, k, s.n)
-            total += halves(a) @ halves(b.T).T if s.pairs else a @ b
+            total += products(a, b, s.words)
         c[...] = (c if s.accumulate else 0) + total
 
     def matrix(self, o: Operand, rows: int, cols: int) -> np.ndarray:
@@ -298,9 +298,14 @@ class _Thread:
         raise AssertionError(e)
 
 
-def halves(words: np.ndarray) -> np.ndarray:
-    """The bfloat16 in each row of words, lower halves first, in float32."""
-    return np.ascontiguousarray(words).view(bfloat16.numpy).astype(np.float32)
+def products(a: np.ndarray, b: np.ndarray, words: DType | None) -> np.ndarray:
+    """``a @ b``, where each element may be a word of several, lowest first, which are widened."""
+    if words is None:
+        return a @ b
+    kind, wide = words.numpy, np.float32 if words.is_float else np.int32
+    left = np.ascontiguousarray(a).view(kind).astype(wide)
+    right = np.ascontiguousarray(b.T).view(np.int8 if words is uint8 else kind).T.astype(wide)
+    return (left - 128 if words is uint8 else left) @ right
 
 
 def identity(combine: str, dtype: DType) -> Any:

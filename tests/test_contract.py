@@ -11,11 +11,11 @@ import pytest
 from lowered import blank, like, run_lowered
 
 import graphc.ops  # noqa: F401
-from graphc.dtype import contiguous_strides, dtype, float32
+from graphc.dtype import bfloat16, contiguous_strides, dtype, float32
 from graphc.ir import Graph, Literal, Value, attrs
 from graphc.kernels.contract import lower_contract
 from graphc.kernels.contract_problem import problem
-from graphc.kernels.cpu.target import BASELINES, MATRIX, PAIRS, host, with_pairs
+from graphc.kernels.cpu.target import BASELINES, MATRIX, PAIRS, host, with_words
 from graphc.kernels.lower_context import LowerContext
 from graphc.kernels.plan import Buffer, View
 from graphc.loop import Contract, Loop, Role, walk
@@ -78,10 +78,12 @@ def test_other_dtypes(kind: str) -> None:
     check_dot((2, 13, 5), (2, 9, 5), ((2,), (2,)), ((0,), (0,)), kind=kind)
 
 
-@pytest.mark.skipif(not with_pairs(host()).matrix, reason="this machine has no AMX, or does not let us use it")
+@pytest.mark.skipif(
+    not with_words(host(), [bfloat16]).block(bfloat16), reason="this machine has no AMX, or does not let us use it"
+)
 @pytest.mark.parametrize("layout", ["mk,kn", "km,kn", "mk,nk", "km,nk"])
 def test_products_on_amx(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowered.host", lambda: with_pairs(host()))
+    monkeypatch.setattr("lowered.host", lambda: with_words(host(), [bfloat16]))
     left, right = layout.split(",")
     for size, pad in (((64, 96, 128), 0), ((70, 130, 100), 2), ((40, 33, 2050), 0)):
         dims = dict(zip("mnk", size, strict=True))

@@ -22,7 +22,7 @@ import graphc.kernels.cpu.build as build
 from graphc.dtype import DTYPES, DType, bfloat16, bool_, float32, float64, int32
 from graphc.kernels.cpu.build import Compiled, compile_kernels, machine, optimise, team_object
 from graphc.kernels.cpu.frontend import lower
-from graphc.kernels.cpu.target import BASELINES, PAIRS, CpuTarget, host, with_pairs
+from graphc.kernels.cpu.target import BASELINES, PAIRS, CpuTarget, host, with_words
 from graphc.loop import Acc, Affine, Call, Contract, Kernel, Load, Loop, Operand, Param, Role, Store, Update, Var, call
 
 RUNNABLE = [level for level, target in BASELINES.items() if runnable(target)]
@@ -134,7 +134,7 @@ def test_pairs_of_bfloat16(backend: str, tmp_path: Path) -> None:
     a, b = (rng.standard_normal(shape).astype(bfloat16.numpy) for shape in ((m, k, 2), (k, n, 2)))
     want = np.einsum("mkp,knp->mn", *(x.astype(np.float64) for x in (a, b)))
     stmt = Contract(Operand("c", Affine(), n), Operand("a", Affine(), k), Operand("b", Affine(), n), m, n, k, float32,
-                    pairs=True)  # fmt: skip
+                    words=bfloat16)  # fmt: skip
     kernel = Kernel("pairs", (Param("a", int32), Param("b", int32), Param("c", float32, written=True)), (stmt,))
     c = aligned(m * n, np.float32).reshape(m, n)
     words = [x.view(np.int32)[..., 0] for x in (a, b)]
@@ -149,15 +149,17 @@ def test_pairs_of_bfloat16(backend: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(c, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(not with_pairs(host()).matrix, reason="this machine has no AMX, or does not let us use it")
+@pytest.mark.skipif(
+    not with_words(host(), [bfloat16]).block(bfloat16), reason="this machine has no AMX, or does not let us use it"
+)
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_blocks_on_amx(accumulate: bool, tmp_path: Path) -> None:
     """One block and several; steps along k with and without a rest, and none; what lies around C survives."""
-    target, rng = with_pairs(host()), np.random.default_rng(7)
+    target, rng = with_words(host(), [bfloat16]), np.random.default_rng(7)
     for m, n, k in ((32, 32, 16), (64, 32, 40), (32, 64, 7), (32, 32, 0), (31, 32, 16)):
         a, b = (rng.standard_normal(shape).astype(bfloat16.numpy) for shape in ((m, k + 3, 2), (k, n + 5, 2)))
         stmt = Contract(Operand("c", Affine(), n + 2), Operand("a", Affine(), k + 3), Operand("b", Affine(), n + 5),
-                        m, n, k, float32, accumulate, pairs=True)  # fmt: skip
+                        m, n, k, float32, accumulate, words=bfloat16)  # fmt: skip
         params = (Param("a", int32), Param("b", int32), Param("c", float32, written=True))
         (built,) = compile_kernels([Kernel("blocks", params, (stmt,))], target, tmp_path)
         assert elf_symbols(built.object) == (62, {built.symbol: True})

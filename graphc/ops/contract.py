@@ -7,14 +7,17 @@ from math import prod
 
 import numpy as np
 
-from graphc.dtype import DType, Shape, TensorType, float32
+from graphc.dtype import DType, Shape, TensorType, float32, int8, int32
 from graphc.errors import error
 from graphc.ir import Attrs, Node, Value, attrs
 from graphc.ops import check
 from graphc.ops.base import Contract, Op, Sample, apply
 from graphc.ops.build import Array, convert, floats, integers, inverse, permute, single
 
-__all__ = ["CONTRACT", "free_axes", "rounded", "rounding"]
+__all__ = ["CONTRACT", "SUMS", "free_axes", "rounded", "rounding"]
+
+
+SUMS = {int8: int32}  # of integers, those that may be added in a wider type
 
 
 def free_axes(ndim: int, batch: Sequence[int], contract: Sequence[int]) -> tuple[int, ...]:
@@ -51,10 +54,10 @@ def infer_dot(types: Sequence[TensorType], at: Attrs) -> tuple[TensorType, ...]:
 
 
 def result_dtype(operands: DType, at: Attrs) -> DType:
-    """That of the operands; a product of 16-bit floats may leave its sums as they are, in float32."""
+    """That of the operands; or that of wider sums: float32 of 16-bit floats, int32 of int8."""
     rounding(operands, at)
     wanted = at.get("dtype", operands)
-    if not isinstance(wanted, DType) or wanted not in (operands, operands.computed):
+    if not isinstance(wanted, DType) or wanted not in (operands, operands.computed, SUMS.get(operands)):
         raise error("GC0109", f"a dot of {operands} has no result of dtype {wanted!r}")
     return wanted
 
@@ -86,8 +89,9 @@ def eval_dot(arrays: Sequence[Array], at: Attrs) -> tuple[Array, ...]:
     batch, inner = dims(a, ab), prod(dims(a, ac))
     left = a.transpose((*ab, *af, *ac)).reshape((*batch, prod(dims(a, af)), inner))
     right = b.transpose((*bb, *bc, *bf)).reshape((*batch, inner, prod(dims(b, bf))))
+    sums = at["dtype"].numpy if "dtype" in at and a.dtype.kind == "i" else a.dtype
     with np.errstate(all="ignore"):
-        return (np.matmul(left, right).reshape((*batch, *dims(a, af), *dims(b, bf))),)
+        return (np.matmul(left, right, dtype=sums).reshape((*batch, *dims(a, af), *dims(b, bf))),)
 
 
 def vjp_dot(n: Node, g: Value) -> list[Value]:
@@ -126,12 +130,16 @@ def samples() -> list[Sample]:
         dot(floats(4), floats(4), ((), ()), ((0,), (0,))),
         dot(floats(2), floats(3), ((), ()), ((), ())),
         dot(integers(3, 4), integers(4, 2), ((), ()), ((1,), (0,))),
+        Sample(
+            (integers(3, 4, dt="int8"), integers(4, 2, dt="int8")),
+            attrs(batch=((), ()), contract=((1,), (0,)), dtype=int32),
+        ),
     ]
 
 
 dot = Op(
     # attributes batch, contract: pairs of tuples of axes; the result is batch, left free, right free; optionally dtype:
-    # float32, where the operands are of 16 bits and the sums stay unrounded; or factors: see `rounding`
+    # that of the sums, where it is wider (`result_dtype`); or factors: see `rounding`
     "dot",
     infer=infer_dot,
     eval=eval_dot,

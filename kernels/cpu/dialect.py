@@ -105,17 +105,17 @@ class NumbaDialect(Dialect):
         what = (
             f'microkernel("{stmt.dtype}", m={stmt.m}, n={stmt.n}, a=({stmt.a.row}, {stmt.a.col}), b={stmt.b.row}, '
             f"c={stmt.c.row}, accumulate={stmt.accumulate}, tile=({rows}, {columns}), {repeats}"
-            f"lanes={self.target.lanes(stmt.dtype)}{self.pairs(stmt)})"
+            f"lanes={self.target.lanes(stmt.dtype)}{self.words(stmt)})"
         )
         name = self.microkernel(what, "product")
         operands = ", ".join(f"{buffer}, {index}" for buffer, index in (c, a, b))
         return [f"{name}({operands}, {k})"]
 
-    def pairs(self, stmt: Contract) -> str:
-        """The settings of a product of words of two bfloat16."""
-        if not stmt.pairs:
+    def words(self, stmt: Contract) -> str:
+        """The settings of a product of words."""
+        if stmt.words is None:
             return ""
-        return ", pairs=True, matrix=True" if self.target.matrix else ", pairs=True"
+        return f', words="{stmt.words}"' + ", matrix=True" * (self.target.block(stmt.words) > 0)
 
     def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
         lanes = self.target.lanes(stmt.dtype)

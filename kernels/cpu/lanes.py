@@ -14,7 +14,7 @@ from llvmlite import ir
 from graphc.dtype import DType, bfloat16, float16, float32, float64
 
 __all__ = [
-    "LANE_OPS", "broadcast", "cast", "constant", "dot_pairs", "element_type", "first_lanes", "horizontal", "like",
+    "LANE_OPS", "broadcast", "cast", "constant", "element_type", "first_lanes", "horizontal", "like",
     "llvm_call", "memory_type", "opaque", "prefetch", "ramp", "vector_load", "vector_store",
 ]  # fmt: skip
 
@@ -369,34 +369,6 @@ def horizontal(builder: ir.IRBuilder, op: str, dtype: DType, vector: Value) -> V
         )
         vector = LANE_OPS[op](builder, dtype, low, high)
     return builder.extract_element(vector, ir.Constant(_INT32, 0))
-
-
-# Products of pairs ---------------------------------------------------------------------------------------------------
-
-
-class _BFloat(ir.Type):  # type: ignore[misc]
-    """LLVM's type, for the intrinsics that want it."""
-
-    is_pointer = False
-    intrinsic_name = "bf16"
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash("bfloat")
-
-
-def dot_pairs(builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
-    """c + both products of the bfloat16 in each word of a and b, in 16 lanes of AVX-512. Rounds once to nearest; takes
-    and gives subnormal numbers as zero."""
-    name, pairs = "llvm.x86.avx512bf16.dpbf16ps.512", ir.VectorType(_BFloat(), 32)
-    module = builder.module
-    fn = module.globals.get(name) or ir.Function(module, ir.FunctionType(c.type, [c.type, pairs, pairs]), name)
-    return builder.call(fn, [c, builder.bitcast(a, pairs), builder.bitcast(b, pairs)])
 
 
 # Vectors in memory ---------------------------------------------------------------------------------------------------

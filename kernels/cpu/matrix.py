@@ -1,9 +1,10 @@
-"""The block product on AMX: 32 x 32 elements of C in four tile registers, pairs of bfloat16 in four more.
+"""The block product on AMX: 32 x 32 elements of C in four tile registers, words of A and B in four more.
 
-A tile register has 16 rows of 64 bytes. One instruction multiplies 16 rows of A, of 16 words of two bfloat16 each, by
-16 rows of B, and adds to 16 x 16 float32: 8,192 products (Intel, "Intrinsics Guide", AMX-BF16; measured: 2.6 TFLOP/s a
-core, 16 times float32). Sums round to nearest; subnormal numbers count as zero. The registers are set up for each block
-and released after it, so that nothing else of the process knows of them.
+A tile register has 16 rows of 64 bytes. One instruction multiplies 16 rows of A, of 16 words of two bfloat16 or four
+int8 each, by 16 rows of B, and adds to 16 x 16 sums: 8,192 or 16,384 products (Intel, "Intrinsics Guide", AMX-BF16 and
+AMX-INT8; measured: 2.6 TFLOP/s a core in bfloat16, 16 times float32). Sums of bfloat16 are float32 and round to
+nearest; subnormal numbers count as zero. The registers are set up for each block and released after it, so that nothing
+else of the process knows of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import struct
 from typing import Any
 
 from llvmlite import ir
+
+from graphc.dtype import DType, bfloat16, int8
 
 __all__ = ["BLOCK", "STEP", "block_product"]
 
@@ -23,31 +26,34 @@ STEP = 16  # words along k of one instruction
 _WORD, _BYTE = ir.IntType(64), ir.IntType(8)
 _ANY = _BYTE.as_pointer()
 _SUMS = ((0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 1, 1))  # register, its place in C: row and column of tiles
+_PRODUCT = {bfloat16: "tdpbf16ps", int8: "tdpbssd"}
 # Palette 1; eight registers of 64 bytes a row, 16 rows each.
 _CONFIG = struct.pack("<B15x8H16x8B8x", 1, *[64] * 8, *[16] * 8)
 
 
-def block_product(module: ir.Module, a_row: int, b_row: int, c_row: int, accumulate: bool) -> ir.Function:
+def block_product(module: ir.Module, words: DType, a_row: int, b_row: int, c_row: int, accumulate: bool) -> ir.Function:
     """``block(c, a, b, k)`` in ``module``: C (+)= A B over ``k`` words, a multiple of `STEP`. Row strides in elements;
-    c is a pointer to float32, a and b are pointers to int32."""
-    name = f"block_{'add' if accumulate else 'set'}_a{a_row}_b{b_row}_c{c_row}"
+    c is a pointer to float32 or int32, a and b are pointers to int32."""
+    name = f"block_{words}_{'add' if accumulate else 'set'}_a{a_row}_b{b_row}_c{c_row}"
     if name in module.globals:
         return module.globals[name]
-    sums, words = ir.FloatType().as_pointer(), ir.IntType(32).as_pointer()
-    fn = ir.Function(module, ir.FunctionType(ir.VoidType(), [sums, words, words, _WORD]), name)
+    factors = ir.IntType(32).as_pointer()
+    sums = ir.FloatType().as_pointer() if words.is_float else factors
+    fn = ir.Function(module, ir.FunctionType(ir.VoidType(), [sums, factors, factors, _WORD]), name)
     fn.linkage = "internal"
     fn.attributes.add("noinline")
     fn.attributes.add("nounwind")
     builder = ir.IRBuilder(fn.append_basic_block("entry"))
     c, a, b, k = fn.args
-    _Block(builder, a_row, b_row, c_row).build(c, a, b, k, accumulate)
+    _Block(builder, _PRODUCT[words], a_row, b_row, c_row).build(c, a, b, k, accumulate)
     return fn
 
 
 class _Block:
     """The instructions of one function."""
 
-    def __init__(self, builder: ir.IRBuilder, a_row: int, b_row: int, c_row: int):
+    def __init__(self, builder: ir.IRBuilder, product: str, a_row: int, b_row: int, c_row: int):
+        self.product = product
         self.builder, self.a_row, self.b_row, self.c_row = builder, a_row, b_row, c_row
 
     def build(self, c: Value, a: Value, b: Value, k: Value, accumulate: bool) -> None:
@@ -80,7 +86,7 @@ class _Block:
             self.move("tileloadd64", 4 + i, a, i * 16 * self.a_row, self.a_row)
             self.move("tileloadd64", 6 + i, b, i * 16, self.b_row)
         for register, i, j in _SUMS:
-            self.call("tdpbf16ps", *map(_register, (register, 4 + i, 6 + j)))
+            self.call(self.product, *map(_register, (register, 4 + i, 6 + j)))
 
     def move(self, what: str, register: int, base: Value, offset: int, row: int) -> None:
         """Between a register and 16 rows in memory, from element ``offset`` on."""

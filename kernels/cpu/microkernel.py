@@ -15,20 +15,20 @@ from typing import Any
 
 from llvmlite import ir
 
-from graphc.dtype import DType, int32
+from graphc.dtype import DType, int8, int32
 from graphc.dtype import dtype as dtype_of
 from graphc.kernels.cpu.lanes import (
+    LANE_OPS,
     broadcast,
     constant,
-    dot_pairs,
     element_type,
     first_lanes,
-    llvm_call,
     vector_load,
     vector_store,
 )
 from graphc.kernels.cpu.matrix import BLOCK, STEP, block_product
 from graphc.kernels.cpu.vocabulary import Build, Kind, Rule
+from graphc.kernels.cpu.words import FLIP, dot_words, flipped, offset
 
 __all__ = ["microkernel"]
 
@@ -52,7 +52,7 @@ class _Tile:
     c_row: int
     accumulate: bool
     lanes: int
-    pairs: bool
+    words: DType | None
     repeats: tuple[tuple[int, int, int], ...] = ()
     shared: int = 1  # rows of B, a step of the last repeat apart, that meet one element of A: see `over_k`
     shared_step: int = 0
@@ -63,8 +63,23 @@ class _Tile:
 
     @property
     def factor(self) -> DType:
-        """The type of A's and B's elements: words of two bfloat16, or that of C's."""
-        return int32 if self.pairs else dtype_of(self.dtype)
+        """The type of A's and B's elements: words, or that of C's."""
+        return dtype_of(self.dtype) if self.words is None else int32
+
+    @property
+    def alignment(self) -> int | None:
+        """Of A's elements in bytes, where it is not that of their type."""
+        return None if self.words is None else self.words.itemsize
+
+    @property
+    def offset(self) -> bool:
+        """Whether the products are of A with 128 added to each element."""
+        return offset(self.words, self.lanes)
+
+    @property
+    def size(self) -> int:
+        """Vectors of sums: those of C and, with ``offset``, a row of what is too much in each of C's."""
+        return (self.rows + self.offset) * self.vectors
 
     @property
     def vectors(self) -> int:
@@ -78,7 +93,7 @@ class _Tile:
     def function(self, module: ir.Module) -> ir.Function:
         """The tile's function in ``module``, built on first use."""
         kind, strides = "add" if self.accumulate else "set", f"a{self.a_row}_{self.a_col}_b{self.b_row}_c{self.c_row}"
-        what = "pairs" if self.pairs else self.dtype
+        what = self.words or self.dtype
         repeats = "".join(f"_r{count}_{a}_{b}" for count, a, b in self.repeats)
         repeats += f"_s{self.shared}_{self.shared_step}" if self.shared > 1 else ""
         name = f"tile_{what}_{kind}_{self.rows}x{self.columns}_{strides}{repeats}"
@@ -96,12 +111,14 @@ class _Tile:
 
     def build(self, builder: ir.IRBuilder, c: Value, a: Value, b: Value, k: Value) -> None:
         """The sum over all repeats and all of k, then C."""
-        zero = constant(ir.VectorType(self.element, self.lanes), 0.0)
-        sums = self.over(builder, self.repeats, [zero] * (self.partials * self.rows * self.vectors), a, b, k)
-        size = self.rows * self.vectors
-        while len(sums) > size:
+        zero = constant(ir.VectorType(self.element, self.lanes), 0.0 if dtype_of(self.dtype).is_float else 0)
+        sums = self.over(builder, self.repeats, [zero] * (self.partials * self.size), a, b, k)
+        while len(sums) > self.size:
             half = len(sums) // 2
-            sums = [builder.fadd(x, y) for x, y in zip(sums[:half], sums[half:], strict=True)]
+            sums = [self.add(builder, x, y) for x, y in zip(sums[:half], sums[half:], strict=True)]
+        if self.offset:
+            excess = sums[self.rows * self.vectors :]
+            sums = [builder.sub(s, excess[i % self.vectors]) for i, s in enumerate(sums[: -self.vectors])]
         self.write(builder, c, sums)
         builder.ret_void()
 
@@ -131,7 +148,7 @@ class _Tile:
         ``shared`` repeats of this, in which A advances by a row, are done at once: row i of A in one is row i - 1 in
         the next, so that each of its elements is brought in once.
         """
-        size = self.rows * self.vectors
+        size = self.size
 
         def steps(count: int) -> Callable[[Value, list[Value]], list[Value]]:
             def body(index: Value, carried: list[Value]) -> list[Value]:
@@ -155,16 +172,27 @@ class _Tile:
         b_vectors = [[self.load(builder, self.factor, at, v) for v in range(self.vectors)] for at in rows]
         out = list(sums)
         for i in range(self.rows + self.shared - 1):
-            element = builder.load(builder.gep(column, [_WORD(i * self.a_row)]), align=2 if self.pairs else None)
+            element = builder.load(builder.gep(column, [_WORD(i * self.a_row)]), align=self.alignment)
             wide = broadcast(builder, element, self.lanes)
+            if self.offset and self.words == int8:
+                wide = flipped(builder, wide)
             for j in range(max(0, i - self.rows + 1), min(self.shared, i + 1)):
                 for v, b_vector in enumerate(b_vectors[j]):
                     at = (i - j) * self.vectors + v
                     out[at] = self.multiply_add(builder, wide, b_vector, out[at])
+        if self.offset:
+            excess = broadcast(builder, FLIP, self.lanes)
+            for v, b_vector in enumerate(b_vectors[0], self.rows * self.vectors):
+                out[v] = self.multiply_add(builder, excess, b_vector, out[v])
         return out
 
     def multiply_add(self, builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
-        return dot_pairs(builder, a, b, c) if self.pairs else llvm_call(builder, "fma", a, b, c)
+        if self.words is None:
+            return LANE_OPS["fma"](builder, dtype_of(self.dtype), a, b, c)
+        return dot_words(builder, self.words, a, b, c)
+
+    def add(self, builder: ir.IRBuilder, a: Value, b: Value) -> Value:
+        return LANE_OPS["add"](builder, dtype_of(self.dtype), a, b)
 
     def write(self, builder: ir.IRBuilder, c: Value, sums: list[Value]) -> None:
         for i in range(self.rows):
@@ -172,7 +200,7 @@ class _Tile:
             for v in range(self.vectors):
                 value = sums[i * self.vectors + v]
                 if self.accumulate:
-                    value = builder.fadd(self.load(builder, dtype_of(self.dtype), row, v), value)
+                    value = self.add(builder, self.load(builder, dtype_of(self.dtype), row, v), value)
                 at = builder.gep(row, [_WORD(v * self.lanes)])
                 vector_store(builder, dtype_of(self.dtype), at, 1, value, self.mask(v))
 
@@ -250,25 +278,28 @@ def microkernel(
     accumulate: bool,
     tile: tuple[int, int],
     lanes: int,
-    pairs: bool = False,
+    words: str = "",
     repeats: tuple[tuple[int, int, int], ...] = (),
     shared: bool = False,
     matrix: bool = False,
 ) -> Rule:
     """The word ``product(c, c_index, a, a_index, b, b_index, k)`` over typed pointers and element indices.
 
-    ``dtype`` is float32 or float64; ``a`` has strides (row, column), ``b`` and ``c`` a row stride and unit columns.
-    With ``pairs`` the elements of A and B are words of two bfloat16, of which k counts the words; with ``matrix`` those
-    whole blocks whose rows lie along k go to AMX. The sum goes over
+    ``dtype`` is float32, float64 or int32; ``a`` has strides (row, column), ``b`` and ``c`` a row stride and unit
+    columns. With ``words`` the elements of A and B are words of several of that type (`Contract.words`), and k counts
+    the words; with ``matrix`` those whole blocks whose rows lie along k go to AMX. The sum goes over
     ``repeats`` as well, each (count, step of a, step of b); ``shared``: the last of them, in which A advances by a row,
     reads each element of A once. ``tile`` is (MR, NR) and ``lanes`` the elements of a vector register. A panel of NR
     columns of B is used by all rows before the next one. Memory past column n of B and C is neither read nor written.
     """
 
+    held = dtype_of(words) if words else None
+
     def blocks(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value) -> None:
         """Whole blocks on AMX, and the words that are left along k on vectors."""
         whole = builder.and_(k, _WORD(-STEP))
-        block = block_product(builder.module, a[0], b, c, accumulate)
+        assert held is not None
+        block = block_product(builder.module, held, a[0], b, c, accumulate)
         rest = builder.sub(k, whole)
 
         def each(i: Value, j: Value) -> None:
@@ -280,7 +311,7 @@ def microkernel(
                 a2, b2 = builder.gep(a1, [whole]), builder.gep(b1, [builder.mul(whole, _WORD(b))])
                 for first in range(0, BLOCK, REST_ROWS):
                     rows = min(REST_ROWS, BLOCK - first)
-                    shape = _Tile(dtype, rows, BLOCK, a[0], a[1], b, c, True, lanes, True)
+                    shape = _Tile(dtype, rows, BLOCK, a[0], a[1], b, c, True, lanes, held)
                     at = builder.gep(c1, [_WORD(first * c)]), builder.gep(a2, [_WORD(first * a[0])])
                     builder.call(shape.function(builder.module), [*at, b2, rest])
 
@@ -289,7 +320,7 @@ def microkernel(
     def call_tile(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value, rows: int, columns: int) -> None:
         outer, last = (repeats[:-1], repeats[-1]) if shared else (repeats, (1, 0, 0))
         strides = a[0], a[1], b, c
-        shape = _Tile(dtype, rows, columns, *strides, accumulate, lanes, pairs, outer, last[0], last[2])
+        shape = _Tile(dtype, rows, columns, *strides, accumulate, lanes, held, outer, last[0], last[2])
         builder.call(shape.function(builder.module), [c0, a0, b0, k])
 
     def panel(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value, columns: int) -> None:

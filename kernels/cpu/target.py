@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
 
 import llvmlite.binding as llvm
 
-from graphc.dtype import DType
+from graphc.dtype import DType, bfloat16, int8, int16, uint8
 from graphc.errors import error
 from graphc.system import LEVELS, TILES, allow_tiles, features
 
-__all__ = ["BASELINES", "MATRIX", "PAIRS", "CpuTarget", "baseline", "host", "with_pairs"]
+__all__ = ["BASELINES", "MATRIX", "PAIRS", "CpuTarget", "baseline", "host", "with_words"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,17 @@ class CpuTarget:
         """Whether as many rows (of sums, and of b) stay in registers beside an element of a."""
         return -(-columns // self.lanes(dtype)) * rows < self.registers
 
-    @property
-    def pairs(self) -> bool:
-        """Whether it has an instruction that multiplies pairs of bfloat16."""
-        return PAIRS in self.features
+    def words(self, factors: DType, least: int) -> DType | None:
+        """What is in the words in which factors of a type are multiplied (see `Contract.words`), for results with
+        ``least`` rows and columns; None where each factor is an element."""
+        for feature, words in _WORDS.get(factors, ()):
+            if feature in self.features and least >= self.block(words):
+                return words
+        return None
 
-    @property
-    def matrix(self) -> int:
-        """Rows and columns of C in the tile registers of AMX, which multiply pairs of bfloat16; 0: it has none."""
-        return 32 if TILES in self.features else 0
+    def block(self, words: DType | None) -> int:
+        """Rows and columns of C in the tile registers of AMX, where these multiply ``words``; else 0."""
+        return 32 if words is not None and _MATRIX.get(words) in self.features else 0
 
     def lanes(self, dtype: DType) -> int:
         return self.vector_bytes // dtype.itemsize
@@ -56,6 +59,13 @@ class CpuTarget:
 
 PAIRS = "avx512bf16"
 MATRIX = ("amx-bf16", TILES, PAIRS)
+_MATRIX = {bfloat16: "amx-bf16", int8: "amx-int8"}
+
+# Which feature multiplies factors of a type in which words; the best first.
+_WORDS: dict[DType, tuple[tuple[str, DType], ...]] = {
+    bfloat16: ((PAIRS, bfloat16),),
+    int8: (("amx-int8", int8), ("avx512vnni", uint8), ("avxvnni", uint8), ("dotprod", int8), ("avx2", int16)),
+}
 
 # Tiles leave room for one row of B and a broadcast of A beside the accumulators: 12*2 of 32, 6*2 of 16, 8*3 of 32.
 BASELINES = {
@@ -101,15 +111,22 @@ def baseline(level: str) -> CpuTarget:
     raise error("GC0505", f"this machine cannot run code for {level}: it has no {missing}", hint=hint)
 
 
-def with_pairs(target: CpuTarget) -> CpuTarget:
-    """``target`` with the instructions that multiply pairs of bfloat16, where this machine has them and gains by it:
-    for programs with such products alone, since no other machine can run them then.
+def with_words(target: CpuTarget, factors: Collection[DType]) -> CpuTarget:
+    """``target`` with the instructions of this machine that multiply words of ``factors`` (bfloat16, int8), where it
+    gains by them: for programs with such products alone, since no other machine can run them then.
 
     AMD's cores (Zen 4 on) issue vdpbf16ps as often as float32's multiply-add, which makes twice the products. Intel's
     issue it every other cycle on one of two units, so that factors that are widened while they are packed are
     multiplied twice as fast; but many have AMX, which makes sixteen times the products of float32."""
-    has = features()
-    if has.issuperset(MATRIX) and target.vector_bytes == 64 and allow_tiles():
-        return replace(target, features=tuple(sorted((*target.features, *MATRIX))))
-    worth = llvm.get_host_cpu_name().startswith("znver") and PAIRS in has
-    return replace(target, features=tuple(sorted((*target.features, PAIRS)))) if worth else target
+    has, more = features(), set[str]()
+    tiles = TILES in has and target.vector_bytes == 64 and bool(factors) and allow_tiles()
+    if bfloat16 in factors:
+        if tiles and has.issuperset(MATRIX):
+            more.update(MATRIX)
+        elif llvm.get_host_cpu_name().startswith("znver"):
+            more.add(PAIRS)
+    if int8 in factors:
+        more.update(("amx-int8", TILES) if tiles else ())
+        more.add({64: "avx512vnni", 32: "avxvnni", 16: "dotprod"}[target.vector_bytes])
+    more.intersection_update(has)
+    return replace(target, features=tuple(sorted({*target.features, *more}))) if more else target
