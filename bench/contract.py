@@ -1,8 +1,9 @@
-"""Speed of contractions and attention, kernel by kernel, as a share of the FMA peak measured in the same run.
+"""Speed of contractions and attention, kernel by kernel, as a share of what the unit that multiplies can do at best,
+measured in the same run: the FMA units for float32, AMX, VNNI or others for bfloat16 and int8.
 
     python bench/contract.py [--threads 1 2] [--only TEXT] [--rounds 7] [--markdown FILE]
 
-Every case is one launch of the compiled kernel, repeated inside one native call; cases and the peak are interleaved and
+Every case is one launch of the compiled kernel, repeated inside one native call; cases and peaks are interleaved and
 the median over the rounds is shown, because the machines that run this are shared.
 """
 
@@ -12,22 +13,23 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 import llvmlite.binding as llvm
 import numpy as np
-from llvmlite import ir
+from peaks import peak_object, peak_symbol, peak_work
 
-from graphc.dtype import TensorType, float32
+from graphc.dtype import DType, TensorType, bfloat16, float32, int8, int32
 from graphc.ir import Graph, attrs
 from graphc.kernels.attention import lower_attention, lower_attention_vjp
 from graphc.kernels.contract import lower_contract
-from graphc.kernels.cpu.build import compile_kernels, machine, optimise, team_object
-from graphc.kernels.cpu.target import host
+from graphc.kernels.cpu.build import Compiled, compile_kernels, team_object
+from graphc.kernels.cpu.target import CpuTarget, host, with_words
 from graphc.kernels.lower_context import LowerContext
 from graphc.kernels.plan import Buffer, Launch, View
+from graphc.loop import Contract, walk
 from graphc.ops import OPS
 from graphc.ops.attention import attention
 from graphc.ops.base import apply
@@ -41,6 +43,8 @@ ROUND_SECONDS = 0.05  # of one case in one round
 class Case:
     name: str
     launches: list[Launch]
+    kind: DType = float32  # of the numbers in its buffers
+    target: CpuTarget = field(default_factory=host)
 
     @property
     def flops(self) -> int:
@@ -50,22 +54,40 @@ class Case:
     def bytes(self) -> int:
         return sum(launch.bytes for launch in self.launches)
 
+    @property
+    def unit(self) -> DType | None:
+        """What it multiplies (`peaks`)."""
+        found = [s.words for launch in self.launches for s in walk(launch.kernel.body) if isinstance(s, Contract)]
+        return found[0] if found else None
+
 
 # Cases ---------------------------------------------------------------------------------------------------------------
 
 
-def buffer(name: str, shape: Sequence[int]) -> View:
-    nbytes = int(np.prod(shape)) * 4
-    return View.whole(Buffer(name, "arena", nbytes), float32, tuple(shape))
+def buffer(name: str, shape: Sequence[int], kind: DType = float32) -> View:
+    nbytes = int(np.prod(shape)) * kind.itemsize
+    return View.whole(Buffer(name, "arena", nbytes), kind, tuple(shape))
 
 
-def product(name: str, m: int, n: int, k: int, left: str, right: str, bias: bool = False) -> Case:
+def product(
+    name: str,
+    m: int,
+    n: int,
+    k: int,
+    left: str,
+    right: str,
+    bias: bool = False,
+    kind: DType = float32,
+    target: CpuTarget | None = None,
+) -> Case:
     """``left`` and ``right`` name the layout: "mk" or "km", "kn" or "nk". ``bias`` adds a row and applies tanh GELU."""
+    target = target or host()
     sizes = {"m": m, "n": n, "k": k}
     a, b = (
-        apply("input", name=x, dtype=float32, shape=tuple(sizes[d] for d in t)) for x, t in (("a", left), ("b", right))
+        apply("input", name=x, dtype=kind, shape=tuple(sizes[d] for d in t)) for x, t in (("a", left), ("b", right))
     )
-    dot = apply("dot", a, b, batch=((), ()), contract=((left.index("k"),), (right.index("k"),)))
+    sums = int32 if kind is int8 else float32
+    dot = apply("dot", a, b, batch=((), ()), contract=((left.index("k"),), (right.index("k"),)), dtype=sums)
     inputs, out = [a, b], dot
     if bias:
         row = apply("input", name="bias", dtype=float32, shape=(n,))
@@ -73,9 +95,9 @@ def product(name: str, m: int, n: int, k: int, left: str, right: str, bias: bool
         out = apply("add", dot, apply("broadcast_to", row, shape=(m, n)))
         out = apply("mul", out, apply("sigmoid", out))
     body = Graph.build("contract", inputs, [("y0", out)])
-    views = [buffer(f"x{i}", v.shape) for i, v in enumerate(inputs)]
-    launches = lower_contract(body, attrs(), views, [buffer("y0", (m, n))], LowerContext(host()))
-    return Case(f"{name} {m}×{n}×{k} {left},{right}", launches)
+    views = [buffer(f"x{i}", v.shape, v.dtype) for i, v in enumerate(inputs)]
+    launches = lower_contract(body, attrs(), views, [buffer("y0", (m, n), sums)], LowerContext(target))
+    return Case(f"{name} {m}×{n}×{k} {left},{right}", launches, kind, target)
 
 
 def linear(name: str, rows: int, inner: int, outer: int, bias: bool = True) -> Iterator[Case]:
@@ -106,6 +128,28 @@ def attend(name: str, b: int, h: int, t: int, d: int) -> Iterator[Case]:
     yield Case(f"{name} backward B{b} H{h} T{t} D{d}", launches)
 
 
+NARROW = [(768, 768, 768, "mk,kn"), (1024, 3072, 768, "mk,nk"), (128, 768, 768, "mk,nk")]
+
+
+def narrow() -> Iterator[Case]:
+    """Products of bfloat16 and int8, of int8 also without the best unit."""
+    for m, n, k, layout in NARROW:
+        for kind in (bfloat16, int8):
+            targets = {with_words(host(), [kind])}
+            if kind is int8:
+                targets |= {replace(t, features=tuple(f for f in t.features if "amx" not in f)) for t in targets}
+                targets |= {host()}
+            for target in sorted(targets, key=lambda t: -len(t.features)):
+                case = product("", m, n, k, *layout.split(","), kind=kind, target=target)
+                yield replace(case, name=f"{kind} {unit_name(case)}{case.name}")
+
+
+def unit_name(case: Case) -> str:
+    if case.unit is None:
+        return "FMA"
+    return "AMX" if case.target.block(case.unit) else {"uint8": "VNNI"}.get(case.unit.name, f"words of {case.unit}")
+
+
 def cases() -> Iterator[Case]:
     yield from linear("mlp fc1", 128, 784, 512)
     yield from linear("mlp fc2", 128, 512, 10)
@@ -121,6 +165,7 @@ def cases() -> Iterator[Case]:
         yield from linear("small", 1024, inner, outer)
     yield from linear("small head", 256, 768, 50257, bias=False)
     yield from attend("small", 1, 12, 1024, 64)
+    yield from narrow()
 
 
 # Running -------------------------------------------------------------------------------------------------------------
@@ -142,50 +187,25 @@ class Objects:
         return int(self.engine.get_function_address(symbol))
 
 
-PEAK_STEPS, PEAK_ACCUMULATORS = 20_000, 24
-
-
-def peak_object() -> bytes:
-    """A kernel of nothing but independent FMAs in registers, on every thread."""
-    target, word = host(), ir.IntType(64)
-    lanes = target.lanes(float32)
-    vector = ir.VectorType(ir.FloatType(), lanes)
-    module = ir.Module("peak")
-    fn = ir.Function(module, ir.FunctionType(ir.VoidType(), [word] * 4), "fma_peak")
-    fma = ir.Function(module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes}f32")
-    entry, loop, done = (fn.append_basic_block(n) for n in ("entry", "loop", "done"))
-    b = ir.IRBuilder(entry)
-    memory = b.inttoptr(fn.args[1], vector.as_pointer())
-    x, y = (b.load(b.gep(memory, [word(i)])) for i in range(2))
-    b.branch(loop)
-    b.position_at_end(loop)
-    i = b.phi(word)
-    sums = [b.phi(vector) for _ in range(PEAK_ACCUMULATORS)]
-    new = [b.call(fma, [x, y, s]) for s in sums]
-    following = b.add(i, word(1))
-    for phi, value in zip([i, *sums], [following, *new], strict=True):
-        phi.add_incoming(word(0) if phi is i else x, entry)
-        phi.add_incoming(value, loop)
-    b.cbranch(b.icmp_signed("<", following, word(PEAK_STEPS)), loop, done)
-    b.position_at_end(done)
-    for n, s in enumerate(new):
-        b.store(s, b.gep(memory, [word(n)]))
-    b.ret_void()
-    return bytes(machine(target).emit_object(optimise(str(module), target)))
+Measured = tuple[dict[DType | None, float], dict[str, float]]
 
 
 class Bench:
     """Everything compiled, in memory, ready to run on a team."""
 
     def __init__(self, todo: Sequence[Case]):
-        target = host()
+        self.todo = todo
         kernels = [launch.kernel for case in todo for launch in case.launches]
+        compiled: list[Compiled] = []
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            compiled = compile_kernels(kernels, target, Path(folder))
+            for case in todo:
+                compiled += compile_kernels([launch.kernel for launch in case.launches], case.target, Path(folder))
         self.compile_seconds = time.perf_counter() - start
         unique = {c.symbol: c.object for c in compiled}
-        self.objects = Objects([team_object(target), peak_object(), *unique.values()])
+        self.units = {None: host()} | {case.unit: case.target for case in todo}
+        peaks = [peak_object(unit, target) for unit, target in self.units.items()]
+        self.objects = Objects([team_object(host()), *peaks, *unique.values()])
         self.stride = max([k.scratch_bytes for k in kernels] + [4096])
         self.scratch = Block(self.stride * 16)
         self.keep: list[Block | np.ndarray] = []
@@ -203,8 +223,8 @@ class Bench:
                 assert arg.buffer is not None
                 if arg.buffer.name not in places:
                     block = Block(arg.buffer.nbytes)
-                    values = block.bytes[: arg.buffer.nbytes].view(np.float32)
-                    values[:] = rng.standard_normal(values.size, dtype=np.float32)
+                    values = block.bytes[: arg.buffer.nbytes].view(case.kind.numpy)
+                    values[:] = (30 * rng.standard_normal(values.size, dtype=np.float32)).astype(values.dtype)
                     places[arg.buffer.name] = block.address
                     self.keep.append(block)
                 words.append(places[arg.buffer.name] + arg.offset)
@@ -221,21 +241,22 @@ class Bench:
         team.run(records, self.scratch, self.stride)
         return (clock() - start) / repeats
 
-    def measure(self, threads: int, rounds: int) -> tuple[float, dict[str, float]]:
-        """Peak in FLOP/s (median), and seconds per case (median)."""
+    def measure(self, threads: int, rounds: int) -> Measured:
+        """The peak of each unit in operations a second (median), and seconds per case (median)."""
         team = Team(self.objects, threads)  # type: ignore[arg-type]
         nothing = np.zeros(1, np.int64)
-        peak = np.array([[self.objects.address("fma_peak"), nothing.ctypes.data, 1, 0]], np.int64)
-        work = 2 * PEAK_STEPS * PEAK_ACCUMULATORS * host().lanes(float32) * threads
+        records = {u: [self.objects.address(peak_symbol(u)), nothing.ctypes.data, 1, 0] for u in self.units}
+        peak = {unit: np.array([record], np.int64) for unit, record in records.items()}
+        work = {unit: threads * peak_work(unit, target) for unit, target in self.units.items()}
         repeats = {n: max(1, round(ROUND_SECONDS / self.seconds(team, p, 2))) for n, p in self.programs.items()}
         times: dict[str, list[float]] = {n: [] for n in self.programs}
-        peaks = []
+        peaks: dict[DType | None, list[float]] = {unit: [] for unit in self.units}
         for _ in range(rounds):
-            for name, program in self.programs.items():
-                peaks.append(work / self.seconds(team, peak, 5))
-                times[name].append(self.seconds(team, program, repeats[name]))
+            for case in self.todo:
+                peaks[case.unit].append(work[case.unit] / self.seconds(team, peak[case.unit], 5))
+                times[case.name].append(self.seconds(team, self.programs[case.name], repeats[case.name]))
         team.close()
-        return median(peaks), {n: median(t) for n, t in times.items()}
+        return {u: median(p) for u, p in peaks.items() if p}, {n: median(t) for n, t in times.items()}
 
 
 def bandwidth() -> float:
@@ -249,19 +270,17 @@ def bandwidth() -> float:
     return 2 * source.nbytes / min(seconds)
 
 
-def table(
-    todo: Sequence[Case], threads: Sequence[int], measured: dict[int, tuple[float, dict[str, float]]], memory: float
-) -> str:
+def table(todo: Sequence[Case], threads: Sequence[int], measured: dict[int, Measured], memory: float) -> str:
     heads = [f"{t} thread{'s' * (t > 1)}: µs | GFLOP/s | % of peak" for t in threads]
     lines = [f"| case | FLOP/byte | roof, % of peak | {' | '.join(heads)} |", "|" + " --- |" * (3 + 3 * len(threads))]
     for case in todo:
         intensity = case.flops / case.bytes
-        roof = min(1.0, intensity * memory / measured[threads[0]][0]) if threads[0] == 1 else 1.0
+        roof = min(1.0, intensity * memory / measured[threads[0]][0][case.unit]) if threads[0] == 1 else 1.0
         cells = [case.name, f"{intensity:.0f}", f"{roof * 100:.0f}"]
         for t in threads:
-            peak, times = measured[t]
+            peaks, times = measured[t]
             rate = case.flops / times[case.name]
-            cells += [f"{times[case.name] * 1e6:.0f}", f"{rate / 1e9:.1f}", f"{rate / peak * 100:.0f}"]
+            cells += [f"{times[case.name] * 1e6:.0f}", f"{rate / 1e9:.1f}", f"{rate / peaks[case.unit] * 100:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -276,9 +295,14 @@ def main() -> None:
     todo = [case for case in cases() if options.only in case.name]
     bench = Bench(todo)
     measured = {t: bench.measure(t, options.rounds) for t in options.threads}
-    peaks = ", ".join(f"{t} thread{'s' * (t > 1)}: {measured[t][0] / 1e9:.0f} GFLOP/s" for t in options.threads)
+    units = {case.unit: unit_name(case) for case in todo}
+    peaks = "; ".join(
+        f"{name} peak, {t} thread{'s' * (t > 1)}: {measured[t][0][unit] / 1e9:.0f} GOP/s"
+        for unit, name in units.items()
+        for t in options.threads
+    )
     memory = bandwidth()
-    text = f"FMA peak: {peaks}; memory {memory / 1e9:.1f} GB/s. Compiled in {bench.compile_seconds:.1f} s.\n\n"
+    text = f"{peaks}; memory {memory / 1e9:.1f} GB/s. Compiled in {bench.compile_seconds:.1f} s.\n\n"
     text += table(todo, options.threads, measured, memory) + "\n"
     print(text)
     if options.markdown:

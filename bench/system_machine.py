@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from contract import PEAK_ACCUMULATORS, PEAK_STEPS, Objects, peak_object
+from contract import Objects
+from peaks import peak_object, peak_symbol, peak_work
 from systems import Job, Running
 
 import graphc as gc
-from graphc.dtype import float32
 from graphc.kernels.cpu.build import team_object
 from graphc.kernels.cpu.target import host
 from graphc.runtime_native import Block, Team
@@ -22,7 +22,7 @@ SECONDS = 0.06  # of each measurement; the best run counts: a limit is what the 
 
 def prepare(job: Job) -> Running:
     fma, copy = fma_kernel(job.threads), stream(job.threads)
-    flops = 2 * PEAK_STEPS * PEAK_ACCUMULATORS * host().lanes(float32) * job.threads
+    flops = job.threads * peak_work(None, host())
 
     def facts() -> dict[str, float]:
         return {"flops_per_second": flops / best(fma), "bytes_per_second": 2 * STREAM / best(copy)}
@@ -31,12 +31,12 @@ def prepare(job: Job) -> Running:
 
 
 def fma_kernel(threads: int) -> Callable[[], object]:
-    objects = Objects([team_object(host()), peak_object()])
+    objects = Objects([team_object(host()), peak_object(None, host())])
     team = Team(objects, threads)  # type: ignore[arg-type]
     nothing = np.zeros(1, np.int64)
     stride = 4096
     scratch = Block(stride * threads)
-    record = np.array([[objects.address("fma_peak"), nothing.ctypes.data, 1, 0]], np.int64)
+    record = np.array([[objects.address(peak_symbol(None)), nothing.ctypes.data, 1, 0]], np.int64)
     keep = (objects, nothing)
     return lambda: keep and team.run(record, scratch, stride)
 

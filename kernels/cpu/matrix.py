@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from graphc.dtype import DType, bfloat16, int8
 
-__all__ = ["BLOCK", "STEP", "block_product"]
+__all__ = ["BLOCK", "CONFIG", "PRODUCT", "STEP", "block_product"]
 
 Value = Any  # llvmlite.ir.Value
 
@@ -26,9 +26,9 @@ STEP = 16  # words along k of one instruction
 _WORD, _BYTE = ir.IntType(64), ir.IntType(8)
 _ANY = _BYTE.as_pointer()
 _SUMS = ((0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 1, 1))  # register, its place in C: row and column of tiles
-_PRODUCT = {bfloat16: "tdpbf16ps", int8: "tdpbssd"}
+PRODUCT = {bfloat16: "tdpbf16ps", int8: "tdpbssd"}
 # Palette 1; eight registers of 64 bytes a row, 16 rows each.
-_CONFIG = struct.pack("<B15x8H16x8B8x", 1, *[64] * 8, *[16] * 8)
+CONFIG = struct.pack("<B15x8H16x8B8x", 1, *[64] * 8, *[16] * 8)
 
 
 def block_product(module: ir.Module, words: DType, a_row: int, b_row: int, c_row: int, accumulate: bool) -> ir.Function:
@@ -45,7 +45,7 @@ def block_product(module: ir.Module, words: DType, a_row: int, b_row: int, c_row
     fn.attributes.add("nounwind")
     builder = ir.IRBuilder(fn.append_basic_block("entry"))
     c, a, b, k = fn.args
-    _Block(builder, _PRODUCT[words], a_row, b_row, c_row).build(c, a, b, k, accumulate)
+    _Block(builder, PRODUCT[words], a_row, b_row, c_row).build(c, a, b, k, accumulate)
     return fn
 
 
@@ -107,8 +107,8 @@ def _config(module: ir.Module) -> ir.GlobalVariable:
     """How the registers are set up, as a constant of ``module``."""
     if "tile_config" in module.globals:
         return module.globals["tile_config"]
-    kind = ir.ArrayType(_BYTE, len(_CONFIG))
+    kind = ir.ArrayType(_BYTE, len(CONFIG))
     config = ir.GlobalVariable(module, kind, "tile_config")
     config.linkage, config.global_constant, config.align = "internal", True, 64
-    config.initializer = ir.Constant(kind, bytearray(_CONFIG))
+    config.initializer = ir.Constant(kind, bytearray(CONFIG))
     return config
