@@ -81,7 +81,7 @@ def word_type(p: Problem, factors: Sequence[DType], target: Target) -> DType | N
 
 def narrow_factors(graph: Graph) -> frozenset[DType]:
     """The types of 8 and 16 bits that ``graph``, or a body in it, multiplies with wider sums."""
-    found = set()
+    found: set[DType] = set()
     for node in graph:
         for name in bodies(node):
             found |= narrow_factors(node.attrs[name])

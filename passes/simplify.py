@@ -63,8 +63,8 @@ def narrow_product(m: Match) -> Value | None:
     """The product of the int8 that both factors were, with sums of int32."""
     if m.x.dtype != int32:
         return None
-    factors = [before_widening(v) for v in (m.x, m.y)]
-    return None if None in factors else apply("dot", *factors, **{**m.root.attrs, "dtype": int32})
+    x, y = before_widening(m.x), before_widening(m.y)
+    return None if x is None or y is None else apply("dot", x, y, **{**m.root.attrs, "dtype": int32})
 
 
 def before_widening(value: Value) -> Value | None:
