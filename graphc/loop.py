@@ -265,8 +265,8 @@ class Transpose:
 
 @dataclass(frozen=True, slots=True)
 class Prefetch:
-    """The cache line of ``buffer[index]`` is brought to the cache of ``level``. A hint: nothing depends on it, and the
-    element need not exist."""
+    """The cache line of ``buffer[index]`` (in a VECTOR loop, that of the first lane) is brought to the cache of
+    ``level``. A hint: nothing depends on it, and the element need not exist."""
 
     buffer: str
     index: Affine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from graphc.dtype import int64
@@ -11,7 +12,7 @@ from graphc.kernels.lower_element import Array
 from graphc.kernels.lower_reduce import Reduction, combine
 from graphc.kernels.lower_space import segment, unravel
 from graphc.kernels.plan import Launch, View
-from graphc.loop import Affine, Const, Expr, Let, Load, Loop, Role, Stmt, Store, Var, call, identity
+from graphc.loop import Affine, Const, Expr, Let, Load, Loop, Prefetch, Role, Stmt, Store, Var, call, identity
 
 __all__ = ["lower_columns"]
 
@@ -99,29 +100,56 @@ class _Columns(_Blocks):
         """Statements that combine ``count`` rows, from ``row`` on, into the results."""
         job = self.job
         statements: list[Stmt] = []
-        places: list[list[Var]] = []
+        rows: list[_Row] = []
         for r in range(count):
             at = Var(f"{row.name}_{r}") if r else row
             if r:
                 statements.append(Let(at, call("add", row, Const(r, int64))))
-            places.append([Var(f"{at.name}_i{d}") for d in range(len(job.inner.sizes))])
-            statements += unravel(at, job.inner.sizes, places[-1])
+            place = [Var(f"{at.name}_i{d}") for d in range(len(job.inner.sizes))]
+            rows.append(_Row(place, f"_{row.name}{r}", dict(self.env)))
+            statements += unravel(at, job.inner.sizes, place)
+            statements += self.of_row(rows[-1])
 
         def values(j: Var, lanes: list[Stmt]) -> list[Expr]:
-            found = [self.row(inner, j, f"_{row.name}{r}", lanes) for r, inner in enumerate(places)]
+            found = [self.of_column(r, j, lanes) for r in rows]
             return [combine(h, self.old(k, j), tree(h, [f[k] for f in found])) for k, h in enumerate(job.how)]
 
         return [*statements, self.each_column(row.name, values)]
 
-    def row(self, inner: list[Var], j: Var, suffix: str, lanes: list[Stmt]) -> list[Expr]:
+    def of_row(self, row: _Row) -> list[Let]:
+        """What is the same for all columns of a row, before the loop over them: stores in that keep a compiler from
+        moving it out."""
+        elements, kept = self.job.elements, set(self.job.kept)
+        needed = elements.closure(elements.roots)
+        fixed = [i for i in needed if not elements.items[i].dims & kept]
+        return elements.emit(fixed, row.env, self.index(row, Var("left")), row.suffix)
+
+    def of_column(self, row: _Row, j: Var, lanes: list[Stmt]) -> list[Expr]:
         """The element of each reduced value in one row, its statements added to ``lanes``."""
-        elements, env = self.job.elements, dict(self.env)
-
-        def index(array: Array) -> Affine:
-            return self.job.index(array, [*self.kept, j], inner)
-
-        lanes += elements.emit(elements.closure(elements.roots), env, index, suffix)
+        elements, env, index = self.job.elements, dict(row.env), self.index(row, j)
+        lanes += [Prefetch(a.name, index(a) + TOGETHER * step) for a, step in self.steps()]
+        lanes += elements.emit(elements.closure(elements.roots), env, index, row.suffix)
         return [env[root] for root in elements.roots]
+
+    def steps(self) -> list[tuple[Array, int]]:
+        """The arrays in memory that move along rows and columns, with the way to the next row: from so many places at
+        once hardware does not fetch ahead by itself."""
+        across, down = self.job.outer.strides, self.job.inner.strides
+        ways = ((a, c[-1], r[-1]) for a, c, r in zip(self.job.elements.arrays, across, down, strict=False) if r)
+        return [(a, row) for a, column, row in ways if a.view is not None and column and row]
+
+    def index(self, row: _Row, column: Var) -> Callable[[Array], Affine]:
+        """The place of the current element in an array."""
+        return lambda array: self.job.index(array, [*self.kept, column], row.place)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row on its way into the results: where it is, what its variables end in, and what is known of it."""
+
+    place: list[Var]
+    suffix: str
+    env: dict[int, Expr]
 
 
 class _Combine(_Blocks):

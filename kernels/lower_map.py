@@ -16,11 +16,12 @@ from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, t
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.lower_space import Loops, merge, nest, order_by, parallel_prefix, segment, unravel
 from graphc.kernels.plan import Launch, View
-from graphc.loop import Affine, Expr, Loop, Role, Stmt, Store, Var
+from graphc.loop import Affine, Expr, Loop, Prefetch, Role, Stmt, Store, Var
 
 __all__ = ["lower_map", "parallel_chunks"]
 
 CHUNK = 4096  # elements of one step of the PARALLEL loop: small against a step, large against a call
+AHEAD = 512  # elements that are fetched ahead: hardware does it, too, but stops at the end of a page
 
 
 def lower_map(
@@ -72,7 +73,8 @@ class _MapLoops:
         inner = len(self.vars) - 1
         top = self.elements.emit([i for i in needed if depth[i] < 0], env, self.index)
         outer = self.elements.emit([i for i in needed if 0 <= depth[i] < inner], env, self.index)
-        lanes: list[Stmt] = list(self.elements.emit([i for i in needed if depth[i] >= inner], env, self.index))
+        lanes: list[Stmt] = [*self.ahead()]
+        lanes += self.elements.emit([i for i in needed if depth[i] >= inner], env, self.index)
         first = len(self.number)
         lanes += [
             Store(name, self.index(first + k), env[root])
@@ -81,6 +83,13 @@ class _MapLoops:
         if not self.vars:  # one element: no vector, and the other threads have nothing to do
             return [Loop(Var("unit"), 1, (*top, *lanes), Role.PARALLEL)]
         return [*top, *parallel_chunks(self.loops.sizes, self.vars, outer, lanes, single=self.single)]
+
+    def ahead(self) -> list[Prefetch]:
+        """Hints for the streams that a long loop reads."""
+        if not self.single or self.loops.sizes == (1,):
+            return []
+        streams = [a for a, k in self.number.items() if a.view is not None and self.loops.strides[k] == (1,)]
+        return [Prefetch(a.name, self.index(a) + AHEAD) for a in streams]
 
     def depths(self, needed: Sequence[int]) -> dict[int, int]:
         """The innermost loop that each item varies along, -1 for none. Items come after their arguments."""

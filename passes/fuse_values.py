@@ -20,6 +20,7 @@ __all__ = ["Access", "Values", "stays_inside"]
 AGAIN = 40  # additions: an element that costs more is stored rather than computed in several kernels
 WORTH = 12  # additions that storing a function of a value in place of the value has to spare
 MASK = 200  # the same for what needs no memory (dropout masks, causal masks): nearly anything is cheaper than storing
+TABLE = 10  # the same for what is read repeated (sines of positions, for every head): it stays in the cache
 MANY_ROWS = 64  # that all need a row: with as many, it is computed once, in front
 LEAVES = 16  # a cone with more leaves ends in a stored value
 
@@ -136,7 +137,7 @@ class Values:
         if wider and cone.leaves and self._every_row(value):
             return True  # a number for each channel, say: kernels would compute it again for each pixel
         if uses > 1 or wider:
-            return not self._cheap(value, cone)
+            return not self._cheap(value, cone, TABLE if wider else MASK)
         return self._replaces_leaf(value, cone)
 
     def _replaces_leaf(self, value: Value, cone: Cone) -> bool:
@@ -218,9 +219,9 @@ class Values:
         """Whether a map does no more than to give its operand more bytes."""
         return len(node.inputs) == 1 and node.inputs[0].type.nbytes < node.types[0].nbytes and node_cost(node) <= 1
 
-    def _cheap(self, value: Value, cone: Cone) -> bool:
+    def _cheap(self, value: Value, cone: Cone, limit: int) -> bool:
         """Whether each kernel that needs ``value`` may compute it again: that takes no more traffic than reading it
-        would, and little work."""
+        would, and little work; at most ``limit`` where it takes no traffic."""
         if cone.nodes is None:
             return False
         size = value.type.nbytes
@@ -228,7 +229,7 @@ class Values:
         work = sum(self.cost.get(n, 0) for n in cone.nodes)
         if any(self._private(v) for v in cone.leaves):
             return False
-        return len(large) <= 1 and work <= (AGAIN if large else MASK)
+        return len(large) <= 1 and work <= (AGAIN if large else limit)
 
     def _private(self, leaf: Value) -> bool:
         """A product or gather that is read once becomes one kernel with its reader: then its own result, not the

@@ -216,7 +216,7 @@ class _Thread:
                 n = self.bound(stmt.n)
                 self.matrix(stmt.c, n, stmt.m)[...] = self.matrix(stmt.a, stmt.m, n).T
             case Prefetch():
-                assert self.lanes is None, "Prefetch inside a VECTOR loop"
+                assert stmt.buffer in self.buffers
 
     def loop(self, loop: Loop, top: bool) -> None:
         start, stop = self.bound(loop.start), self.bound(loop.stop)

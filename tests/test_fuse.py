@@ -259,6 +259,14 @@ def test_expensive_values_of_one_row_or_column_are_stored() -> None:
     assert hints(graph) == {"map": 2}
 
 
+def test_a_table_that_is_read_repeated_is_made_once() -> None:
+    """Sines of positions, for all heads."""
+    heads = np.random.default_rng(0).standard_normal((2, 3, 8, 6)).astype(np.float32)
+    graph = check_fn(lambda x: gc.rope(x, gc.arange(8)), x=heads)
+    made = {n.types[0].shape for n in graph if n.op == "call" and {"sin", "cos"} & {b.op for b in n.attrs["body"]}}
+    assert made == {(8, 3)}
+
+
 def test_reductions_of_scattered_axes_are_two_kernels() -> None:
     graph = check_fn(lambda x: gc.sum(x, axis=(0, 2)), x=floats(3, 4, 5))
     assert hints(graph) == {"row": 1, "col": 1}

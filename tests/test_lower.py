@@ -13,6 +13,7 @@ from planned import check, check_fn, plan_of, traced
 import graphc as gc
 from graphc.dtype import dtype
 from graphc.ir import Graph, Literal, Value
+from graphc.loop import Loop, Role, walk
 from graphc.ops import OPS
 from graphc.ops.base import Meta, Op, Region, Sample, Source, apply, apply_node
 
@@ -103,6 +104,18 @@ def test_reductions_of_any_dtype(dt: str) -> None:
     for axes in ((0,), (1,), (0, 1)):
         v = given("x0", x)
         check_ops([x], apply("sum", v, axes=axes), apply("max", v, axes=axes))
+
+
+def test_what_is_one_number_per_row_is_computed_once_for_its_columns() -> None:
+    def fn(x: gc.Tensor, scale: gc.Tensor) -> gc.Tensor:
+        return gc.sum(x / gc.sqrt(scale)[:, None], axis=0)
+
+    x = np.random.default_rng(0).random((70, 40), np.float32)
+    plan = plan_of(traced(fn, x=x, scale=x[:, 0])[0])
+    loops = [s for launch in plan.launches for s in walk(launch.kernel.body) if isinstance(s, Loop)]
+    assert any("'sqrt'" in str(loop.body) for loop in loops)
+    assert not any("'sqrt'" in str(loop.body) for loop in loops if loop.role is Role.VECTOR)
+    check_fn(fn, x=x, scale=x[:, 0])
 
 
 def test_middle_axes() -> None:
