@@ -62,7 +62,9 @@ def natively(cases: Sequence[Case], cache: bool = False) -> list[Results]:
     initial = {name: a for c in cases for name, a in c.state.items()}
     known = {s.name: s for c in cases for s in state_specs(c.graph)}
     specs = [known[name] for name in initial if name in known]
-    program = Program(build(sources, specs, initial, Options(threads=2, cache=cache), CompileReport()), threads=2)
+    used = {s.name: initial[s.name] for s in specs}
+    artifact = build(sources, specs, Options(threads=2, cache=cache), CompileReport())
+    program = Program(artifact, threads=2, state=used)
     found = []
     for c in cases:
         touched = {name: a for name, a in c.state.items() if name in known}
