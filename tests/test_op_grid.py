@@ -100,7 +100,7 @@ def test_compiled_agrees_with_eval(name: str, thorough: bool):
     cases = one_per_shape(cases_of(name)) if thorough else cases_of(name, FEW * attributes(name))
     graph, inputs = graph_of(cases)
     options = Options(threads=2, cache=not thorough)
-    program = Program(build([Source("ops", None, graph)], [], {}, options, CompileReport()), threads=2)
+    program = Program(build([Source("ops", None, graph)], [], options, CompileReport()), threads=2, state={})
     got = program.ops(**inputs)
     want, _ = interpret(graph, inputs)
     for output in want:
