@@ -1,63 +1,73 @@
 """Flash attention, backward: one task owns a head, so that dq, dk and dv are sums in a fixed order without atomics.
 
-The gradient of Dao et al. (arXiv 2205.14135, algorithm 4): p = exp(s scale - lse), dv += pᵀ do, dp = do vᵀ,
-ds = p (dp - delta) scale with delta = rowsum(do o) - dlse, dq += ds k, dk += dsᵀ q.
+The gradient of Dao et al. (arXiv 2205.14135, algorithm 4): p = exp(s - lse) with s = q kᵀ scale, dv += pᵀ do,
+dp = do vᵀ, ds = p (dp - delta) with delta = rowsum(do o) - dlse, dq += ds k scale, dk += dsᵀ q scale. As in the forward
+pass, scores have a row for each key and a vector lane for each query.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from graphc.dtype import DType
 from graphc.ir import Attrs
 from graphc.kernels.attention_shape import Attention, Shape
-from graphc.kernels.contract_code import Bound, place
+from graphc.kernels.contract_code import Bound, expr, place
 from graphc.kernels.contract_schedule import even
 from graphc.kernels.plan import View
-from graphc.loop import Affine, Operand, Role, Scratch, Stmt
+from graphc.loop import Affine, Operand, Role, Scratch, Stmt, Var, call
 
 __all__ = ["Backward"]
 
-SCORE_BYTES = 200 << 10  # p and ds of one block of queries, in the second-level cache
-QUERY_BLOCK = 96  # queries whose scores are kept: the depth of the products pᵀ do and dsᵀ q
+SCORE_BYTES = 600 << 10  # p and ds of one block of queries, in the second-level cache
 
 
 class Backward(Attention):
     """dq, dk, dv of one head: for each block of keys, for each block of queries that sees it.
 
-    Scratch: ``kt``, ``vt`` panels of kᵀ and vᵀ; ``ks`` the rows of k; ``qs``, ``dos`` the rows of a block of q and do;
-    ``p``, ``ds`` scores of a block of queries; ``dks``, ``dvs`` sums for a block of keys; ``dqs`` sums for all queries,
-    where dq itself cannot hold them; ``delta`` per query.
+    Scratch: ``ks``, ``vs`` the rows of k, scaled, and of v; ``kp``, ``qs``, ``dos`` panels of k and q, scaled, and of
+    do; ``qt``, ``dot`` a panel of queries and of do as columns; ``p``, ``ds`` [key][query] of a block; ``dks``,
+    ``dvs`` sums for a block of keys and ``dqs`` for all queries, where the results themselves cannot hold them;
+    ``down`` (-lse) and ``delta`` per query.
     """
 
     title, what = "attention_vjp", "The gradient of attention"
-    buffers = ("kt", "vt", "ks", "qs", "dos", "p", "ds", "dks", "dvs", "dqs", "delta")
+    buffers = ("ks", "vs", "kp", "qs", "dos", "qt", "dot", "p", "ds", "dks", "dvs", "dqs", "down", "delta")
 
     def __init__(self, shape: Shape, dtype: DType, attrs: Attrs, views: Mapping[str, View]):
         super().__init__(shape, dtype, attrs, views)
-        # A row stride that is no power of two: columns of p are read in place, too.
-        self.score_row = shape.panels(shape.block) + shape.nr // 2
-        most = min(QUERY_BLOCK, SCORE_BYTES // (2 * dtype.itemsize * self.score_row))
-        self.tiles = even(shape.query_tiles, max(1, most // shape.mr))  # of a block of queries
+        most = SCORE_BYTES // (2 * dtype.itemsize * shape.block * shape.nr)
+        self.panels = even(shape.query_panels, max(1, most))  # of a block of queries
+        # No power of two, lest the rows of a tile of keys lie in few sets of the cache.
+        self.score_row = self.panels * shape.nr + shape.nr // 2
         self.k_row, self.v_row = shape.aligned(shape.depth), shape.aligned(shape.width)
         self.one = shape.blocks == 1
-        self.dq_direct = self.column("dq") == 1 and views["dq"].dtype == dtype
+        self.dq_direct = self.holds_sums("dq")
+        hidden = self.causal and shape.keys > shape.queries  # then some keys are seen by nobody
+        once = self.one and self.panels >= shape.query_panels and not hidden
+        self.dkv_direct = once and self.holds_sums("dk") and self.holds_sums("dv")
+
+    def holds_sums(self, name: str) -> bool:
+        return self.column(name) == 1 and self.views[name].dtype == self.dtype
 
     def scratch(self) -> tuple[Scratch, ...]:
         s = self.shape
-        queries, panels = self.tiles * s.mr, s.panels(s.block)
+        queries = self.panels * s.nr
         sizes = {
-            "kt": panels * s.depth,
-            "vt": panels * s.width,
             "ks": s.block * self.k_row,
-            "qs": queries * self.k_row,
-            "dos": queries * self.v_row,
-            "p": queries * self.score_row,
-            "ds": queries * self.score_row,
-            "dks": s.block * self.k_row,
-            "dvs": s.block * self.v_row,
+            "vs": s.block * self.v_row,
+            "kp": s.block * s.panels(s.depth),
+            "qs": queries * s.panels(s.depth),
+            "dos": queries * s.panels(s.width),
+            "qt": s.depth * s.nr,
+            "dot": s.width * s.nr,
+            "p": s.block * self.score_row,
+            "ds": s.block * self.score_row,
+            "down": s.queries,
             "delta": s.queries,
         }
+        if not self.dkv_direct:
+            sizes |= {"dks": s.block * self.k_row, "dvs": s.block * self.v_row}
         if not self.dq_direct:
             sizes["dqs"] = s.queries * self.k_row
         return tuple(Scratch(name, self.dtype, size) for name, size in sizes.items())
@@ -66,12 +76,11 @@ class Backward(Attention):
         c, s = self.code, self.shape
         with c.loop("task", 0, s.batch * s.heads, role=Role.PARALLEL) as task:
             self.enter_head(task)
-            self.delta()
-            if not self.one:
-                self.clear_dq()
+            self.statistics()
             if self.one:
                 self.keys_block(0, s.keys)
             else:
+                self.clear_dq()
                 with c.loop("start", 0, s.keys, step=s.block) as start:
                     stop = c.index("stop", "minimum", c.index("end", "add", start, s.block), s.keys)
                     self.keys_block(start, stop)
@@ -79,13 +88,13 @@ class Backward(Attention):
                 self.copy_out("dqs", self.k_row, "dq", 0, s.queries, s.depth)
         return tuple(c.out)
 
-    def delta(self) -> None:
-        """delta = rowsum(do o) - dlse"""
+    def statistics(self) -> None:
+        """down = -lse, delta = rowsum(do o) - dlse"""
         c, s = self.code, self.shape
 
         def group(first: Bound, count: int) -> None:
             rows = [place([(first, 1)]) + i for i in range(count)]
-            totals = [c.acc("dot", "sum") for _ in rows]
+            totals = [c.acc("dot_of", "sum") for _ in rows]
             with c.lanes(0, s.width) as j:
                 for row, total in zip(rows, totals, strict=True):
                     c.update(total, c.fn("mul", c.load("do", self.at("do", row, j)), c.load("o", self.at("o", row, j))))
@@ -93,17 +102,21 @@ class Backward(Attention):
                 c.store("delta", row, c.fn("sub", total, c.load("dlse", self.at("dlse", row))))
 
         self.in_groups(s.queries, group)
+        with c.lanes(0, s.queries) as j:
+            c.store("down", Affine.of(j), c.fn("neg", c.load("lse", self.at("lse", j))))
 
-    def dq(self, row: Bound) -> Operand:
-        """Where the gradient of query ``row`` and those after it are summed."""
-        if self.dq_direct:
-            return Operand("dq", self.at("dq", row), self.row("dq"))
-        return Operand("dqs", place([(row, self.k_row)]), self.k_row)
+    def sums(self, name: str, row: Bound) -> Operand:
+        """Where the gradient ``name`` of row ``row`` of its array and those after it is summed."""
+        direct = self.dq_direct if name == "dq" else self.dkv_direct
+        if direct:
+            return Operand(name, self.at(name, row), self.row(name))
+        size = self.v_row if name == "dv" else self.k_row
+        return Operand(f"{name}s", place([(row, size)]), size)
 
     def clear_dq(self) -> None:
         c, s = self.code, self.shape
         with c.loop("row", 0, s.queries) as row:
-            target = self.dq(row)
+            target = self.sums("dq", row)
             c.fill(target.buffer, target.index, 0, s.depth)
 
     def copy_out(self, source: str, row: int, name: str, start: Bound, rows: Bound, columns: int) -> None:
@@ -118,124 +131,122 @@ class Backward(Attention):
     def keys_block(self, start: Bound, stop: Bound) -> None:
         c, s = self.code, self.shape
         keys = c.index("block_keys", "sub", stop, start)
-        self.copy_panels("k", start, stop, s.depth, "kt")
-        self.copy_panels("v", start, stop, s.width, "vt")
-        self.copy_rows("k", start, keys, s.depth, "ks", self.k_row)
-        c.fill("dks", Affine(), 0, c.index("dk_size", "mul", keys, self.k_row))
-        c.fill("dvs", Affine(), 0, c.index("dv_size", "mul", keys, self.v_row))
-        first = self.first_tile(start)
-        if self.tiles >= s.query_tiles:
-            self.query_block(0, s.query_tiles, start, stop)
+        self.copy_rows("k", start, keys, s.depth, "ks", self.k_row, self.scale)
+        self.copy_rows("v", start, keys, s.width, "vs", self.v_row)
+        self.copy_panels("k", start, keys, s.depth, "kp", s.block, self.scale)
+        if not self.dkv_direct:
+            c.fill("dks", Affine(), 0, c.index("dk_size", "mul", keys, self.k_row))
+            c.fill("dvs", Affine(), 0, c.index("dv_size", "mul", keys, self.v_row))
+        if self.panels >= s.query_panels:
+            self.query_block(0, s.query_panels, start, stop)
         else:
-            with c.loop("block", first, s.query_tiles, step=self.tiles) as block:
-                last = c.index("block_last", "minimum", c.index("block_end", "add", block, self.tiles), s.query_tiles)
-                self.query_block(block, last, start, stop)
-        self.copy_out("dks", self.k_row, "dk", start, keys, s.depth)
-        self.copy_out("dvs", self.v_row, "dv", start, keys, s.width)
-
-    def first_tile(self, start: Bound) -> Bound:
-        """The first tile of queries that sees a key from ``start`` on."""
-        return self.code.index("first", "div", start, self.shape.mr) if self.causal else 0
+            first = c.index("first", "div", start, s.nr) if self.causal else 0  # panel that sees one of the keys
+            with c.loop("block", first, s.query_panels, step=self.panels) as block:
+                end = c.index("block_end", "add", block, self.panels)
+                self.query_block(block, c.index("block_last", "minimum", end, s.query_panels), start, stop)
+        if not self.dkv_direct:
+            self.copy_out("dks", self.k_row, "dk", start, keys, s.depth)
+            self.copy_out("dvs", self.v_row, "dv", start, keys, s.width)
 
     # One block of queries
 
     def query_block(self, first: Bound, last: Bound, start: Bound, stop: Bound) -> None:
+        """``first`` and ``last`` are panels."""
         c, s = self.code, self.shape
-        query = c.index("query", "mul", first, s.mr)
-        query_end = c.index("query_end", "minimum", c.index("query_last", "mul", last, s.mr), s.queries)
-        rows = c.index("queries", "sub", query_end, query)
-        self.copy_rows("q", query, rows, s.depth, "qs", self.k_row)
-        self.copy_rows("do", query, rows, s.width, "dos", self.v_row)
-        c.tiles(first, last, s.queries, s.mr, lambda tile, m: self.tile(tile, m, first, start, stop))
-        seen = self.limit(c.index("block_query", "mul", last, s.mr), start, stop, 0)
-        tiles = c.index("key_tiles", "div", c.index("seen_up", "add", seen, s.mr - 1), s.mr)
-        self.key_tiles(
-            c.index("some_keys", "sub", stop, start), tiles, lambda tile, m: self.weigh(tile, m, query, rows, start)
-        )
+        query = c.index("query", "mul", first, s.nr)
+        end = c.index("query_end", "minimum", c.index("query_last", "mul", last, s.nr), s.queries)
+        rows = c.index("queries", "sub", end, query)
+        height = self.panels * s.nr
+        self.copy_panels("q", query, rows, s.depth, "qs", height, self.scale)
+        self.copy_panels("do", query, rows, s.width, "dos", height)
+        c.tiles(first, last, s.queries, s.nr, lambda at, lanes: self.panel(at, lanes, query, start, stop))
+        for name, scores, values, columns in (("dv", "p", "dos", s.width), ("dk", "ds", "qs", s.depth)):
+            self.weigh(name, scores, values, columns, query, end, start, stop)
 
-    def key_tiles(self, keys: Bound, stop: Bound, body: Callable[[Bound, int], None]) -> None:
-        """``body(tile, rows)`` for the tiles before ``stop`` of a block of ``keys``; only the last may be short."""
+    def panel(self, at: Bound, lanes: int, first: Bound, start: Bound, stop: Bound) -> None:
+        """p and ds of one panel of queries, and their dq; ``first`` is the first query of the block."""
         c, s = self.code, self.shape
-        full = c.index("full", "div", keys, s.mr)
-        with c.loop("key_tile", 0, c.index("full_stop", "minimum", stop, full)) as tile:
-            body(tile, s.mr)
-        if s.keys % s.mr:
-            with c.when("gt", stop, full) as holds:
-                if holds:
-                    body(full, s.keys % s.mr)
-
-    def tile(self, tile: Bound, m: int, first: Bound, start: Bound, stop: Bound) -> None:
-        """p and ds of one tile of queries, and their part of dq."""
-        c, s = self.code, self.shape
-        local = c.index("local", "mul", c.index("at", "sub", tile, first), s.mr)
-        query = c.index("tile_query", "mul", tile, s.mr)
-        seen = self.limit(query, start, stop, s.mr)
-        self.products("qs", place([(local, self.k_row)]), self.k_row, "kt", s.depth, "p", local, m, seen)
-        self.products("dos", place([(local, self.v_row)]), self.v_row, "vt", s.width, "ds", local, m, seen)
-        with c.loop("r", 0, m) as r:
-            row = c.index("row", "add", query, r)
-            self.scores(row, place([(local, self.score_row), (r, self.score_row)]), start, seen)
-        ds = Operand("ds", place([(local, self.score_row)]), self.score_row)
-        target = self.dq(query)
-
-        def panel(at: Bound, columns: int) -> None:
-            k = Operand("ks", place([(at, s.nr)]), self.k_row)
-            c.contract(shifted(target, at, s.nr), ds, k, m, columns, seen, accumulate=not self.one)
-
-        c.tiles(0, -(-s.depth // s.nr), s.depth, s.nr, panel)
-
-    def products(
-        self, a: str, at: Affine, a_row: int, b: str, depth: int, target: str, local: Bound, m: int, seen: Bound
-    ) -> None:
-        """target = a bᵀ for a tile of rows, in whole panels of keys."""
-        c, s = self.code, self.shape
-        with c.loop("panel", 0, c.index("panels", "div", c.index("up", "add", seen, s.nr - 1), s.nr)) as p:
-            c.contract(
-                Operand(target, place([(local, self.score_row), (p, s.nr)]), self.score_row),
-                Operand(a, at, a_row),
-                Operand(b, Affine.of(p, depth * s.nr), s.nr),
-                m,
-                s.nr,
-                depth,
-            )
-
-    def scores(self, row: Bound, line: Affine, start: Bound, seen: Bound) -> None:
-        """One row: p from the scores and lse, ds from p and dp."""
-        c = self.code
-        mask = self.last_seen(row, start)
-        scale = c.const(self.scale)
-        down = c.let("down", c.fn("neg", c.load("lse", self.at("lse", row))))
-        delta = c.let("row_delta", c.load("delta", place([(row, 1)])))
-        position = self.row_position(row, start)
-        with c.lanes(0, seen, unroll=2) as j:
-            here = line + Affine.of(j)
-            power = c.fn("exp", c.fn("fma", c.load("p", here), scale, down))
-            p = c.let("prob", self.masked(power, mask, j, c.const(0.0)))
-            keep = self.kept(position, j, 1)
-            dp = self.dropped(c.load("ds", here), keep)
-            c.store("ds", here, c.fn("mul", c.fn("mul", p, c.fn("sub", dp, delta)), scale))
-            c.store("p", here, self.dropped(p, keep))
-
-    def weigh(self, tile: Bound, m: int, query: Bound, rows: Bound, start: Bound) -> None:
-        """dv += pᵀ do and dk += dsᵀ q for a tile of keys, over the queries of the block that see it."""
-        c, s = self.code, self.shape
-        skip: Bound = 0
-        if self.causal:
-            key = c.index("key", "add", c.index("key_local", "mul", tile, s.mr), start)
-            skip = c.index("skip", "maximum", c.index("hidden", "sub", key, query), 0)
-        depth = c.index("depth", "sub", rows, skip)
-        for scores, values, row, width, sums in (
-            ("p", "dos", self.v_row, s.width, "dvs"),
-            ("ds", "qs", self.k_row, s.depth, "dks"),
+        query = c.index("panel_query", "mul", at, s.nr)
+        local = c.index("local", "sub", query, first)
+        seen, keys = self.limit(query, start, stop, lanes), c.index("keys", "sub", stop, start)
+        self.turn("q", query, lanes, s.depth, "qt")
+        self.turn("do", query, lanes, s.width, "dot")
+        for a, row, b, depth, target in (
+            ("ks", self.k_row, "qt", s.depth, "p"),
+            ("vs", self.v_row, "dot", s.width, "ds"),
         ):
-            a = Operand(scores, place([(skip, self.score_row), (tile, s.mr)]), 1, self.score_row)
-            b = Operand(values, place([(skip, row)]), row)
-            target = Operand(sums, place([(tile, s.mr * row)]), row)
+            into = Operand(target, place([(local, 1)]), self.score_row)
+            self.products(into, Operand(a, Affine(), row), b, depth, query, lanes, start, keys, seen)
+        self.scores(query, local, lanes, start, keys, seen)
+        c.tiles(0, -(-lanes // s.mr), lanes, s.mr, lambda tile, m: self.dq(tile, m, query, local, start, stop))
 
-            def panel(at: Bound, columns: int, target: Operand = target, a: Operand = a, b: Operand = b) -> None:
-                c.contract(shifted(target, at, s.nr), a, shifted(b, at, s.nr), m, columns, depth, accumulate=True)
+    def scores(self, query: Bound, local: Bound, lanes: int, start: Bound, keys: Bound, seen: Bound) -> None:
+        """p from the scores and lse, ds from p and dp; zero where a query does not see a key."""
+        c, s = self.code, self.shape
+        first = self.row_position(query, start)
+        diagonal = c.index("diagonal", "sub", query, start) if self.causal else seen
+        if self.causal and not self.one:
+            diagonal = c.index("diagonal", "maximum", diagonal, 0)
 
-            c.tiles(0, -(-width // s.nr), width, s.nr, panel)
+        def key(at: Var, masked: bool) -> None:
+            ahead = c.index("hidden", "sub", c.index("key_at", "add", at, start), query) if masked else 0
+            position = c.index("key_position", "add", at, first) if self.dropout else 0
+            with c.lanes(0, lanes, unroll=2) as j:
+                here, lane = place([(at, self.score_row), (local, 1), (j, 1)]), place([(query, 1), (j, 1)])
+                p = c.let("prob", c.fn("exp", c.fn("add", c.load("p", here), c.load("down", lane))))
+                keep = self.kept(position, j)
+                slope = c.fn("sub", self.dropped(c.load("ds", here), keep), c.load("delta", lane))
+                ds, p = c.fn("mul", p, slope), self.dropped(p, keep)
+                if masked:
+                    visible = c.let("visible", call("ge", j, expr(ahead)))
+                    p, ds = (call("select", visible, x, c.const(0.0)) for x in (p, ds))
+                c.store("ds", here, ds)
+                c.store("p", here, p)
+
+        with c.loop("key", 0, c.index("clear", "minimum", diagonal, seen)) as at:
+            key(at, False)
+        if self.causal:
+            tiles = c.index("masked_tiles", "div", c.index("seen_up", "add", seen, s.mr - 1), s.mr)
+            end = c.index("masked", "minimum", c.index("tiles_end", "mul", tiles, s.mr), keys)
+            with c.loop("key", diagonal, end) as at:
+                key(at, True)
+
+    def dq(self, tile: Bound, m: int, query: Bound, local: Bound, start: Bound, stop: Bound) -> None:
+        """dq += ds k for a tile of queries."""
+        c, s = self.code, self.shape
+        row = c.index("row", "add", c.index("skip", "mul", tile, s.mr), query)
+        seen = self.limit(row, start, stop, m)
+        ds, target = Operand("ds", place([(local, 1), (tile, s.mr)]), 1, self.score_row), self.sums("dq", row)
+
+        def panel(at: Bound, width: int) -> None:
+            k = Operand("kp", place([(at, s.block * s.nr)]), s.nr)
+            c.contract(shifted(target, at, s.nr), ds, k, m, width, seen, accumulate=not self.one)
+
+        self.over_columns(s.depth, panel)
+
+    def weigh(
+        self, name: str, scores: str, values: str, columns: int, query: Bound, end: Bound, start: Bound, stop: Bound
+    ) -> None:
+        """dv += pᵀ do or dk += dsᵀ q: tiles of keys, each over those queries from ``query`` to ``end`` that see it."""
+        c, s = self.code, self.shape
+        rows, keys = c.index("rows", "sub", end, query), c.index("some_keys", "sub", stop, start)
+        seen = self.limit(end, start, stop, 0)
+        tiles = c.index("key_tiles", "div", c.index("seen_up", "add", seen, s.mr - 1), s.mr)
+
+        def tile(panel: Bound, width: int, number: Bound, m: int) -> None:
+            at = c.index("key_local", "mul", number, s.mr)
+            skip: Bound = 0
+            if self.causal:
+                key = c.index("key", "add", at, start)
+                skip = c.index("skip", "maximum", c.index("hidden", "sub", key, query), 0)
+            a = Operand(scores, place([(at, self.score_row), (skip, 1)]), self.score_row)
+            b = Operand(values, place([(panel, self.panels * s.nr * s.nr), (skip, s.nr)]), s.nr)
+            into, depth = shifted(self.sums(name, at), panel, s.nr), c.index("depth", "sub", rows, skip)
+            c.contract(into, a, b, m, width, depth, accumulate=not self.dkv_direct)
+
+        self.over_columns(
+            columns, lambda at, width: self.over_keys(keys, tiles, s.mr, lambda i, m: tile(at, width, i, m))
+        )
 
 
 def shifted(matrix: Operand, panel: Bound, nr: int) -> Operand:

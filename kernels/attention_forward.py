@@ -27,9 +27,9 @@ RANGE = 384  # queries of one task that works in several blocks of keys: their s
 class Forward(Attention):
     """o = softmax(q kᵀ scale) v and lse, panels of queries at a time.
 
-    Scratch: ``ks``, ``vs`` the rows of k and v; ``qt`` a panel of scaled queries as columns; ``scores`` [key][nr] of
-    that panel; ``sums`` p v so far; ``top``, ``norm`` per query: the largest score and the sum of the exponentials so
-    far; ``factor`` what brings them to a new largest score.
+    Scratch: ``ks`` the rows of k, scaled; ``vs`` panels of v; ``qt`` a panel of queries as columns; ``scores``
+    [key][nr] of that panel; ``sums`` p v so far; ``top``, ``norm`` per query: the largest score and the sum of the
+    exponentials so far; ``factor`` what brings them to a new largest score.
     """
 
     title, what = "attention", "Attention"
@@ -52,7 +52,7 @@ class Forward(Attention):
         rows = s.nr if self.one else self.range * s.nr
         sizes = {
             "ks": s.block * self.key_row,
-            "vs": s.block * self.value_row,
+            "vs": s.block * s.panels(s.width),
             "qt": s.depth * s.nr,
             "scores": s.block * s.nr,
             "sums": rows * self.value_row,
@@ -104,8 +104,8 @@ class Forward(Attention):
     def pack(self, start: Bound, stop: Bound) -> None:
         c, s = self.code, self.shape
         keys = c.index("block_keys", "sub", stop, start)
-        self.copy_rows("k", start, keys, s.depth, "ks", self.key_row)
-        self.copy_rows("v", start, keys, s.width, "vs", self.value_row)
+        self.copy_rows("k", start, keys, s.depth, "ks", self.key_row, self.scale)
+        self.copy_panels("v", start, keys, s.width, "vs", s.block)
 
     # One panel of queries
 
@@ -115,10 +115,9 @@ class Forward(Attention):
         seen = self.limit(query, start, stop, lanes)
         keys = c.index("keys", "sub", stop, start)
         with c.when("gt", 1 if self.one else seen, 0):
-            if self.one and self.parts == 1:
-                self.fetch_next(("q", "k", "v"), query, lanes)
-            self.queries(query, lanes)
-            self.score(query, lanes, start, keys, seen)
+            self.turn("q", query, lanes, s.depth, "qt")
+            into, k = Operand("scores", Affine(), s.nr), Operand("ks", Affine(), self.key_row)
+            self.products(into, k, "qt", s.depth, query, lanes, start, keys, seen)
             self.softmax(query, lanes, self.local(at, first), start, keys, seen)
             self.weigh(query, lanes, self.local(at, first), start, stop)
         if self.one:
@@ -130,43 +129,9 @@ class Forward(Attention):
             return 0
         return self.code.index("local", "mul", self.code.index("at", "sub", at, first), self.shape.nr)
 
-    def queries(self, query: Bound, lanes: int) -> None:
-        """The panel of queries as columns, scaled: this is cheaper than to scale the scores."""
-        c, s = self.code, self.shape
-        self.turn("q", query, lanes, s.depth, "qt")
-        with c.loop("d", 0, s.depth) as d, c.lanes(0, lanes) as j:
-            at = place([(d, s.nr), (j, 1)])
-            c.store("qt", at, c.fn("mul", c.load("qt", at), c.const(self.scale)))
-
-    def score(self, query: Bound, lanes: int, start: Bound, keys: Bound, seen: Bound) -> None:
-        """scores = k qᵀ. Tiles of keys that only the second half of the queries sees are half as wide."""
-        c, s = self.code, self.shape
-        tiles = c.index("tiles", "div", c.index("seen_up", "add", seen, s.mr - 1), s.mr)
-        half = s.nr // 2 if self.causal and lanes > s.nr // 2 else 0
-        narrow = tiles
-        if half:
-            ahead = c.index("ahead", "sub", c.index("half_query", "add", query, half + s.mr - 1), start)
-            narrow = c.index("narrow", "minimum", c.index("near", "div", ahead, s.mr), tiles)
-            narrow = narrow if self.one else c.index("narrow", "maximum", narrow, 0)
-
-        def tile(at: Bound, rows: int, skip: int) -> None:
-            scores = Operand("scores", place([(at, s.mr * s.nr)]) + skip, s.nr)
-            k = Operand("ks", place([(at, s.mr * self.key_row)]), self.key_row)
-            if rows == s.mr:
-                self.fetch_scratch("ks", k.index + s.mr * self.key_row, s.mr * self.key_row)
-            c.contract(scores, k, Operand("qt", Affine(skip), s.nr), rows, lanes - skip, s.depth)
-
-        full = c.index("full", "div", keys, s.mr)
-        with c.loop("tile", 0, c.index("wide_stop", "minimum", narrow, full)) as at:
-            tile(at, s.mr, 0)
-        if half:
-            with c.loop("tile", narrow, c.index("tile_stop", "minimum", tiles, full)) as at:
-                tile(at, s.mr, half)
-        self.short(tiles, full, s.mr, lambda at, rows: tile(at, rows, 0))
-
     def softmax(self, query: Bound, lanes: int, local: Bound, start: Bound, keys: Bound, seen: Bound) -> None:
         """Exponentials of the scores of a panel, and their statistics, some keys at a time."""
-        c, s = self.code, self.shape
+        c = self.code
         groups = c.index("groups", "div", c.index("seen_up", "add", seen, TOGETHER - 1), TOGETHER)
         if self.causal:
             self.mask(query, lanes, start, keys, groups)
@@ -198,7 +163,7 @@ class Forward(Attention):
                     here = self.score_at(group, i, j)
                     p = c.let("p", c.fn("exp", c.fn("sub", c.load("scores", here), top)))
                     powers.append(p)
-                    c.store("scores", here, self.dropped(p, self.kept(positions[i], j, s.keys)))
+                    c.store("scores", here, self.dropped(p, self.kept(positions[i], j)))
                 c.store("norm", at, c.fn("add", c.load("norm", at), tree("sum", powers)))
 
         self.over_keys(keys, groups, TOGETHER, exponentials)
@@ -256,19 +221,20 @@ class Forward(Attention):
         """sums += pᵀ v, a tile of queries at a time, each over the keys that it sees."""
         c, s = self.code, self.shape
 
-        def rows(tile: Bound, count: int) -> None:
-            seen = self.limit(c.index("row", "add", c.index("skip", "mul", tile, s.mr), query), start, stop, count)
+        def columns(at: Bound, width: int) -> None:
+            v = Operand("vs", place([(at, s.block * s.nr)]), s.nr)
 
-            def columns(at: Bound, width: int) -> None:
+            def rows(tile: Bound, count: int) -> None:
+                row = c.index("row", "add", c.index("skip", "mul", tile, s.mr), query)
                 p = Operand("scores", place([(tile, s.mr)]), 1, s.nr)
-                v = Operand("vs", place([(at, s.nr)]), self.value_row)
                 sums = place([(local, self.value_row), (tile, s.mr * self.value_row), (at, s.nr)])
                 target = Operand("sums", sums, self.value_row)
+                seen = self.limit(row, start, stop, count)
                 c.contract(target, p, v, count, width, seen, accumulate=not self.one)
 
-            c.tiles(0, -(-s.width // s.nr), s.width, s.nr, columns)
+            c.tiles(0, -(-lanes // s.mr), lanes, s.mr, rows)
 
-        c.tiles(0, -(-lanes // s.mr), lanes, s.mr, rows)
+        self.over_columns(s.width, columns)
 
     def finish(self, at: Bound, lanes: int, first: Bound) -> None:
         """o = sums / norm, lse = top + log(norm)"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import lcm
 from typing import ClassVar
@@ -13,14 +13,13 @@ from graphc.kernels.contract_code import Bound, Code, expr, place
 from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_schedule import Target, even
 from graphc.kernels.plan import View
-from graphc.loop import LINE, Affine, Const, Expr, Load, Operand, Var, call
+from graphc.loop import Affine, Const, Expr, Load, Operand, Var, call
 from graphc.ops.base import Map, MapContext, get_op
 
 __all__ = ["Attention", "Shape"]
 
-GROUP = 4  # rows whose softmax advances together
-_START = Affine()
-KEY_BLOCK = 512  # keys at a time: a row of scores for a tile of queries stays in the first level of cache
+GROUP = 4  # rows whose sums advance together
+KEY_BLOCK = 512  # keys at a time: their scores for a panel of queries stay in the nearest caches
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +53,6 @@ class Shape:
         return -(-self.keys // self.block)
 
     @property
-    def query_tiles(self) -> int:
-        return -(-self.queries // self.mr)
-
-    @property
     def query_panels(self) -> int:
         return -(-self.queries // self.nr)
 
@@ -87,24 +82,18 @@ class Attention:
         self.code = Code(dtype, [*views, *self.buffers], halves)
         self.batch: Bound = 0
         self.head: Bound = 0
-        self.next: tuple[Bound, Bound] = (0, 0)  # batch and head of the task that comes next
         self.keys: tuple[Var, Var] | None = None
 
     # Arrays
 
     def enter_head(self, flat: Bound) -> None:
         """Name the batch and head of a flat index, and load what is the same for all of it."""
-        self.batch, self.head = self.coordinates(flat)
-        self.next = self.coordinates(self.code.index("flat_next", "add", flat, 1))
-        if self.dropout:
-            key0, key1 = (self.code.let(n, Load(n, Affine(), self.views[n].dtype)) for n in ("k0", "k1"))
-            self.keys = (key0, key1)
-
-    def coordinates(self, flat: Bound) -> tuple[Bound, Bound]:
         c, s = self.code, self.shape
-        if s.batch == 1:
-            return 0, flat
-        return c.index("batch", "div", flat, s.heads), c.index("head", "mod", flat, s.heads)
+        self.batch = c.index("batch", "div", flat, s.heads) if s.batch > 1 else 0
+        self.head = c.index("head", "mod", flat, s.heads) if s.batch > 1 else flat
+        if self.dropout:
+            key0, key1 = (c.let(n, Load(n, Affine(), self.views[n].dtype)) for n in ("k0", "k1"))
+            self.keys = (key0, key1)
 
     def at(self, name: str, row: Bound | Affine, column: Bound | Affine = 0) -> Affine:
         """The place of an element of the current head in an array [B, H, T, D] or [B, H, T]."""
@@ -120,61 +109,84 @@ class Attention:
 
     # Packing
 
-    def fetch_next(self, names: Sequence[str], start: Bound, rows: int) -> None:
-        """Some rows of the next head come to the second-level cache while this one is worked on."""
-        c = self.code
-        for name in names:
-            view = self.views[name]
-            if self.column(name) == 1:
-                with c.loop("r", 0, rows) as r:
-                    row = place(zip((*self.next, start, r), (*view.strides[:3], self.row(name)), strict=True))
-                    for column in range(0, view.shape[3], LINE // view.dtype.itemsize):
-                        c.prefetch(name, row + column, level=2)
-
-    def fetch_scratch(self, name: str, start: Affine, size: int) -> None:
-        """Bring ``size`` elements to the first-level cache."""
-        c = self.code
-        step = LINE // self.dtype.itemsize
-        with c.loop("line", 0, size, step=step) as line:
-            c.prefetch(name, start + Affine.of(line))
-
-    def copy_rows(self, name: str, start: Bound, rows: Bound, columns: int, target: str, row: int) -> None:
-        """``target[i, :] = name[start + i, :]``"""
+    def copy_rows(
+        self, name: str, start: Bound, rows: Bound, columns: int, target: str, row: int, scale: float = 1.0
+    ) -> None:
+        """``target[i, :] = name[start + i, :] * scale``"""
         c = self.code
         with c.loop("row", 0, rows) as i, c.lanes(0, columns) as j:
             at = self.at(name, place([(start, 1), (i, 1)]), j)
-            c.store(target, place([(i, row), (j, 1)]), c.load(name, at))
+            value = c.load(name, at)
+            c.store(target, place([(i, row), (j, 1)]), value if scale == 1 else c.fn("mul", value, c.const(scale)))
 
-    def turn(self, name: str, row: Bound | Affine, lanes: int, columns: int, target: str, to: Affine = _START) -> None:
-        """``lanes`` rows of ``name`` from ``row`` on as the columns of a panel [column][nr] of ``target``."""
+    def copy_panels(
+        self, name: str, start: Bound, rows: Bound, columns: int, target: str, height: int, scale: float = 1.0
+    ) -> None:
+        """Rows of ``name``, scaled, as panels [panel][row][nr] of ``height`` rows, which lie in all sets of a cache."""
+        c, s = self.code, self.shape
+        with c.loop("row", 0, rows) as i:
+
+            def panel(at: Bound, width: int) -> None:
+                with c.lanes(0, width) as j:
+                    value = c.load(name, self.at(name, place([(start, 1), (i, 1)]), place([(at, s.nr), (j, 1)])))
+                    into = place([(at, height * s.nr), (i, s.nr), (j, 1)])
+                    c.store(target, into, value if scale == 1 else c.fn("mul", value, c.const(scale)))
+
+            self.over_columns(columns, panel)
+
+    def over_columns(self, columns: int, body: Callable[[Bound, int], None]) -> None:
+        """``body(panel, width)`` for the panels of ``columns``."""
+        self.code.tiles(0, -(-columns // self.shape.nr), columns, self.shape.nr, body)
+
+    def turn(self, name: str, row: Bound, lanes: int, columns: int, target: str) -> None:
+        """``lanes`` rows of ``name`` from ``row`` on as the columns of a panel [column][nr]."""
         c, s = self.code, self.shape
         if self.column(name) == 1:
             source = Operand(name, self.at(name, row), self.row(name))
-            c.transpose(Operand(target, to, s.nr), source, lanes, columns)
+            c.transpose(Operand(target, Affine(), s.nr), source, lanes, columns)
             return
         with c.loop("column", 0, columns) as d, c.lanes(0, lanes) as j:
             value = c.load(name, self.at(name, place([(row, 1), (j, 1)]), d))
-            c.store(target, to + place([(d, s.nr), (j, 1)]), value)
+            c.store(target, place([(d, s.nr), (j, 1)]), value)
 
-    def copy_panels(self, name: str, start: Bound, stop: Bound, columns: int, target: str) -> None:
-        """Rows of ``name`` from ``start`` to ``stop`` as columns: panels [panel][column][nr]."""
+    # Products
+
+    def products(
+        self,
+        into: Operand,
+        a: Operand,
+        b: str,
+        depth: int,
+        query: Bound,
+        lanes: int,
+        start: Bound,
+        keys: Bound,
+        seen: Bound,
+    ) -> None:
+        """into[key, query] = a bᵀ for a panel of queries, turned into ``b``, and the first ``seen`` of ``keys``.
+
+        Tiles of keys that only the second half of the queries sees are half as wide."""
         c, s = self.code, self.shape
+        tiles = c.index("tiles", "div", c.index("seen_up", "add", seen, s.mr - 1), s.mr)
+        half = s.nr // 2 if self.causal and lanes > s.nr // 2 else 0
+        narrow = tiles
+        if half:
+            ahead = c.index("ahead", "sub", c.index("half_query", "add", query, half + s.mr - 1), start)
+            narrow = c.index("narrow", "minimum", c.index("near", "div", ahead, s.mr), tiles)
+            narrow = narrow if s.blocks == 1 else c.index("narrow", "maximum", narrow, 0)
 
-        def panel(at: Bound, lanes: int) -> None:
-            row = place([(start, 1), (at, s.nr)])
-            self.turn(name, row, lanes, columns, target, place([(at, columns * s.nr)]))
+        def tile(at: Bound, rows: int, skip: int) -> None:
+            target = Operand(into.buffer, into.index + place([(at, s.mr * into.row)]) + skip, into.row)
+            left = Operand(a.buffer, a.index + place([(at, s.mr * a.row)]), a.row)
+            c.contract(target, left, Operand(b, Affine(skip), s.nr), rows, lanes - skip, depth)
 
-        total = c.index("rows", "sub", stop, start)
-        if isinstance(total, int):
-            c.tiles(0, -(-total // s.nr), total, s.nr, panel)
-            return
-        full = c.index("panels", "div", total, s.nr)
-        with c.loop("panel", 0, full) as p:
-            panel(p, s.nr)
-        rest = self.shape.keys % s.nr
-        if rest:
-            with c.when("ne", c.index("rest", "mod", total, s.nr), 0):
-                panel(full, rest)
+        full = c.index("full", "div", keys, s.mr)
+        with c.loop("tile", 0, c.index("wide_stop", "minimum", narrow, full)) as at:
+            tile(at, s.mr, 0)
+        if half:
+            with c.loop("tile", narrow, c.index("tile_stop", "minimum", tiles, full)) as at:
+                tile(at, s.mr, half)
+        self.short(tiles, full, s.mr, lambda at, rows: tile(at, rows, 0))
 
     # Keys
 
@@ -195,7 +207,7 @@ class Attention:
 
     # Masks and dropout
 
-    def limit(self, row: Bound, start: Bound, stop: Bound, more: int = 1) -> Bound:
+    def limit(self, row: Bound, start: Bound, stop: Bound, more: int) -> Bound:
         """How many keys, from ``start`` on, the queries before ``row + more`` may see."""
         c = self.code
         if not self.causal:
@@ -203,14 +215,6 @@ class Attention:
         end = c.index("seen_end", "minimum", c.index("after", "add", row, more), stop)
         seen = c.index("seen", "sub", end, start)
         return seen if self.shape.blocks == 1 else c.index("seen", "maximum", seen, 0)
-
-    def last_seen(self, row: Bound, start: Bound) -> Bound | None:
-        """The last key, counted from ``start``, that query ``row`` sees; None for all."""
-        return self.code.index("last_seen", "sub", row, start) if self.causal else None
-
-    def masked(self, value: Expr, last: Bound | None, lane: Var, hidden: Const) -> Expr:
-        """``value``, or ``hidden`` where the key of this lane comes after ``last``."""
-        return value if last is None else call("select", call("le", lane, expr(last)), value, hidden)
 
     def in_groups(self, rows: int, body: Callable[[Bound, int], None]) -> None:
         """``body(first, count)`` for ``rows`` rows, `GROUP` of them at a time."""
@@ -230,15 +234,15 @@ class Attention:
         query = c.index("query_at", "add", c.index("queries_at", "mul", head, s.queries), row)
         return c.index("position", "add", c.index("scores_at", "mul", query, s.keys), start)
 
-    def kept(self, position: Bound, lane: Var, step: int) -> Var | None:
-        """Whether dropout keeps the score of this lane (None: there is no dropout), where those of neighbouring lanes
-        are ``step`` apart. The bits are those of op random_bits."""
+    def kept(self, position: Bound, lane: Var) -> Var | None:
+        """Whether dropout keeps the score of the query of this lane (None: there is no dropout), where ``position`` is
+        that of lane 0. The bits are those of op random_bits."""
         if self.keys is None:
             return None
         lowering = get_op("random_bits").lower
         assert isinstance(lowering, Map)
         kind = self.keys[0].dtype
-        linear = call("add", expr(position), call("mul", lane, expr(step)) if step != 1 else lane)
+        linear = call("add", expr(position), call("mul", lane, expr(self.shape.keys)))
         bits = lowering.fn(self.keys, MapContext({}, TensorType(kind, ()), (), linear))
         return self.code.let("keep", call("ge", bits, Const(int(self.dropout * 2**32), kind)))
 
