@@ -193,15 +193,13 @@ class Backward(Attention):
             position = c.index("key_position", "add", at, first) if self.dropout else 0
             with c.lanes(0, lanes, unroll=2) as j:
                 here, lane = place([(at, self.score_row), (local, 1), (j, 1)]), place([(query, 1), (j, 1)])
-                p = c.let("prob", c.fn("exp", c.fn("add", c.load("p", here), c.load("down", lane))))
+                prob = c.let("prob", c.fn("exp", c.fn("add", c.load("p", here), c.load("down", lane))))
                 keep = self.kept(position, j)
                 slope = c.fn("sub", self.dropped(c.load("ds", here), keep), c.load("delta", lane))
-                ds, p = c.fn("mul", p, slope), self.dropped(p, keep)
-                if masked:
-                    visible = c.let("visible", call("ge", j, expr(ahead)))
-                    p, ds = (call("select", visible, x, c.const(0.0)) for x in (p, ds))
-                c.store("ds", here, ds)
-                c.store("p", here, p)
+                for name, value in (("ds", c.fn("mul", prob, slope)), ("p", self.dropped(prob, keep))):
+                    if masked:
+                        value = call("select", call("ge", j, expr(ahead)), value, c.const(0.0))
+                    c.store(name, here, value)
 
         with c.loop("key", 0, c.index("clear", "minimum", diagonal, seen)) as at:
             key(at, False)
