@@ -246,7 +246,10 @@ def build(
     table = KernelTable()
     state = lay_out_state(specs, orders, [p.plan for p in planned])
     if options.memory_budget is not None:
-        planned = [_fitted(p, state.nbytes, planned, target, options, report) for p in planned]
+        planned = [
+            _fitted(source, p, state.nbytes, planned, target, options, report)
+            for source, p in zip(sources, planned, strict=True)
+        ]
     consts, const_records, const_arrays = lay_out_consts([p.plan for p in planned])
     members: dict[str, bytes | memoryview] = {CONSTS: artifact_tensors.dump(const_arrays)}
     entries: list[EntryRecord] = []
@@ -288,6 +291,7 @@ def build(
 
 
 def _fitted(
+    source: Source,
     whole: Planned,
     state_bytes: int,
     entries: Sequence[Planned],
@@ -295,13 +299,22 @@ def _fitted(
     options: Options,
     report: CompileReport,
 ) -> Planned:
-    """``whole``, with values computed again where the budget of ``options`` asks for it."""
+    """``whole``, the plan of ``source``, with values computed again where the budget of ``options`` asks for it, or the
+    same of the thrifty form of ``source``: what fits and has less work, else what is smaller."""
     assert options.memory_budget is not None
     constants = lay_out_consts([p.plan for p in entries])[0].nbytes
-    allowed = options.memory_budget - state_bytes - constants - whole.plan.scratch_bytes * options.nthreads
-    if whole.memory.arena_bytes <= allowed:
+    rest = options.memory_budget - state_bytes - constants
+
+    def over(p: Planned) -> int:
+        return max(0, p.memory.arena_bytes + p.plan.scratch_bytes * options.nthreads - rest)
+
+    if not over(whole):
         return whole
-    found = fit(whole, allowed, target, report.phase)
+    with report.phase("passes"):
+        thrifty = pipeline.run(source.graph, check=options.checked, thrifty=True)
+    forms = [whole] if thrifty == whole.graph else [whole, plan(thrifty, target, report.phase, whole.orders)]
+    fitted = [fit(p, p.memory.arena_bytes - over(p), target, report.phase) for p in forms]
+    found = min(fitted, key=lambda p: (over(p), p.flops))
     report.recomputed[whole.graph.name] = Recomputed.between(whole, found)
     return found
 

@@ -31,6 +31,10 @@ class Planned:
     memory: MemoryPlan
     orders: Mapping[str, Shape]  # see `graphc.kernels.lower.lower`
 
+    @property
+    def flops(self) -> int:
+        return sum(launch.flops for launch in self.plan.launches)
+
 
 @dataclass(frozen=True)
 class Recomputed:
@@ -42,9 +46,8 @@ class Recomputed:
 
     @classmethod
     def between(cls, whole: Planned, fitted: Planned) -> Recomputed:
-        before, after = (sum(e.flops for e in p.plan.launches) for p in (whole, fitted))
-        launches = len(fitted.plan.launches) - len(whole.plan.launches)
-        return cls(after - before, (after - before) / max(before, 1), launches)
+        more = fitted.flops - whole.flops
+        return cls(more, more / max(whole.flops, 1), len(fitted.plan.launches) - len(whole.plan.launches))
 
     def __str__(self) -> str:
         return f"computes again to fit the budget: {self.launches} launches more, {self.share:.1%} more work"

@@ -20,11 +20,13 @@ from graphc.ops.build import add, reshape, zeros
 from graphc.passes.chunk_rows import Cut, cut_of, cut_shape, in_chunk, operands_of
 from graphc.passes.rewrite import uniform, with_bodies
 
-__all__ = ["chunk"]
+__all__ = ["chunk", "chunk_small"]
 
 LARGE = 1 << 26  # bytes of a product that is worth a loop
 WIDENING = 6  # columns of the product for each one that it sums over: more than a layer inside a network has
-ROWS = (64, 512)  # of a chunk: each reads the table again, which costs too much for few, and memory for many
+ROWS = 512  # of a chunk at most: each reads the table again, which costs too much for few
+SMALL_ROWS = 128  # of a chunk where memory is short
+LEAST_ROWS = 64
 
 Cutting = tuple[Value, int]  # a value outside, and how many of its dimensions are rows; 0: it is the same for all rows
 
@@ -41,17 +43,26 @@ def chunk(graph: Graph) -> Graph:
     Example: ``logsumexp(dot(x, w))``, a number per row, becomes the stacked ``ys`` of
     ``scan{y = logsumexp(dot(x', w))}`` over chunks x' of x.
     """
-    graph = with_bodies(graph, chunk, blocks_only=True)
-    while (strip := next(_strips(graph), None)) is not None:
+    return _chunked(graph, ROWS)
+
+
+def chunk_small(graph: Graph) -> Graph:
+    """The same with smaller chunks, for which there is a loop sooner: less memory, more time."""
+    return _chunked(graph, SMALL_ROWS)
+
+
+def _chunked(graph: Graph, rows: int) -> Graph:
+    graph = with_bodies(graph, lambda body: _chunked(body, rows), blocks_only=True)
+    while (strip := next(_strips(graph, rows), None)) is not None:
         graph = strip.replaced()
     return graph
 
 
-def _strips(graph: Graph) -> Iterator[Strip]:
+def _strips(graph: Graph, rows: int) -> Iterator[Strip]:
     """What can be chunked, where that pays."""
     for node in graph.nodes:
         if isinstance(get_op(node.op).lower, Contract) and node.types[0].nbytes >= LARGE:
-            strip = Strip(graph, node)
+            strip = Strip(graph, node, rows)
             if strip.widens() and strip.grow() and strip.saves():
                 yield strip
 
@@ -60,15 +71,15 @@ class Strip:
     """What becomes the body of a loop: ``root``, the large product, and all that has to be computed with it.
 
     ``members`` are the nodes and how they are cut, ``rows`` how many dimensions of their values are rows, 0 for a sum
-    over all rows. There are ``n`` rows, in ``length`` chunks of ``chunk``."""
+    over all rows. There are ``n`` rows, in ``length`` chunks of ``chunk``, at most ``rows`` and equally many."""
 
-    def __init__(self, graph: Graph, root: Node):
+    def __init__(self, graph: Graph, root: Node, rows: int):
         self.graph, self.root, self.size = graph, root, root.types[0].size
         left: Shape = root.inputs[0].shape
         contracted: Shape = root.attrs["contract"][0]
         self.leading = len(left) - len(contracted)
         self.n, self.depth = prod(left[: self.leading]), prod(left[i] for i in contracted)
-        self.chunk = next((c for c in range(min(ROWS[1], self.n // 2), 0, -1) if self.n % c == 0), 1)
+        self.chunk = next((c for c in range(min(rows, self.n // 2), 0, -1) if self.n % c == 0), 1)
         self.length = self.n // self.chunk
         self.members: dict[Node, Cut] = {}
         self.rows: dict[Value, int] = {}
@@ -88,7 +99,7 @@ class Strip:
     def grow(self) -> bool:
         """Take in what reads large values and what lies between members; False where that cannot be cut."""
         operands = operands_of(self.root, self.leading, self.n)
-        if self.chunk < ROWS[0] or operands is None:
+        if self.chunk < LEAST_ROWS or operands is None:
             return False
         self._take(self.root, Cut(self.leading, operands))
         while more := self._readers() or self._between():

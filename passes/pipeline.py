@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from graphc.ir import Graph
-from graphc.passes.chunk import chunk
+from graphc.passes.chunk import chunk, chunk_small
 from graphc.passes.cse import cse
 from graphc.passes.dce import dce
 from graphc.passes.differentiate import differentiate
@@ -29,11 +29,13 @@ __all__ = ["ORDER", "PIPELINE", "Constraint", "Observer", "Pass", "check_order",
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One row of the pipeline: a unique name, a pure function and what it does in a sentence."""
+    """One row of the pipeline: a unique name, a pure function and what it does in a sentence; ``thrifty`` is what runs
+    instead where memory is short."""
 
     name: str
     run: Callable[[Graph], Graph]
     does: str
+    thrifty: Callable[[Graph], Graph] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ PIPELINE = (
     Pass("inline", inline, "Replaces regions without a kernel of their own by their bodies."),
     Pass("loops", loops, "Shortens the bodies of loops."),
     Pass("widen", widen, "Accumulates 16-bit floats in float32."),
-    Pass("chunk", chunk, "Computes wide logits in chunks of rows."),
+    Pass("chunk", chunk, "Computes large logits in chunks of rows.", thrifty=chunk_small),
     Pass("fuse", fuse, "Groups nodes into kernels."),
     Pass("schedule", schedule, "Orders the kernels for a low peak of memory."),
 )
@@ -117,8 +119,15 @@ def check_order(pipeline: Sequence[Pass], order: Sequence[Constraint]) -> None:
 check_order(PIPELINE, ORDER)
 
 
-def run(graph: Graph, stop_after: str | None = None, observe: Observer | None = None, check: bool = False) -> Graph:
-    """Run the passes on a traced graph, up to and including ``stop_after``.
+def run(
+    graph: Graph,
+    stop_after: str | None = None,
+    observe: Observer | None = None,
+    check: bool = False,
+    thrifty: bool = False,
+) -> Graph:
+    """Run the passes on a traced graph, up to and including ``stop_after``; ``thrifty``: those that make do with less
+    memory.
 
     ``observe(name, before, after, seconds)`` is called after each pass. ``check``: the verifier looks at the graph
     before the first pass and after each one; it raises GC0001 where a pass breaks a rule. A ``stop_after`` that names
@@ -130,7 +139,7 @@ def run(graph: Graph, stop_after: str | None = None, observe: Observer | None = 
         verify(graph)
     for p in PIPELINE:
         start, before = perf_counter(), graph
-        graph = p.run(before)
+        graph = p.thrifty(before) if thrifty and p.thrifty else p.run(before)
         seconds = perf_counter() - start
         if check:
             verify(graph)

@@ -29,7 +29,9 @@ Loss = Callable[[gc.Tensor, gc.Tensor], gc.Tensor]
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of any size count as large, and chunks are short."""
     monkeypatch.setattr(chunk, "LARGE", 0)
-    monkeypatch.setattr(chunk, "ROWS", (2, CHUNK))
+    monkeypatch.setattr(chunk, "ROWS", CHUNK)
+    monkeypatch.setattr(chunk, "SMALL_ROWS", CHUNK // 2)
+    monkeypatch.setattr(chunk, "LEAST_ROWS", 2)
 
 
 def by_hand(logits: gc.Tensor, y: gc.Tensor) -> gc.Tensor:
@@ -169,6 +171,17 @@ def test_compiled_with_any_number_of_threads() -> None:
     compare(two, want, 1e-5)
     for name, array in one.items():
         np.testing.assert_array_equal(array, two[name])
+
+
+@pytest.mark.usefixtures("small")
+def test_a_memory_budget_makes_chunks_smaller() -> None:
+    fn, arrays = head(gc.cross_entropy, tied=True)
+    entry = gc.entry(**arrays)(fn)
+    free = gc.compile(entry)
+    tight = gc.compile(entry, memory_budget=free.fn.memory.peak_bytes - 256)
+    for program, rows in ((free, CHUNK), (tight, CHUNK // 2)):
+        assert f"contract_{rows}x{COLUMNS}x{DEPTH}" in [k.name for k in program.fn.kernels]
+    compare(tight.fn(**arrays), free.fn(**arrays), 1e-5)
 
 
 # Where it pays -------------------------------------------------------------------------------------------------------
