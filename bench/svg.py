@@ -9,7 +9,8 @@ from math import ceil, log2, log10
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 960, 380, 64, 72, 48
 COLOURS = {
     "graphc": "#0b5fa5", "torch": "#ee7733", "torch-compile": "#cc3311", "torch-max-autotune": "#882255",
-    "torch-aoti": "#aa4499", "jax": "#44aa77", "onnxruntime": "#999933", "openvino": "#66ccee", "roofline": "#666666",
+    "torch-export": "#ddaa33", "torch-aoti": "#aa4499", "jax": "#44aa77", "jax-export": "#117733",
+    "onnxruntime": "#999933", "openvino": "#66ccee", "roofline": "#666666",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""PyTorch: eager, torch.compile (default, max-autotune), AOTInductor; fused AdamW and attention, channels last."""
+"""PyTorch: eager, torch.compile (default, max-autotune); fused AdamW and attention, channels last."""
 
 from __future__ import annotations
 
@@ -32,8 +32,6 @@ def prepare(job: Job, style: str = "eager") -> Running:
     if job.mode == "train":
         return Running(train_step(net, inputs, labels, style))
     net.eval()
-    if style == "aoti":
-        return Running(packaged(net, inputs, job))
     if style == "eager":
         return Running(torch.inference_mode()(lambda: net(*inputs)))
     torch._inductor.config.freezing = True  # weights become constants of the compiled code
@@ -89,15 +87,3 @@ def train_step(net: nn.Module, inputs: list[Tensor], labels: Tensor, style: str)
         return loss.detach()
 
     return step
-
-
-def packaged(net: nn.Module, inputs: list[Tensor], job: Job) -> Callable[[], Tensor]:
-    """AOTInductor: exported, compiled to a shared library, loaded from its package."""
-    package = job.folder / "model.pt2"
-    if not package.exists():
-        with torch.no_grad():
-            exported = torch.export.export(net, tuple(inputs))
-        settings = {"freezing": True}
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=settings)
-    run = torch._inductor.aoti_load_package(str(package))
-    return torch.inference_mode()(lambda: run(*inputs))

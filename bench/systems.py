@@ -75,6 +75,7 @@ XLA = {
     "fusion of products": xla("LIBRARY_FUSION_TYPE_DOT"),
     "single products": xla("LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"),
 }
+NO_CACHE = {"": {"JAX_ENABLE_COMPILATION_CACHE": "false"}}  # the machine that a file is shipped to has none
 INFER = ("infer",)
 EXPORT = ("torch", "onnx", "onnxscript")
 
@@ -83,8 +84,10 @@ SYSTEMS = {
     "torch": System("system_torch", "torch"),
     "torch-compile": System("system_torch", "torch", options={"style": "compile"}),
     "torch-max-autotune": System("system_torch", "torch", options={"style": "max-autotune"}, optional=True),
-    "torch-aoti": System("system_torch", "torch", INFER, {"style": "aoti"}, optional=True),
+    "torch-aoti": System("system_torch_export", "torch", INFER, {"style": "aoti"}, optional=True),
     "jax": System("system_jax", "jax", variants=XLA),
+    "torch-export": System("system_torch_export", "torch", INFER, {"style": "export"}, optional=True),
+    "jax-export": System("system_jax_export", "jax", INFER, variants=NO_CACHE, optional=True),
     "onnxruntime": System("system_onnx", "onnxruntime", INFER, {"runtime": "onnxruntime"}, EXPORT, onnx=True),
     "openvino": System("system_onnx", "openvino", INFER, {"runtime": "openvino"}, EXPORT, onnx=True),
     "machine": System("system_machine", "graphc", modes=()),

@@ -1,8 +1,8 @@
 """The command line: ``graphc COMMAND``, also ``python -m graphc COMMAND``.
 
-Exit codes: 0 done, 1 failed (the error has a code), 2 wrong usage. With ``--json`` the last line of standard output is
-one JSON object and all else goes to standard error. Commands are imported when they are called, so that
-``graphc --help`` answers at once.
+Exit codes: 0 done, 1 failed (the error has a code) or different (`diff`), 2 wrong usage. With ``--json`` the last line
+of standard output is one JSON object and all else goes to standard error. Commands are imported when they are called,
+so that ``graphc --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         output.error(problem)
         return 1
-    return 1 if values.get("interrupted") else 0
+    return 1 if values.get("interrupted") or values.get("differences") else 0
 
 
 def _own_error(problem: Exception) -> GraphcError | None:
@@ -70,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     _compile(command("compile", "graphc.cli_compile", "compile a model file into an artifact"))
     _run(command("run", "graphc.cli_run", "run an entry of an artifact once"))
     _inspect(command("inspect", "graphc.cli_inspect", "show entries, kernels, memory plan and provenance"))
+    _diff(command("diff", "graphc.cli_diff", "say what differs between two artifacts"))
+    _export(command("export", "graphc.cli_export", "write a header and a static library for C"))
     _generate(command("generate", "graphc.cli_generate", "continue a prompt with a language model"))
     _train(command("train", "graphc.cli_train", "compile a model file and train it"))
     _verify(command("verify", "graphc.cli_measure", "compare the compiled program with the interpreter, pass by pass"))
@@ -117,6 +119,23 @@ def _run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--trust", action="store_true", help="run the file's native code though this user did not build it"
     )
+
+
+def _diff(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("a", metavar="A.gcx")
+    sub.add_argument("b", metavar="B.gcx")
+    sub.add_argument(
+        "--lines", metavar="N", type=_positive, default=20, help="differences of a part to show (default: %(default)s)"
+    )
+
+
+def _export(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("artifact", metavar="FILE.gcx")
+    sub.add_argument("--format", default="c", choices=["c"], help="(default: %(default)s)")
+    sub.add_argument("-o", "--output", metavar="FOLDER", default=".", help="default: here")
+    sub.add_argument("--name", metavar="NAME", help="what functions begin with (default: the artifact's name)")
+    sub.add_argument("--entry", metavar="NAME", action="append", help="only this entry (may be repeated)")
+    sub.add_argument("--trust", action="store_true", help="export native code that this user did not build")
 
 
 def _generate(sub: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from graphc.artifact import Artifact
+from graphc.artifact_records import EntryRecord
 from graphc.cli_output import Output
 from graphc.cli_plan import entry_summary, print_kernels, print_plan, write_report
 from graphc.config import DEBUG_LADDER, VARIABLES, settings
@@ -21,7 +22,7 @@ from graphc.modelfile import close_matches, load_model_file, make_config
 from graphc.runtime import KernelInfo, kernel_infos
 from graphc.runtime_memory import MemoryReport
 
-__all__ = ["doctor", "explain", "inspect"]
+__all__ = ["chosen_entries", "doctor", "explain", "inspect"]
 
 
 def inspect(args: argparse.Namespace, out: Output) -> dict[str, Any]:
@@ -31,12 +32,7 @@ def inspect(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         return _inspect_file(args.artifact, out)
     artifact = Artifact.read(args.artifact)
     manifest, threads = artifact.manifest, settings().threads
-    known = {e.name: e for e in manifest.entries}
-    for name in args.entry or ():
-        if name not in known:
-            message = f"{args.artifact} has no entry {name!r}"
-            raise error("GC0607", message, hint=close_matches(name, list(known)))
-    entries = [known[name] for name in args.entry or known]
+    entries = chosen_entries(artifact, args.artifact, args.entry)
     if args.kernel:
         return _print_kernel(args.kernel, [k for e in entries for k in kernel_infos(artifact, e)], out)
     origin, target = manifest.provenance, manifest.target
@@ -60,6 +56,15 @@ def inspect(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         "options": dict(manifest.options),
         "state": {s.name: [s.dtype, list(s.shape)] for s in manifest.state},
     }
+
+
+def chosen_entries(artifact: Artifact, path: str, names: list[str] | None) -> list[EntryRecord]:
+    """The entries called ``names``, or all. Raises GC0607 for a name that does not occur."""
+    known = {e.name: e for e in artifact.manifest.entries}
+    for name in names or ():
+        if name not in known:
+            raise error("GC0607", f"{path} has no entry {name!r}", hint=close_matches(name, list(known)))
+    return [known[name] for name in names or known]
 
 
 def _inspect_file(path: str, out: Output) -> dict[str, Any]:

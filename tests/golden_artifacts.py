@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import graphc as gc
 from graphc import nn, optim
 from graphc.artifact_records import FORMAT
+from graphc.dtype import TensorType
 from graphc.runtime import Program
 
 FOLDER = Path(__file__).parent / "golden" / "artifacts"
@@ -86,13 +86,18 @@ def results(program: Program) -> dict[str, np.ndarray]:
     found = {}
     for entry in program.entries.values():
         for step in range(STEPS):
-            arrays: dict[str, Any] = {
-                name: rng.integers(0, 3, t.shape, t.dtype.name) if t.dtype.is_integer
-                else rng.standard_normal(t.shape, t.dtype.name)
-                for name, t in entry.specs.items()
-            }  # fmt: skip
-            found |= {f"{entry.name}.{step}.{name}": value for name, value in entry(**arrays).items()}
+            outputs = entry(**arguments(entry.specs, rng))
+            found |= {f"{entry.name}.{step}.{name}": value for name, value in outputs.items()}
     return found
+
+
+def arguments(specs: Mapping[str, TensorType], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Values for the inputs of an entry: classes of `classifier`, normal numbers."""
+    return {
+        name: rng.integers(0, 3, t.shape, t.dtype.name) if t.dtype.is_integer
+        else rng.standard_normal(t.shape, t.dtype.name)
+        for name, t in specs.items()
+    }  # fmt: skip
 
 
 def main() -> None:

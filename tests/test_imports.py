@@ -31,7 +31,7 @@ LAYERS = (
     ("graphc.passes",),
     ("graphc.kernels",),
     ("graphc.artifact*", "graphc.runtime*"),
-    ("graphc.driver*",),
+    ("graphc.driver*", "graphc.export*"),
     (
         "graphc", "graphc.data*", "graphc.models", "graphc.pretrained", "graphc.tokenizers", "graphc.wordpiece",
     ),
