@@ -38,7 +38,7 @@ def _origin(a: Artifact, b: Artifact) -> Iterator[Difference]:
         {"format": m.format, **asdict(m.provenance), **asdict(m.target), **m.options, **m.metadata, "source": ""}
         for m in (a.manifest, b.manifest)
     ]
-    yield from _values("origin", *sides)
+    yield from _values("origin", sides[0], sides[1])
 
 
 def _values(part: str, a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[Difference]:
@@ -73,7 +73,7 @@ def _graph(entry: str, a: str, b: str) -> Iterator[Difference]:
     plain = [[re.sub(r"%\d+|( @ \S+:\d+$)", "", line).strip() for line in side] for side in lines]
     if plain[0] == plain[1]:
         return
-    matcher = SequenceMatcher(None, *plain, autojunk=False)
+    matcher = SequenceMatcher(None, plain[0], plain[1], autojunk=False)
     for kind, start, stop, start_b, stop_b in matcher.get_opcodes():
         if kind != "equal":
             old, new = lines[0][start:stop], lines[1][start_b:stop_b]
