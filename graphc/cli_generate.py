@@ -28,7 +28,7 @@ def generate(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         find_entry(program, args.artifact, name)
     tokenizer = open_tokenizer(args.tokenizer) if args.tokenizer else from_metadata(program.code.manifest.metadata)
     if args.weights:
-        program.load_state_dict(known(program, gc.load_safetensors(args.weights)))
+        load_weights(program, args.weights)
     prompt = tokenizer.encode(args.prompt)
     settings = {
         "temperature": args.temperature,
@@ -51,6 +51,19 @@ def generate(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         "seconds": seconds,
         "tokens_per_second": made / seconds,
     }
+
+
+def load_weights(program: Program, path: str) -> None:
+    """Take the published weights in a safetensors file. Raises GC0801 where the file lacks some that the program needs,
+    and what `Program.load_state_dict` raises; then nothing was overwritten."""
+    found = known(program, gc.load_safetensors(path))
+    missing = [p.name for p in program.code.manifest.state if p.trainable and p.name not in found]
+    if missing:
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        message = f"{path} lacks {missing[0]}{others} of the {len(found) + len(missing)} weights that the program has"
+        hint = "compile the model with the configuration of these weights: graphc compile FILE.py --set KEY=VALUE"
+        raise error("GC0801", message, hint=hint)
+    program.load_state_dict(found)
 
 
 def known(program: Program, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import graphc as gc
 from graphc.cli import main
@@ -98,6 +99,23 @@ def test_published_weights_are_found_without_the_model_name(artifact: str, tmp_p
     assert found.keys() == held.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(array, held[name].astype(np.float16).astype(np.float32))
+
+
+def test_weights_of_another_model_are_refused(
+    artifact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = gc.load(artifact)
+    held = {p.name: program.state[p.name] for p in program.code.manifest.state if p.trainable}
+    first, *others = held
+    for kept, text in ((others, f"lacks {first} of"), ((), f"lacks {first} and {len(others)} others of")):
+        save_file({name: held[name] for name in kept}, tmp_path / "w.safetensors")
+        assert main(["generate", artifact, "--weights", str(tmp_path / "w.safetensors")]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("GC0801: ")
+        assert text in said
+    save_file(held | {first: held[first][:1]}, tmp_path / "w.safetensors")
+    assert main(["generate", artifact, "--weights", str(tmp_path / "w.safetensors")]) == 1
+    assert f"GC0802: state {first!r} is" in capsys.readouterr().err
 
 
 def test_an_artifact_without_the_entries_or_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
