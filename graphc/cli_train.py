@@ -29,7 +29,7 @@ RESTATED = (
 def train(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Train a model file. The result's keys: ``heldout_loss``, ``steps``, ``seconds``, ``artifact``,
     ``heldout_NAME`` for each further scalar of the entry ``evaluate``, and the file's baselines: for text
-    ``unigram_loss`` and ``bigram_loss`` (nats per token)."""
+    ``unigram_loss`` and ``bigram_loss`` (nats per token), for classes ``prior_loss``, which their frequencies reach."""
     begin = perf_counter()
     module = load_model_file(args.file)
     overrides = dict(args.set)

@@ -403,6 +403,6 @@ def baselines(config: Config) -> dict[str, float]:
         return {"unigram_loss": class_loss(train, heldout, len(words)) + float(np.log(2)), "chance_accuracy": 0.5}
     train_set, held_out = (sentences(config.data, split) for split in ("train", "heldout"))
     return {
-        "unigram_loss": class_loss(train_set.labels, held_out.labels, config.num_labels),
+        "prior_loss": class_loss(train_set.labels, held_out.labels, config.num_labels),
         "naive_bayes_accuracy": naive_bayes_accuracy(train_set, held_out),
     }

@@ -113,7 +113,7 @@ def baselines(config: Config) -> dict[str, float]:
     after the last character seen."""
     if config.data:
         (_, train), (_, heldout) = (mnist(config.data, split) for split in ("train", "heldout"))
-        return {"unigram_loss": class_loss(train, heldout, config.out_features)}
+        return {"prior_loss": class_loss(train, heldout, config.out_features)}
     (a, b), (c, d) = next_kind("train"), next_kind("heldout")
     return {
         "unigram_loss": class_loss(b, d, config.out_features),

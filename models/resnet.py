@@ -239,4 +239,4 @@ def baselines(config: Config) -> dict[str, float]:
     if not config.data:
         return {}
     (_, train), (_, heldout) = (cifar10(config.data, split) for split in ("train", "heldout"))
-    return {"unigram_loss": class_loss(train, heldout, 10)}
+    return {"prior_loss": class_loss(train, heldout, 10)}

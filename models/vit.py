@@ -282,4 +282,4 @@ def batches(config: Config, split: str, start: int = 0) -> Iterator[dict[str, np
 def baselines(config: Config) -> dict[str, float]:
     """The held-out loss in nats that the frequencies of the classes reach."""
     (_, train), (_, heldout) = (cifar10(config.data, split) for split in ("train", "heldout"))
-    return {"unigram_loss": class_loss(train, heldout, config.num_labels)}
+    return {"prior_loss": class_loss(train, heldout, config.num_labels)}

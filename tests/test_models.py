@@ -144,7 +144,7 @@ def test_convnet_computes_what_the_interpreter_computes(tmp_path: Path) -> None:
         write_idx(tmp_path / f"{part}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28)).astype(np.uint8))
     config = convnet.Config(data=str(tmp_path), channels=4, kernel_size=3, batch_size=4, max_iters=4, warmup_iters=1)
     check_against_interpreter(convnet, config, 3)
-    assert convnet.baselines(config)["unigram_loss"] > 0
+    assert convnet.baselines(config)["prior_loss"] > 0
     with pytest.raises(GraphcError, match="GC0603: there are no images") as caught:
         next(convnet.batches(convnet.Config(), "train"))
     assert "MNIST" in str(caught.value.hint)

@@ -69,7 +69,7 @@ def test_batches_read_cifar10(tmp_path: Path) -> None:
     np.testing.assert_array_equal(train[0]["x"], train[1]["x"])
     assert (train[0]["x"] != train[2]["x"]).any()
     assert len(list(resnet.batches(config, "heldout"))) == 1
-    assert resnet.baselines(config)["unigram_loss"] > 0
+    assert resnet.baselines(config)["prior_loss"] > 0
 
 
 def test_without_data_the_message_says_where_to_put_it() -> None:
