@@ -227,7 +227,8 @@ def _path(owner: Module, state: State) -> str:
 
 def _fitting(name: str, value: Tensor, array: Array) -> Array:
     if array.shape != value.shape or holds_floats(array) != value.dtype.is_float:
-        message = f"{name} is {value.type}, and the given array is {array.dtype.name}{list(array.shape)}"
+        given = f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
+        message = f"{name} is {value.type}, and the given array is {given}"
         hint = "it belongs to another configuration; nothing was changed"
         raise error("GC0802", message, loc=user_loc(), hint=hint)
     return array.astype(value.dtype.numpy)
