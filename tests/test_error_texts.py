@@ -19,7 +19,7 @@ import pytest
 
 import graphc as gc
 from graphc import runtime
-from graphc.artifact import MANIFEST, STATE_FILE, Artifact
+from graphc.artifact import MANIFEST, Artifact
 from graphc.cli import main
 from graphc.codes import CODES
 
@@ -197,10 +197,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _spoil(path: Path) -> None:
     data = path.read_bytes()
-    state = data.index(bytes(Artifact.read(path).members[STATE_FILE]))
+    members = Artifact.read(path).members
+    graph = data.index(bytes(members[min(name for name in members if name.startswith("graph/"))]))
     Path("empty.gcx").write_bytes(b"")
     Path("cut.gcx").write_bytes(data[: len(data) // 2])
-    Path("changed.gcx").write_bytes(data[: state + 200] + b"!" + data[state + 201 :])
+    Path("changed.gcx").write_bytes(data[: graph + 20] + b"!" + data[graph + 21 :])
     Path("foreign.gcx").write_bytes(_with_manifest(path, lambda m: m["provenance"].update(graphc="0.0.0")))
     Path("version.gcx").write_bytes(_with_manifest(path, lambda m: m.update(format=7)))
     Path("manifest.gcx").write_bytes(_with_manifest(path, lambda m: m["entries"][0].update(arena_bytes=8)))
