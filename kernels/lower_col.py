@@ -13,14 +13,16 @@ from math import prod
 from graphc.ir import Attrs, Graph
 from graphc.kernels.lower_columns import lower_columns
 from graphc.kernels.lower_context import LowerContext, Operand
+from graphc.kernels.lower_element import Array
 from graphc.kernels.lower_reduce import Reduction
-from graphc.kernels.lower_space import segment, unravel
+from graphc.kernels.lower_space import AHEAD, fetched, segment, unravel
 from graphc.kernels.plan import Launch, View
 from graphc.loop import Acc, Affine, Const, Expr, Let, Load, Loop, Role, Stmt, Store, Update, Var
 
 __all__ = ["lower_col"]
 
 FLAT_CHUNK = 8192  # elements that one unit of work reduces to one
+UNROLL = 4  # vectors at a time, with an accumulator each
 
 
 def lower_col(
@@ -54,11 +56,15 @@ def _flat_body(job: Reduction, chunks: int, per_chunk: int, outs: Sequence[View]
     top = job.uniform(env)
     kept = [Var(f"k{d}") for d in range(len(job.outer.sizes))]
     inner = [Var(f"i{d}") for d in range(max(1, len(job.inner.sizes)))]
-    lanes: list[Stmt] = list(
-        job.elements.emit(
-            job.elements.closure(job.elements.roots), env, lambda a: job.index(a, kept, inner[: len(job.inner.sizes)])
-        )
-    )
+
+    def at(array: Array) -> Affine:
+        return job.index(array, kept, inner[: len(job.inner.sizes)])
+
+    lanes: list[Stmt] = []
+    if job.inner.sizes and job.inner.sizes[-1] > AHEAD:
+        streams = [a for a, s in zip(job.elements.arrays, job.inner.strides, strict=False) if a.view and s[-1] == 1]
+        lanes += fetched([Load(a.name, at(a), a.dtype) for a in streams], UNROLL)
+    lanes += job.elements.emit(job.elements.closure(job.elements.roots), env, at)
     accs = [Var(f"{how}{k}", v.dtype) for k, (how, v) in enumerate(zip(job.how, outs, strict=True))]
     lanes += [Update(acc, env[root]) for acc, root in zip(accs, job.elements.roots, strict=True)]
     unit, chunk = Var("unit"), Var("chunk")
@@ -78,10 +84,10 @@ def _chunk_loops(job: Reduction, chunk: Var, per_chunk: int, inner: Sequence[Var
     bounds = segment(chunk, per_chunk, limit, Var("start"), Var("stop"))
     if rows == 1:
         fixed: list[Stmt] = [Let(v, Const(0, v.dtype)) for v in inner[:-1]]
-        vector = Loop(inner[-1], Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"), unroll=4)
+        vector = Loop(inner[-1], Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"), unroll=UNROLL)
         return [*bounds, *fixed, vector]
     row = Var("row")
-    vector = Loop(inner[-1], sizes[-1], tuple(lanes), Role.VECTOR, unroll=4)
+    vector = Loop(inner[-1], sizes[-1], tuple(lanes), Role.VECTOR, unroll=UNROLL)
     inside = (*unravel(row, sizes[:-1], inner[:-1]), vector)
     return [*bounds, Loop(row, Var("stop"), inside, Role.SERIAL, start=Var("start"))]
 

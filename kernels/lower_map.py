@@ -14,14 +14,13 @@ from graphc.dtype import Shape
 from graphc.ir import Attrs, Graph
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import Array, Elements
-from graphc.kernels.lower_space import Loops, merge, nest, order_by, parallel_prefix, segment, unravel
+from graphc.kernels.lower_space import Loops, fetched, merge, nest, order_by, parallel_prefix, segment, unravel
 from graphc.kernels.plan import Launch, View
-from graphc.loop import Affine, Expr, Loop, Prefetch, Role, Stmt, Store, Var
+from graphc.loop import Affine, Expr, Load, Loop, Prefetch, Role, Stmt, Store, Var
 
 __all__ = ["lower_map", "parallel_chunks"]
 
 CHUNK = 4096  # elements of one step of the PARALLEL loop: small against a step, large against a call
-AHEAD = 512  # elements that are fetched ahead: hardware does it, too, but stops at the end of a page
 
 
 def lower_map(
@@ -89,7 +88,7 @@ class _MapLoops:
         if not self.single or self.loops.sizes == (1,):
             return []
         streams = [a for a, k in self.number.items() if a.view is not None and self.loops.strides[k] == (1,)]
-        return [Prefetch(a.name, self.index(a) + AHEAD) for a in streams]
+        return fetched([Load(a.name, self.index(a), a.dtype) for a in streams])
 
     def depths(self, needed: Sequence[int]) -> dict[int, int]:
         """The innermost loop that each item varies along, -1 for none. Items come after their arguments."""

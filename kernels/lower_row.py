@@ -16,13 +16,15 @@ from graphc.ir import Attrs, Graph, Value
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.lower_reduce import combination
-from graphc.kernels.lower_space import merge, nest, unravel
+from graphc.kernels.lower_space import AHEAD, fetched, merge, nest, unravel
 from graphc.kernels.plan import Buffer, Launch, View
-from graphc.loop import Acc, Affine, Expr, Let, Load, Loop, Role, Scratch, Stmt, Store, Update, Var
+from graphc.loop import Acc, Affine, Expr, Let, Load, Loop, Prefetch, Role, Scratch, Stmt, Store, Update, Var
 from graphc.ops.base import Reduce, get_op
 
 __all__ = ["lower_row", "row_in_place"]
 
+UNROLL = 4  # vectors at a time where a pass sums, with an accumulator each
+SHORT = 64  # elements of a row that is not unrolled
 KEEP_COST = 8  # additions: a value of the row that costs more is kept for the next pass
 KEEP_SIZE = 1 << 17  # elements of a row that may be kept: 512 KiB of float32, half of a second-level cache
 
@@ -190,6 +192,8 @@ class _RowLoops:
         for i in sorted(self.plan.loaded[k]):
             again = local[i] = Var(f"again{i}_{k}", self.dtype(i))
             lanes.append(Let(again, Load(f"kept{i}", at, self.dtype(i))))
+        unroll = UNROLL if sums and self.inner.sizes and self.inner.sizes[-1] > SHORT else 1
+        lanes += self.ahead(k, variables, unroll)
         lanes += self.elements.emit(self.plan.needed[k], local, lambda a: self.index(a, variables), f"_{k}")
         lanes += [Store(f"kept{i}", at, local[i]) for i in sorted(self.plan.kept[k])]
         lanes += [Update(accs[r], local[items[r].args[0]]) for r in sums]
@@ -203,8 +207,17 @@ class _RowLoops:
         sizes = self.inner.sizes
         if not sizes:  # rows of one element
             return [*start, *lanes]
-        vector = Loop(variables[-1], sizes[-1], tuple(lanes), Role.VECTOR, unroll=4 if sums and sizes[-1] > 64 else 1)
+        vector = Loop(variables[-1], sizes[-1], tuple(lanes), Role.VECTOR, unroll=unroll)
         return [*start, *nest(variables[:-1], sizes[:-1], [vector])]
+
+    def ahead(self, k: int, columns: Sequence[Var], unroll: int) -> list[Prefetch]:
+        """Hints for what pass ``k`` is the first to read of long rows; the next pass finds it in the cache."""
+        if not self.inner.sizes or self.inner.sizes[-1] <= AHEAD:
+            return []
+        new = self.plan.needed[k].difference(*self.plan.needed[:k])
+        arrays = [a for i in sorted(new) if (a := self.elements.items[i].array) is not None and a.view is not None]
+        streams = [a for a in arrays if self.inner.strides[self.number(a)][-1] == 1]
+        return fetched([Load(a.name, self.index(a, columns), a.dtype) for a in streams], unroll)
 
     def combine(self, item: int) -> str:
         value = self.elements.items[item].value
@@ -212,11 +225,14 @@ class _RowLoops:
         return combination(value)
 
     def index(self, array: Array, columns: Sequence[Var]) -> Affine:
-        k = next(n for n, a in enumerate(self.arrays) if a is array)
+        k = self.number(array)
         at = self.outer.index(k, self.row_vars)
         if columns:
             at = at + self.inner.index(k, columns)
         return at + array.start
+
+    def number(self, array: Array) -> int:
+        return next(n for n, a in enumerate(self.arrays) if a is array)
 
     def scratch_index(self, columns: Sequence[Var]) -> Affine:
         return self.inner.index(len(self.arrays), columns)

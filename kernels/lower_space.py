@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from math import prod
 
 from graphc.dtype import Shape, int64
-from graphc.loop import Affine, Const, Let, Loop, Role, Stmt, Var, call
+from graphc.loop import LINE, Affine, Const, Let, Load, Loop, Prefetch, Role, Stmt, Var, call
 
-__all__ = ["Loops", "merge", "nest", "order_by", "parallel_prefix", "segment", "unravel"]
+__all__ = ["AHEAD", "Loops", "fetched", "merge", "nest", "order_by", "parallel_prefix", "segment", "unravel"]
+
+AHEAD = 512  # elements that are fetched ahead of a stream: hardware does it, too, but stops at the end of a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +93,10 @@ def parallel_prefix(sizes: Shape, enough: int = 64) -> int:
         if prod(sizes[:k]) >= enough:
             return k
     return len(sizes)
+
+
+def fetched(streams: Sequence[Load], unroll: int = 1) -> list[Prefetch]:
+    """Hints for what a VECTOR loop, unrolled so often, reads in order; ``streams`` are the reads of its element."""
+    return [
+        Prefetch(x.buffer, x.index + AHEAD + k * (LINE // x.dtype.itemsize)) for k in range(unroll) for x in streams
+    ]
