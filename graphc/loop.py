@@ -10,7 +10,7 @@ Grammar::
     stmt   := Let(var, expr)                       bind a scalar (a lane value inside a VECTOR loop); assigned once
             | Store(buffer, index, expr)
             | Acc(var, combine)                    declare an accumulator, at the identity of combine
-            | Update(var, expr)                    combine into an accumulator declared outside
+            | Update(var, expr, factor)            combine into an accumulator declared outside
             | Loop(var, start, stop, step, role, body)
             | If(cond, body)                       cond is scalar (never a lane value)
             | Contract(c, a, b, m, n, k, ...)      one block product on the target's microkernel
@@ -190,8 +190,11 @@ class Acc:
 
 @dataclass(frozen=True, slots=True)
 class Update:
+    """With a ``factor`` the product is added, and rounded once with the sum: a dot product."""
+
     var: Var
     expr: Expr
+    factor: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)

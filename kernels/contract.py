@@ -24,6 +24,7 @@ from graphc.kernels.contract_problem import Problem, problem
 from graphc.kernels.contract_schedule import choose
 from graphc.kernels.contract_simple import SimpleLoops, is_simple
 from graphc.kernels.contract_split import Sum, k_parts, partial_problem
+from graphc.kernels.contract_thin import ThinLoops, is_thin
 from graphc.kernels.contract_turn import Turn, needs_turn
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import moved_inside
@@ -52,8 +53,9 @@ def lower_contract(
     factors = dict(zip("ab", (right, left) if p.swapped else (left, right), strict=True))
     dtype, depth = dot.types[0].dtype.computed, p.k_size
     stored = {name: Stored(v.dtype, dtype) for name, v in factors.items() if v.dtype != dtype}
+    whole = is_simple(p, dtype, stored) or is_thin(p, dtype)
     words = word_type(p, [left.dtype, right.dtype], ctx.target) if stored else None
-    if words is not None and not is_simple(p, dtype, stored):
+    if words is not None and not whole:
         p, factors, stored = in_words(p, factors, words)
     read = [Operand(name, view, reads=True) for name, view in factors.items()]
     work = Work(p, dtype, depth, epilogue, read, [*epilogue.reads, *written], stored, ctx)
@@ -61,7 +63,7 @@ def lower_contract(
     came_from = lines(body, ctx)
     then = "" if epilogue.identity else ", then what follows per element"
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
-    if is_simple(p, dtype, stored):
+    if whole:
         return [work.whole(name, doc + then + ".", came_from)]
     direct = as_direct(p, dtype, ctx.target) if not stored and dtype.is_float else None
     if direct is not None:
@@ -106,8 +108,10 @@ class Work:
 
     def whole(self, name: str, doc: str, lines: tuple[Loc, ...]) -> Launch:
         """One launch for everything."""
-        builder: Loops | SimpleLoops
-        if is_simple(self.p, self.dtype, self.stored):
+        builder: Loops | SimpleLoops | ThinLoops
+        if is_thin(self.p, self.dtype):
+            builder = ThinLoops(self.p, self.dtype, self.epilogue, self.stored, self.ctx.target)
+        elif is_simple(self.p, self.dtype, self.stored):
             builder = SimpleLoops(self.p, self.dtype, self.epilogue, self.stored)
         else:
             builder = self.loops(self.p, self.epilogue)

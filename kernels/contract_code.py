@@ -124,8 +124,8 @@ class Code:
             value = converted(value, self.stored[buffer].memory)
         self.out.append(Store(buffer, index, value))
 
-    def update(self, var: Var, value: Expr) -> None:
-        self.out.append(Update(var, value))
+    def update(self, var: Var, value: Expr, factor: Expr | None = None) -> None:
+        self.out.append(Update(var, value, factor))
 
     def contract(
         self,

@@ -1,7 +1,6 @@
-"""Contractions that the microkernel does not serve: integers but int32, an empty sum, and products with a vector.
+"""Contractions that the microkernel does not serve: integers but int32, an empty sum, a row times narrow numbers.
 
-A row of c at a time: either dot products along k (both operands contiguous along k and few rows), or rows of b scaled
-and added. Then the epilogue, as in `graphc.kernels.contract_loops`.
+A row of c at a time, as rows of b scaled and added. Then the epilogue, as in `graphc.kernels.contract_loops`.
 """
 
 from __future__ import annotations
@@ -27,17 +26,12 @@ Indexed = list[tuple[Axis, Bound]]
 
 def is_simple(p: Problem, dtype: DType, stored: Mapping[str, Stored]) -> bool:
     """``stored`` says how the factors lie in memory, where they are not of type ``dtype``."""
-    return dtype not in BLOCKED or p.k_size == 0 or along_k(p) or read_once(p, stored)
+    return dtype not in BLOCKED or p.k_size == 0 or read_once(p, stored)
 
 
 def read_once(p: Problem, stored: Mapping[str, Stored]) -> bool:
     """Whether b would be copied for a single row: widened as it is read, it costs its own bytes and no more."""
     return p.m.size == 1 and p.n.strides[B] == 1 and "b" in stored and not stored["b"].in_place
-
-
-def along_k(p: Problem) -> bool:
-    """Whether dot products along k beat panels: packing b would cost more than the few rows of a repay."""
-    return p.m.size <= 4 and p.k.strides[A] == p.k.strides[B] == 1 and p.n.strides[B] != 1
 
 
 class SimpleLoops:
@@ -59,10 +53,7 @@ class SimpleLoops:
             axes = [*zip(p.outer, outer, strict=True), (p.m, m)]
             columns = c.part("column", part, self.width, p.n.size)
             start = place([(columns[0], -1)])
-            if along_k(p):
-                self.dots(axes, columns, start)
-            else:
-                self.rows(axes, columns, start)
+            self.rows(axes, columns, start)
             finish_row(c, self.epilogue, axes, p.n, columns, ("row", start))
         return tuple(c.out)
 
@@ -85,17 +76,6 @@ class SimpleLoops:
             at = start + Affine.of(j)
             a, b = (self.element(x, every, k, j) for x in "ab")
             c.store("row", at, self.multiply_add(a, b, c.load("row", at)))
-
-    def dots(self, axes: Indexed, columns: tuple[Bound, Bound], start: Affine) -> None:
-        """``row[j] = sum over k of a[k] * b[k, j]``, each a reduction along contiguous memory."""
-        c, p = self.code, self.p
-        with c.loop("column_at", *columns) as j:
-            total = c.acc("total", "sum")
-            with ExitStack() as stack:
-                every = [*axes, *self.over_k_outer(stack)]
-                k = stack.enter_context(c.lanes(0, p.k.size, unroll=4))
-                c.update(total, c.fn("mul", *(self.element(x, every, k, j) for x in "ab")))
-            c.store("row", start + Affine.of(j), total)
 
     def multiply_add(self, a: Expr, b: Expr, c: Expr) -> Expr:
         return call("fma", a, b, c) if self.dtype.is_float else call("add", call("mul", a, b), c)

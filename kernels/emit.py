@@ -315,13 +315,15 @@ class _Printer(Expressions):
         self.simple(self.dialect.store(at, unwrap(self.spread(stmt.expr))))
 
     def update(self, stmt: Update) -> None:
-        combine = COMBINE[self.accs[stmt.var.name].combine]
+        name, dtype = self.names[stmt.var.name] if self.lanes is None else self.partial(stmt.var), stmt.var.dtype
+        value = self.spread(stmt.expr)
+        if stmt.factor is not None:
+            new = unwrap(self.dialect.call("fma", (value, self.spread(stmt.factor), name), dtype))
+        else:
+            new = unwrap(self.dialect.call(COMBINE[self.accs[stmt.var.name].combine], (name, value), dtype))
         if self.lanes is None:
-            name = self.names[stmt.var.name]
-            self.simple(f"{name} = {unwrap(self.dialect.call(combine, (name, self.expr(stmt.expr)), stmt.var.dtype))}")
+            self.simple(f"{name} = {new}")
             return
-        name = self.partial(stmt.var)
-        new = unwrap(self.dialect.call(combine, (name, self.spread(stmt.expr)), stmt.var.dtype))
         if self.lanes.mask is not None:  # inactive lanes keep what they have
             new = self.dialect.call("select", (self.lanes.mask, new, name), bool_)
         self.simple(f"{name} = {unwrap(new)}")

@@ -202,8 +202,9 @@ class _Thread:
             case Acc(var, combine):
                 self.combine[var.name] = combine
                 self.vars[var.name] = identity(combine, var.dtype)
-            case Update(var, expr):
-                self.update(var, self.expr(expr))
+            case Update(var, expr, factor):
+                assert factor is None or self.combine[var.name] == "sum"
+                self.update(var, self.expr(expr) * (1 if factor is None else self.expr(factor)))
             case If(cond, body):
                 assert self.lanes is None, "If inside a VECTOR loop"
                 if self.expr(cond):

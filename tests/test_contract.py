@@ -152,6 +152,25 @@ def test_general_products(left: Any, right: Any, contract: Any, batch: Any, orde
     check_dot(left, right, contract, batch, orders=orders)
 
 
+@pytest.mark.parametrize("n", [1, 3, 10, 100])
+@pytest.mark.parametrize("m", [1, 2, 5, 8])
+def test_few_rows(m: int, n: int, tmp_path: Path) -> None:
+    """Without panels where both factors lie along k: tiles with and without a rest, one task and several."""
+    for k in (48, 200):
+        check_dot((m, k), (n, k), ((1,), (1,)), pad=2)
+        check_dot((2, m, k), (2, n, k), ((2,), (2,)), ((0,), (0,)), kind="bfloat16", orders=(None, None, (1, 0, 2)))
+    check_dot((m, 3, 129), (n, 3, 129), ((1, 2), (1, 2)), pad=1, compiled=tmp_path)
+
+
+def test_few_rows_bits_do_not_depend_on_threads() -> None:
+    a, b = (numbers(shape, "float32", 1) for shape in ((3, 150), (100, 150)))
+    x, w = array_input("a", a.shape), array_input("b", b.shape)
+    graph = Graph.build("c", [x, w], [("y0", apply("dot", x, w, batch=((), ()), contract=((1,), (1,))))])
+    outs = [run_lowered(lower_contract, graph, [a, b], [blank((3, 100), "float32")], nthreads=n)[0] for n in (1, 2, 5)]
+    np.testing.assert_array_equal(outs[0], outs[1])
+    np.testing.assert_array_equal(outs[0], outs[2])
+
+
 def test_long_sums_run_in_slabs() -> None:
     check_dot((50, 9000), (9000, 40), ((1,), (0,)))
     check_dot((3, 9000), (9000, 40), ((1,), (0,)), orders=(None, None, (1, 0)))

@@ -240,6 +240,18 @@ def test_row_reductions(run: Runner, dtype: DType, combine: str) -> None:
         check(run, Kernel(f"{combine}_{dtype}", params, tuple(rows)), [x, length, np.zeros(6, dtype.numpy)], rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [float32, float64], ids=str)
+def test_sums_of_products(run: Runner, dtype: DType) -> None:
+    """In lanes with and without a rest, and one by one."""
+    rows = []
+    for row, (stop, role) in enumerate([(64, Role.VECTOR), (37, Role.VECTOR), (n, Role.VECTOR), (5, Role.SERIAL)]):
+        at, acc = Var(f"i{row}"), Var(f"acc{row}", dtype)
+        update = Update(acc, Load("x", Affine.of(at, 1, row), dtype), Load("x", Affine.of(at), dtype))
+        rows += [Acc(acc, "sum"), Loop(at, stop, (update,), role, unroll=2), Store("y", Affine(row), acc)]
+    params = (Param("x", dtype), Param("n", int64, scalar=True), Param("y", dtype, written=True))
+    check(run, Kernel(f"dots_{dtype}", params, tuple(rows)), [values(dtype, 128), 23, np.zeros(4, dtype.numpy)])
+
+
 def test_nan_reaches_the_maximum(run: Runner) -> None:
     acc = Var("acc", float32)
     body = (Acc(acc, "max"), Loop(i, N, (Update(acc, Load("x", Affine.of(i), float32)),), Role.VECTOR))
