@@ -21,7 +21,7 @@ from graphc.passes.fuse_cost import expr_cost, map_context, positions, probe
 from graphc.passes.fuse_extract import is_uniform
 from graphc.passes.views import moved
 
-__all__ = ["Array", "Elements", "Item", "Moves", "affine_expr", "const_item", "moved_inside", "spread"]
+__all__ = ["Array", "Elements", "Item", "Moves", "affine_expr", "const_item", "mentions", "moved_inside", "spread"]
 
 Moves = tuple[Node, ...]
 

@@ -3,20 +3,23 @@
 Dimensions are ordered by the first result's strides and merged wherever every array allows it. The innermost loop is
 the VECTOR loop, cut into chunks of fixed size; chunks and enough outer dimensions form the PARALLEL loop. A group that
 merges to one loop takes its length as an argument, so that equal maps over tensors of any size share their code.
+
+``select(c, new, old)`` that is written over ``old`` stores nothing where c is false: one row of a cache is written, and
+the others are not touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 
 from graphc.dtype import Shape
 from graphc.ir import Attrs, Graph
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
-from graphc.kernels.lower_element import Array, Elements
+from graphc.kernels.lower_element import Array, Elements, mentions
 from graphc.kernels.lower_space import Loops, fetched, merge, nest, order_by, parallel_prefix, segment, unravel
 from graphc.kernels.plan import Launch, View
-from graphc.loop import Affine, Expr, Load, Loop, Prefetch, Role, Stmt, Store, Var
+from graphc.loop import Affine, Call, Expr, If, Let, Load, Loop, Prefetch, Role, Stmt, Store, Var
 
 __all__ = ["lower_map", "parallel_chunks"]
 
@@ -37,7 +40,8 @@ def lower_map(
     if not loops.sizes:  # one element: a loop of one step, in which every array may advance
         loops = Loops((1,), ((1,),) * len(strides))
     number = {a: k for k, a in enumerate(elements.arrays)}
-    kernel = _MapLoops(elements, loops, number, [name for name, _ in outs])
+    over = {a.name for a in elements.arrays if a.view and [a.view] == [*results] and a.strides == a.view.strides}
+    kernel = _MapLoops(elements, loops, number, [name for name, _ in outs], over)
     flops = prod(space) * sum(i.cost for i in elements.items if i.dims)
     return [
         launch(
@@ -55,8 +59,11 @@ def lower_map(
 class _MapLoops:
     """The statements of one map kernel: uniform items first, then those of the outer loops, then the vector loop."""
 
-    def __init__(self, elements: Elements, loops: Loops, number: dict[Array, int], outs: Sequence[str]):
-        self.elements, self.loops, self.number, self.outs = elements, loops, number, outs
+    def __init__(
+        self, elements: Elements, loops: Loops, number: dict[Array, int], outs: Sequence[str], over: Collection[str]
+    ):
+        """``over``: what the result is written over, element by element."""
+        self.elements, self.loops, self.number, self.outs, self.over = elements, loops, number, outs, over
         self.vars = [Var(f"i{k}") for k in range(len(loops.sizes))]
         self.single = len(loops.sizes) == 1
         self.scalars = [("n", loops.sizes[0]), ("chunks", -(-loops.sizes[0] // CHUNK))] if self.single else []
@@ -72,16 +79,27 @@ class _MapLoops:
         inner = len(self.vars) - 1
         top = self.elements.emit([i for i in needed if depth[i] < 0], env, self.index)
         outer = self.elements.emit([i for i in needed if 0 <= depth[i] < inner], env, self.index)
-        lanes: list[Stmt] = [*self.ahead()]
-        lanes += self.elements.emit([i for i in needed if depth[i] >= inner], env, self.index)
+        lets = self.elements.emit([i for i in needed if depth[i] >= inner], env, self.index)
+        values = [env[root] for root in self.elements.roots]
+        where, lets, values[0] = self.guarded(lets, values[0])
         first = len(self.number)
-        lanes += [
-            Store(name, self.index(first + k), env[root])
-            for k, (name, root) in enumerate(zip(self.outs, self.elements.roots, strict=True))
-        ]
+        stores = [Store(name, self.index(first + k), values[k]) for k, name in enumerate(self.outs)]
+        lanes: list[Stmt] = [*self.ahead(), *lets, *stores]
         if not self.vars:  # one element: no vector, and the other threads have nothing to do
             return [Loop(Var("unit"), 1, (*top, *lanes), Role.PARALLEL)]
-        return [*top, *parallel_chunks(self.loops.sizes, self.vars, outer, lanes, single=self.single)]
+        return [*top, *parallel_chunks(self.loops.sizes, self.vars, outer, lanes, single=self.single, where=where)]
+
+    def guarded(self, lets: list[Let], value: Expr) -> tuple[Expr | None, list[Let], Expr]:
+        """When a value of the inner loop is to be stored (None: always), and the lets and the value of that case."""
+        known = {let.var: let.expr for let in lets}
+        match known.get(value) if isinstance(value, Var) else None:
+            case Call("select", (Var() as where, new, Var() as old)) if where not in known:
+                match known.get(old):
+                    case Load(buffer=name) if name in self.over:
+                        needed = [let for let in lets if let.var != value]
+                        used = new == old or any(mentions(let.expr, old.name) for let in needed)
+                        return where, [let for let in needed if used or let.var != old], new
+        return None, lets, value
 
     def ahead(self) -> list[Prefetch]:
         """Hints for the streams that a long loop reads."""
@@ -102,17 +120,28 @@ class _MapLoops:
 
 
 def parallel_chunks(
-    sizes: Shape, variables: Sequence[Var], outer: Sequence[Stmt], lanes: Sequence[Stmt], *, single: bool
+    sizes: Shape,
+    variables: Sequence[Var],
+    outer: Sequence[Stmt],
+    lanes: Sequence[Stmt],
+    *,
+    single: bool,
+    where: Expr | None = None,
 ) -> list[Stmt]:
     """The loops of a map: PARALLEL over leading dimensions and chunks of the last, SERIAL between, VECTOR inside.
 
-    ``single``: one loop, whose length is the scalar parameter n, cut into ``chunks`` chunks."""
+    ``single``: one loop, whose length is the scalar parameter n, cut into ``chunks`` chunks. ``where``: the condition,
+    made in ``outer`` or before, on which the inner loop is done."""
     lane = variables[-1]
+
+    def guarded(loop: Loop) -> Stmt:
+        return loop if where is None else If(where, (loop,))
+
     if single:
         unit = Var("chunk")
         bounds = segment(unit, CHUNK, Var("n"), Var("start"), Var("stop"))
         vector = Loop(lane, Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"))
-        return [Loop(unit, Var("chunks"), (*bounds, *outer, vector), Role.PARALLEL)]
+        return [Loop(unit, Var("chunks"), (*bounds, *outer, guarded(vector)), Role.PARALLEL)]
     split = parallel_prefix(sizes[:-1])
     chunks = -(-sizes[-1] // CHUNK)
     unit = Var("unit")
@@ -124,5 +153,5 @@ def parallel_chunks(
         start = unravel(unit, (*sizes[:split], chunks), [*variables[:split], chunk])
         start += segment(chunk, CHUNK, sizes[-1], Var("start"), Var("stop"))
         vector = Loop(lane, Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"))
-    inner = nest(variables[split:-1], sizes[split:-1], [*outer, vector])
+    inner = nest(variables[split:-1], sizes[split:-1], [*outer, guarded(vector)])
     return [Loop(unit, prod(sizes[:split]) * chunks, (*start, *inner), Role.PARALLEL)]

@@ -13,7 +13,7 @@ from planned import check, check_fn, plan_of, traced
 import graphc as gc
 from graphc.dtype import dtype
 from graphc.ir import Graph, Literal, Value
-from graphc.loop import Loop, Role, walk
+from graphc.loop import If, Let, Load, Loop, Role, Store, walk
 from graphc.ops import OPS
 from graphc.ops.base import Meta, Op, Region, Sample, Source, apply, apply_node
 
@@ -233,6 +233,23 @@ def test_state_is_updated_in_place() -> None:
     plan = check(graph, {"x": x}, {"s": s})
     assert len(plan.launches) == 1
     assert [a.buffer.name for a in plan.launches[0].args if a.buffer and a.writes] == ["s"]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_one_row_of_a_state_is_written(threads: int) -> None:
+    """A row that is chosen by its number: nothing else of the state is read or written."""
+    row, s, at = floats(2, 1, 5), floats(2, 7, 5, seed=1), np.int32(4)
+    new, old, position = given("row", row), stored("s", s), given("at", np.asarray(at))
+    wide = [apply("broadcast_to", v, shape=s.shape) for v in (new, position)]
+    here = apply("equal", apply("iota", shape=s.shape, axis=1, dtype=dtype("int32")), wide[1])
+    graph = Graph.build("g", [new, position], [], [("s", apply("where", here, wide[0], old))])
+    plan = check(graph, {"row": row, "at": np.asarray(at)}, {"s": s}, threads=threads)
+    (launch,) = plan.launches
+    stmts = walk(launch.kernel.body)
+    (guard,) = (stmt for stmt in stmts if isinstance(stmt, If))
+    assert {type(stmt) for stmt in walk(guard.body)} == {Loop, Let, Store}
+    loads = [stmt.expr for stmt in stmts if isinstance(stmt, Let) and isinstance(stmt.expr, Load)]
+    assert len(loads) == 2  # the position, and the new row
 
 
 def test_state_that_is_read_transposed_is_copied() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from graphc.functional import arange, max, maximum, min, minimum, sum, where
 from graphc.functional_along import argmax
+from graphc.functional_control import cond
 from graphc.nn.cache import Context, KVCache
 from graphc.nn.functional import softmax
 from graphc.random import gumbel
@@ -70,26 +71,33 @@ def sample(
     (``seed``, ``position``), both uint32. Source: Fan et al., arXiv 1805.04833 (top-k); Holtzman et al., "The Curious
     Case of Neural Text Degeneration", arXiv 1904.09751 (top-p); the draw is by Gumbel's trick.
     """
-    temperature = as_tensor(temperature)
-    scaled = logits / where(temperature > 0, temperature, 1.0)
-    scaled = where(_most_likely(scaled, top_k), scaled, -float("inf"))
-    scaled = where(_nucleus(softmax(scaled), top_p), scaled, -float("inf"))
-    key = (astype(as_tensor(seed), "uint32"), astype(as_tensor(position), "uint32"))
-    return argmax(where(temperature > 0, scaled + gumbel(logits.shape, key=key), logits), -1)
+    temperature, top_k, top_p = map(as_tensor, (temperature, top_k, top_p))
+
+    def draw() -> Tensor:
+        scaled = logits / temperature
+        scaled = cond(top_k > 0, lambda x: _most_likely(x, top_k), lambda x: x, scaled)
+        scaled = cond(top_p < 1, lambda x: _nucleus(x, top_p), lambda x: x, scaled)
+        key = (astype(as_tensor(seed), "uint32"), astype(as_tensor(position), "uint32"))
+        return argmax(scaled + gumbel(logits.shape, key=key), -1)
+
+    drawn: Tensor = cond(temperature > 0, draw, lambda: argmax(logits, -1))
+    return drawn
 
 
-def _most_likely(x: Tensor, k: TensorLike) -> Tensor:
-    """Where ``x`` [B, V] is among the ``k`` largest of its row; everywhere where k is 0."""
+def _most_likely(x: Tensor, k: Tensor) -> Tensor:
+    """``x`` [B, V] where it is among the ``k`` largest of its row, else -inf."""
     lowest = min(where(x > -float("inf"), x, float("inf")), -1)
     low = _largest(lowest, max(x, -1), lambda at: sum(astype(_reach(x, at), "int32"), -1) >= k)
-    return (x >= low[:, None]) | (as_tensor(k) <= 0)
+    return where(x >= low[:, None], x, -float("inf"))
 
 
-def _nucleus(p: Tensor, share: TensorLike) -> Tensor:
-    """Where ``p`` [B, V] is in the smallest set of largest elements that sums to ``share`` or more."""
+def _nucleus(x: Tensor, share: Tensor) -> Tensor:
+    """``x`` [B, V] where its softmax is in the smallest set of largest elements that sums to ``share`` or more, else
+    -inf."""
+    p = softmax(x)
     top = max(p, -1)
     low = _largest(top * 0, top, lambda at: sum(where(_reach(p, at), p[:, None], 0), -1) >= share)
-    return (p >= low[:, None]) | (as_tensor(share) >= 1)
+    return where(p >= low[:, None], x, -float("inf"))
 
 
 def _reach(x: Tensor, at: Tensor) -> Tensor:
