@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import median
@@ -31,19 +32,18 @@ WORK = ("gpt2-nano", "resnet20")
 PARTS = {"import_s": "import", "build_s": "load", "first_step_s": "first step"}
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """By system: the bytes of its file, seconds to make it, and the seconds of `PARTS` of each round."""
+def measure(case: Case, systems: Sequence[str], rounds: int) -> dict[str, Any]:
+    """By system: the bytes of its file, and the seconds of `PARTS` of each round."""
     records: dict[str, Any] = {}
     candidates: dict[str, list[Candidate]] = {}
-    for system in SYSTEMS:
+    for system in systems:
         try:
             candidates[system] = case.prepare(system)[:1]
         except Failed as why:
             records[system] = {"skipped": str(why)}
     case.compare(candidates, records)
     for system, (candidate,) in candidates.items():
-        cold = candidate.cold["build_s"] + candidate.cold["first_step_s"]
-        records[system] = {"make_s": cold, "turns": [], "file_bytes": file_bytes(case, candidate)}
+        records[system] = {"turns": [], "file_bytes": file_bytes(case, candidate)}
     for _ in range(rounds):
         for system, (candidate,) in candidates.items():
             with closing(case.start(system, candidate.variant, candidate.folder)) as child:
@@ -65,7 +65,7 @@ def page(results: dict[str, Any]) -> str:
         "Milliseconds, medians over new processes.",
     ]
     for work, records in results["rows"].items():
-        head = [work, "file, MB", *PARTS.values(), "load and first step", "all", "making the file, s"]
+        head = [work, "file, MB", *PARTS.values(), "load and first step", "all"]
         body = [[s, *cells(r)] for s, r in records.items() if r.get("turns")]
         skipped = [f"- {s}: {r['skipped']}" for s, r in records.items() if "skipped" in r]
         parts += [report.markdown(head, body), "\n".join(skipped)]
@@ -77,12 +77,13 @@ def cells(record: dict[str, Any]) -> list[str]:
     turns = record["turns"]
     sums = [*([part] for part in PARTS), ["build_s", "first_step_s"], [*PARTS]]
     times = [median(sum(turn[part] for part in parts) for turn in turns) * 1e3 for parts in sums]
-    return [report.number(record["file_bytes"] / 1e6), *map(report.number, times), report.number(record["make_s"])]
+    return [report.number(record["file_bytes"] / 1e6), *map(report.number, times)]
 
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORK), metavar="NAME")
+    ap.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     ap.add_argument("--rounds", type=int, default=5)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--out", type=Path, default=RESULT, help="the .md is written beside it")
@@ -90,7 +91,7 @@ def main() -> None:
     results = json.loads(args.out.read_text()) if args.out.exists() else {"rows": {}}
     results |= {"cpu": cpu_model(), "threads": args.threads, "versions": versions()}
     for name in args.workloads:
-        results["rows"][name] = measure(Case(WORKLOADS[name], "infer", args.threads, print), args.rounds)
+        results["rows"][name] = measure(Case(WORKLOADS[name], "infer", args.threads, print), args.systems, args.rounds)
     if args.rounds:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
         args.out.with_suffix(".md").write_text(page(results))
