@@ -29,6 +29,8 @@ from graphc.kernels.contract_turn import Turn, needs_turn
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import moved_inside
 from graphc.kernels.plan import Launch, View
+from graphc.kernels.winograd import Filter, as_filter
+from graphc.kernels.winograd_loops import Gradient, GradientSum, Tiles, Weights
 
 __all__ = ["lower_contract"]
 
@@ -65,6 +67,10 @@ def lower_contract(
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
     if whole:
         return [work.whole(name, doc + then + ".", came_from)]
+    f = as_filter(p, dtype, ctx.target.lanes(dtype)) if not stored else None
+    if f is not None:
+        make = work.gradient if f.gradient else work.filtered
+        return make(f, name, doc, then, came_from)
     direct = as_direct(p, dtype, ctx.target) if not stored and dtype.is_float else None
     if direct is not None:
         return work.direct(direct, name, doc, then, came_from)
@@ -161,6 +167,41 @@ class Work:
             return launches
         loops = DirectLoops(cut_in_parts(d, self.p), self.dtype, Epilogue.plain(self.dtype, (d.parts, self.size)))
         return [*launches, *self.summed(loops, [a, b], d.parts, name, doc, then, lines)]
+
+    def filtered(self, f: Filter, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
+        """The weights, transformed, and the convolution with those."""
+        a, b = self.factors
+        w = Weights(f, self.dtype, self.ctx.target.tile(self.dtype)[1])
+        view = View.whole(self.ctx.temp("weights", w.size * self.dtype.itemsize), self.dtype, (w.size,))
+        first = launch(
+            f"{name}_weights", [b, Operand("y0", view, writes=True)], w.body(),
+            doc="The transformed weights.", lines=lines, scratch=w.scratch(),
+        )  # fmt: skip
+        loops = Tiles(f, self.dtype, self.epilogue, w)
+        second = launch(
+            f"{name}_filter{f.m}", [a, replace(b, view=view), *self.tiles], loops.body(),
+            doc=f"{doc}, by minimal filtering{then}.", lines=lines, flops=f.flops + self.size * self.epilogue.cost,
+            scratch=loops.scratch(),
+        )  # fmt: skip
+        return [first, second]
+
+    def gradient(self, f: Filter, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
+        """The gradient of a weight: parts of its transformed sum, and then the sum taken back."""
+        first = Gradient(f, self.dtype)
+        view = View.whole(self.ctx.temp("partial", first.size * self.dtype.itemsize), self.dtype, (first.size,))
+        second = GradientSum(first, self.epilogue)
+        return [
+            launch(
+                f"{name}_filter{f.m}", [*self.factors, Operand("y0", view, writes=True)], first.body(),
+                doc=f"{doc}, by minimal filtering, in {first.parts} parts of the sum.", lines=lines, flops=f.flops,
+                scratch=first.scratch(),
+            ),
+            launch(
+                f"{name}_sum", [Operand("a", view, reads=True), *self.tiles], second.body(),
+                doc=f"The sum of {first.parts} partial products{then}.", lines=lines,
+                flops=first.size + self.size * self.epilogue.cost, scratch=second.scratch(),
+            ),
+        ]  # fmt: skip
 
     def in_parts(self, parts: int, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """Partial products, then their sum."""

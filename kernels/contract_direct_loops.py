@@ -119,7 +119,7 @@ class Panels:
             below *= axis.size
         steps.sort(key=lambda step: -abs(step[0].strides[B]))
         last = steps.pop() if steps[-1][0].strides[B] == 1 else None  # b lies along it: blocks are turned
-        sizes = [*(("outer", axis.size) for axis, _ in self.outer), ("panel", d.n_panels)]
+        sizes = [*(("outer", axis.size) for axis, _ in self.outer), ("panel", d.n_panels if last else 1)]
         sizes += [("k", axis.size) for axis, _ in steps]
         with c.loop("task", 0, prod(size for _, size in sizes), role=Role.PARALLEL) as task:
             found = c.unflatten(task, sizes)
@@ -140,5 +140,6 @@ class Panels:
                     value = c.load("b", begin + Affine.of(j, d.n.strides[B]))
                     c.store("y0", into + Affine.of(j), value)
 
-            c.tiles(panel, c.index("panel_end", "add", panel, 1), d.n.size, d.nr, columns)
+            span = (panel, c.index("panel_end", "add", panel, 1)) if last else (0, d.n_panels)
+            c.tiles(*span, d.n.size, d.nr, columns)
         return tuple(c.out)

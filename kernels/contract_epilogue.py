@@ -10,10 +10,10 @@ from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_problem import Axis
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.plan import View
-from graphc.loop import LINE, Affine, Expr, Let
+from graphc.loop import LINE, Affine, Expr, Let, Var
 from graphc.ops.base import apply
 
-__all__ = ["Epilogue", "fetch_rows", "finish_row"]
+__all__ = ["Epilogue", "fetch_rows", "finish_element", "finish_row"]
 
 C = 2  # position of the main result in `Axis.strides`
 
@@ -89,18 +89,32 @@ def finish_row(
 
     ``axes`` are the axes with their current index, without ``n``, which runs over ``columns`` as vector lanes.
     """
-    position = epilogue.positions()
     buffer, at = product
     with c.lanes(*columns) as j:
+        finish_element(c, epilogue, axes, n, j, c.load(buffer, at + Affine.of(j)))
 
-        def index(key: object) -> Affine:
-            array = position[key]
-            return place((i, axis.strides[array]) for axis, i in axes) + Affine.of(j, n.strides[array])
 
-        def element(a: Array) -> Affine:
-            return index(a.name or id(a)) + a.start
+def finish_element(
+    c: Code,
+    epilogue: Epilogue,
+    axes: Sequence[tuple[Axis, Bound | Affine]],
+    n: Axis,
+    j: Var,
+    product: Expr,
+    suffix: str = "",
+) -> None:
+    """One element of a row, that of lane ``j``: run the body on ``product``, store every result. ``suffix`` keeps names
+    apart where a lane has several elements."""
+    position = epilogue.positions()
 
-        lets, values = epilogue.statements(c.load(buffer, at + Affine.of(j)), element, j.name.removeprefix("j"))
-        c.out += lets
-        for i, value in enumerate(values):
-            c.store(f"y{i}", index(f"y{i}"), value)
+    def index(key: object) -> Affine:
+        array = position[key]
+        return place((i, axis.strides[array]) for axis, i in axes) + Affine.of(j, n.strides[array])
+
+    def element(a: Array) -> Affine:
+        return index(a.name or id(a)) + a.start
+
+    lets, values = epilogue.statements(product, element, j.name.removeprefix("j") + suffix)
+    c.out += lets
+    for i, value in enumerate(values):
+        c.store(f"y{i}", index(f"y{i}"), value)

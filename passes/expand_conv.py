@@ -28,6 +28,9 @@ def convolution(inputs: Sequence[Value], at: Attrs) -> Value:
     x, w = inputs
     g = Geometry.of(at)
     kept = rounding(x.dtype, at)
+    few = prod(g.counts(x.shape[2:], w.shape[2:])) <= SMALL_WINDOW < prod(w.shape[2:])
+    if g.groups == w.shape[0] and x.shape[0] == 1 and few and not any(g.interior) and not kept:
+        return depthwise_gradient(x, w, g)
     if all(s == 1 for s in g.strides) and 1 < prod(gap + 1 for gap in g.interior) <= MOST_PHASES:
         return channels_first(phases(channels_last(x), w, g, kept))
     return channels_first(product(channels_last(padded(x, g)), w, g, kept))
@@ -70,6 +73,24 @@ def depthwise(taps: Sequence[Value], w: Value) -> Value:
         factor = convert(reshape(column, rows.shape[:1]), wide)
         terms.append(mul(convert(tap, wide), apply("broadcast_to", factor, shape=tap.shape)))
     return convert(tree("add", terms), w.dtype)
+
+
+def depthwise_gradient(x: Value, w: Value, g: Geometry) -> Value:
+    """The gradient of a depthwise weight: x [1, channels images, *sizes], seen through a long window for each channel,
+    w [channels, images, *window] → [1, channels, *counts]. Each of the few places of the result is a sum, over images
+    and window, of what the window sees there times the window, with vectors along the channels. They are one pass."""
+    channels, images, *window = w.shape
+    n, wide, counts = len(window), w.dtype.computed, g.counts(x.shape[2:], window)
+    x = padded(x, g) if any((*g.low, *g.high)) else x
+    apart, made = (1, channels, images, *x.shape[2:]), x.node
+    seen = made.inputs[0] if made.op == "reshape" and made.inputs[0].shape == apart else reshape(x, apart)
+    seen = convert(reshape(permute(seen, (0, 2, *range(3, n + 3), 1)), (images, *x.shape[2:], channels)), wide)
+    factor = convert(permute(w, (1, *range(2, n + 2), 0)), wide)  # [images, *window, channels]
+    bounds = [(0, size) for size in factor.shape]
+    places = elements(seen, windows_of(range(1, n + 1), counts, g.dilations, g.strides))
+    sums = [apply("sum", mul(cut(place, bounds), factor), axes=tuple(range(n + 1))) for place in places]
+    found = apply("concat", *(reshape(convert(s, w.dtype), (1, channels)) for s in sums), axis=0)
+    return reshape(permute(found, (1, 0)), (1, channels, *counts))
 
 
 def tree(op: str, values: Sequence[Value]) -> Value:
