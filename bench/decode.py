@@ -224,7 +224,10 @@ def reading(job: Job) -> Callable[[], float]:
     records = np.array([[objects.address("read_all"), words.ctypes.data, 1, 0]], np.int64)
     team = Team(objects, job.threads)  # type: ignore[arg-type]
 
+    held = objects, block, words  # by address
+
     def best() -> float:
+        assert held
         seconds = []
         for _ in range(5):
             start = time.perf_counter()
