@@ -209,35 +209,6 @@ def export(job: Job) -> None:
         )
 
 
-def reading(job: Job) -> Callable[[], float]:
-    """Seconds in which all threads read as many bytes as a step has weights; the best of a few."""
-    from contract import Objects, read_object
-
-    from graphc.kernels.cpu.build import team_object
-    from graphc.kernels.cpu.target import host
-    from graphc.runtime_native import Block, Team
-
-    nbytes = weight_bytes(job.model, job.weights) // 4096 * 4096
-    objects, block, scratch = Objects([team_object(host()), read_object()]), Block(nbytes), Block(4096 * job.threads)
-    block.bytes[:] = 0
-    words = np.array([block.address, nbytes], np.int64)
-    records = np.array([[objects.address("read_all"), words.ctypes.data, 1, 0]], np.int64)
-    team = Team(objects, job.threads)  # type: ignore[arg-type]
-
-    held = objects, block, words  # by address
-
-    def best() -> float:
-        assert held
-        seconds = []
-        for _ in range(5):
-            start = time.perf_counter()
-            team.run(records, scratch, 4096)
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
-    return best
-
-
 def serve(system: str, job: Job) -> None:
     """Answer each line of standard input with one: ``steps N`` → seconds of a step, ``check FILE``, ``read``."""
     if hasattr(os, "sched_setaffinity"):
@@ -246,8 +217,10 @@ def serve(system: str, job: Job) -> None:
         export(job)
         return
     if system == "memory":
-        best = reading(job)
-        answers: dict[str, Callable[[str], dict[str, float]]] = {"read": lambda _: {"seconds": best()}}
+        from system_machine import best, reader
+
+        read = reader(weight_bytes(job.model, job.weights), job.threads)
+        answers: dict[str, Callable[[str], dict[str, float]]] = {"read": lambda _: {"seconds": best(read)}}
     else:
         step = SYSTEMS[system](job)
 

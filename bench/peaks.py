@@ -1,4 +1,5 @@
-"""What the units of a core that multiply can do at best: loops of nothing but independent multiply-adds in registers.
+"""What the units of a core that multiply can do at best: loops of nothing but independent multiply-adds in registers;
+and how fast memory can be read.
 
 Each is a kernel as `graphc.runtime_native` describes them. A unit is named by what the words hold that it multiplies
 (`graphc.loop.Contract.words`), None for the multiply-add of float32.
@@ -15,9 +16,10 @@ from graphc.kernels.cpu.matrix import BLOCK, CONFIG, PRODUCT, STEP
 from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.cpu.words import dot_words
 
-__all__ = ["peak_object", "peak_symbol", "peak_work"]
+__all__ = ["READ_SYMBOL", "peak_object", "peak_symbol", "peak_work", "read_object"]
 
 STEPS, ACCUMULATORS = 20_000, 24
+READ_SYMBOL, STREAMS = "read_all", 8
 
 
 def peak_symbol(unit: DType | None) -> str:
@@ -100,3 +102,33 @@ done:
   ret void
 }}
 """
+
+
+def read_object(target: CpuTarget) -> bytes:
+    """Object code of `READ_SYMBOL` (address, bytes), which brings in all bytes, a part of them on every thread."""
+    word, vector = ir.IntType(64), ir.VectorType(ir.IntType(32), target.lanes(int32))
+    module = ir.Module("read")
+    fn = ir.Function(module, ir.FunctionType(ir.VoidType(), [word] * 4), READ_SYMBOL)
+    args, scratch, tid, threads = fn.args
+    entry, loop, done = (fn.append_basic_block(n) for n in ("entry", "loop", "done"))
+    b = ir.IRBuilder(entry)
+    table = b.inttoptr(args, word.as_pointer())
+    address, nbytes = (b.load(b.gep(table, [word(i)])) for i in range(2))
+    vectors = b.mul(b.udiv(nbytes, b.mul(threads, word(STREAMS * target.vector_bytes))), word(STREAMS))  # of a thread
+    start = b.add(address, b.mul(b.mul(vectors, tid), word(target.vector_bytes)))
+    first = b.inttoptr(start, vector.as_pointer())
+    b.branch(loop)
+    b.position_at_end(loop)
+    i = b.phi(word)
+    sums = [b.phi(vector) for _ in range(STREAMS)]
+    new = [b.xor(s, b.load(b.gep(first, [b.add(i, word(n))]), align=4)) for n, s in enumerate(sums)]
+    following = b.add(i, word(STREAMS))
+    for phi, value in zip([i, *sums], [following, *new], strict=True):
+        phi.add_incoming(ir.Constant(phi.type, None), entry)
+        phi.add_incoming(value, loop)
+    b.cbranch(b.icmp_unsigned("<", following, vectors), loop, done)
+    b.position_at_end(done)
+    for n, s in enumerate(new):  # lest nobody asks for them
+        b.store(s, b.gep(b.inttoptr(scratch, vector.as_pointer()), [word(n)]), align=4)
+    b.ret_void()
+    return bytes(machine(target).emit_object(optimise(str(module), target)))

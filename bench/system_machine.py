@@ -1,5 +1,5 @@
-"""The machine's limits, measured in turn with the systems: independent FMAs in registers, and a stream through memory
-that reads and writes each byte, both on all threads."""
+"""The machine's limits, measured in turn with the systems: independent FMAs in registers, a stream through memory that
+reads and writes each byte, and one that only reads, all on all threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from contract import Objects
-from peaks import peak_object, peak_symbol, peak_work
+from peaks import READ_SYMBOL, peak_object, peak_symbol, peak_work, read_object
 from systems import Job, Running
 
 import graphc as gc
@@ -50,6 +50,19 @@ def stream(threads: int) -> Callable[[], object]:
         return {}
 
     return gc.compile(add_one, threads=threads).add_one
+
+
+def reader(nbytes: int, threads: int) -> Callable[[], object]:
+    """All threads together bring in so many bytes."""
+    objects, block = Objects([team_object(host()), read_object(host())]), Block(nbytes)
+    block.bytes[:] = 0
+    team = Team(objects, threads)  # type: ignore[arg-type]
+    words = np.array([block.address, nbytes], np.int64)
+    stride = 4096
+    scratch = Block(stride * threads)
+    record = np.array([[objects.address(READ_SYMBOL), words.ctypes.data, 1, 0]], np.int64)
+    keep = (objects, block, words)
+    return lambda: keep and team.run(record, scratch, stride)
 
 
 def best(run: Callable[[], object]) -> float:
