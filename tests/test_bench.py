@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
+import decode
 import plots
 import report
 import suite
@@ -79,6 +80,15 @@ def test_tables() -> None:
     assert "| `k` | 2 | 100.0% | 1.000 | 100 | 1.0 | " in page
     assert report.number(0.01234) == "0.0123"
     assert report.number(1234.5) == "1234"
+
+
+def test_table_of_decoding() -> None:
+    rates = {"graphc": 800.0, "torch": 200.0}
+    systems = {name: {"tokens_per_second": rate, "share": rate / 1000, "gap": 0.0} for name, rate in rates.items()}
+    rows = {"llama": {"weight_bytes": 2_000_000, "read_bytes_per_second": 2e9, "systems": systems}}
+    page = decode.page({"cpu": "a processor", "threads": 2, "versions": {"torch": "2"}, "rows": rows})
+    assert "## llama: 2.0 MB of weights, 2.0 GB/s" in page
+    assert "| torch | 200 | 20 % | 0.25 |" in page
 
 
 def test_pictures_are_xml() -> None:
