@@ -95,6 +95,9 @@ def _model_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--memory-budget", metavar="SIZE", type=_size, help="the most that an entry may take, such as 2GiB"
     )
+    sub.add_argument(
+        "--tune", metavar="SECONDS", type=_share(), help="measure for so long which kernels are the fastest here"
+    )
     sub.add_argument("--report", metavar="FILE.html", help="write a page that shows what the compiler did")
 
 

@@ -79,6 +79,7 @@ def compile_module(
         cpu_baseline=args.cpu_baseline,
         precision=args.precision,
         memory_budget=args.memory_budget,
+        tune=args.tune,
         metadata=file_metadata(module, config),
         report=report,
     )

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +26,7 @@ from graphc.artifact_records import FORMAT, EntryRecord, KernelRecord, Manifest,
 from graphc.config import settings
 from graphc.driver_budget import Planned, Recomputed, fit, plan
 from graphc.driver_link import KernelTable, entry_record, lay_out_consts, lay_out_state
+from graphc.driver_tune import tune
 from graphc.dtype import DType, bfloat16, float16, float32
 from graphc.errors import GraphcError, Loc, error
 from graphc.ir import Graph, StateSpec
@@ -88,6 +89,7 @@ class Options:
     precision: str = "float32"
     threads: int | None = None
     memory_budget: int | None = None
+    tune: float | None = None
     cache: bool = True
     check: bool | None = None  # None: as GRAPHC_DEBUG says
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -113,7 +115,7 @@ class Options:
     @property
     def recorded(self) -> dict[str, str]:
         """What the artifact says that was asked for, of all that has a part in what was made."""
-        names = ("target", "cpu_baseline", "precision", "memory_budget")
+        names = ("target", "cpu_baseline", "precision", "memory_budget", "tune")
         return {name: str(value) for name in names if (value := getattr(self, name)) is not None}
 
     @property
@@ -139,12 +141,13 @@ def compile(*entries: Entry, report: CompileReport | None = None, **options: Any
 
     Options: ``target`` ("cpu"), ``cpu_baseline`` (the instructions that the program may use: "x86-64-v3", AVX2, or
     "x86-64-v4", AVX-512, makes an artifact that runs on every such machine; default: what this one has),
-    ``precision`` ("float32", or "bfloat16" or "float16": the factors of every product are
-    rounded to it, all else stays float32), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process),
-    ``memory_budget`` (bytes that no entry's peak may exceed: values are computed again where they cannot all be kept,
-    and GC0701 says so if that is not enough), ``cache`` (reuse kernels compiled before),
-    ``check`` (verify the graph after each pass; default: as GRAPHC_DEBUG says), ``metadata`` (text by name that the
-    artifact carries for those who use it). Raises GraphcError.
+    ``precision`` ("float32", or "bfloat16" or "float16": the factors of every product are rounded to it, all else stays
+    float32), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process), ``memory_budget`` (bytes that no
+    entry's peak may exceed: values are computed again where they cannot all be kept, and GC0701 says so if that is not
+    enough), ``tune`` (seconds that may be spent on measuring which of several kernels with the same results is the
+    fastest here; what was found is kept in the cache), ``cache`` (reuse kernels compiled before), ``check`` (verify the
+    graph after each pass; default: as GRAPHC_DEBUG says), ``metadata`` (text by name that the artifact carries for
+    those who use it). Raises GraphcError.
     """
     report = CompileReport() if report is None else report
     opts = Options(**options)
@@ -241,7 +244,7 @@ def build(
         ]
     target = options.processor(finals)
     orders = state_orders(specs, [source.graph for source in sources])
-    planned = [plan(final, target, report.phase, orders) for final in finals]
+    planned = [plan(final, target, report.phase, orders, others=options.tune is not None) for final in finals]
 
     table = KernelTable()
     state = lay_out_state(specs, orders, [p.plan for p in planned])
@@ -250,6 +253,8 @@ def build(
             _fitted(source, p, state.nbytes, planned, target, options, report)
             for source, p in zip(sources, planned, strict=True)
         ]
+    if options.tune is not None:
+        planned = _tuned(planned, target, options, report)
     consts, const_records, const_arrays = lay_out_consts([p.plan for p in planned])
     members: dict[str, bytes | memoryview] = {CONSTS: artifact_tensors.dump(const_arrays)}
     entries: list[EntryRecord] = []
@@ -319,14 +324,30 @@ def _fitted(
     return found
 
 
+def _tuned(entries: Sequence[Planned], target: CpuTarget, options: Options, report: CompileReport) -> list[Planned]:
+    """``entries`` with the kernels that are the fastest here."""
+    assert options.tune is not None
+    with report.phase("tune"), _kernel_folder(options) as folder:
+        plans = tune([p.plan for p in entries], target, options.tune, options.nthreads, folder)
+    return [replace(p, plan=tuned) for p, tuned in zip(entries, plans, strict=True)]
+
+
 def _compile_kernels(kernels: Sequence[Kernel], target: CpuTarget, options: Options) -> tuple[list[Compiled], bytes]:
-    """Object code for each kernel, and for the team; without a cache, in a folder that is gone afterwards."""
+    """Object code for each kernel, and for the team."""
+    with _kernel_folder(options) as folder:
+        return compile_kernels(kernels, target, folder), team_object(target, folder)
+
+
+@contextmanager
+def _kernel_folder(options: Options) -> Iterator[Path]:
+    """Where compiled kernels are: the cache, or without one a folder that is gone afterwards. Raises GC0610 and GC0009
+    for what goes wrong while they are made."""
     try:
         if options.cache:
-            folder = settings().cache / "kernels"
-            return compile_kernels(kernels, target, folder), team_object(target, folder)
-        with TemporaryDirectory(prefix="graphc-") as temporary:
-            return compile_kernels(kernels, target, Path(temporary)), team_object(target)
+            yield settings().cache / "kernels"
+        else:
+            with TemporaryDirectory(prefix="graphc-") as temporary:
+                yield Path(temporary)
     except OSError as problem:
         where = problem.filename or settings().cache
         hint = "GRAPHC_CACHE names another folder; cache=False needs none."

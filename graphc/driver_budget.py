@@ -29,7 +29,8 @@ class Planned:
     graph: Graph
     plan: EntryPlan
     memory: MemoryPlan
-    orders: Mapping[str, Shape]  # see `graphc.kernels.lower.lower`
+    orders: Mapping[str, Shape]  # this and the next: see `graphc.kernels.lower.lower`
+    others: bool = False
 
     @property
     def flops(self) -> int:
@@ -56,12 +57,12 @@ class Recomputed:
 Phase = Callable[[str], AbstractContextManager[None]]  # times what is done inside, under a name
 
 
-def plan(graph: Graph, target: CpuTarget, phase: Phase, orders: Mapping[str, Shape]) -> Planned:
+def plan(graph: Graph, target: CpuTarget, phase: Phase, orders: Mapping[str, Shape], others: bool = False) -> Planned:
     """The launches and the arena of a scheduled graph."""
     with phase("lower"):
-        launches = lower(graph, target, orders)
+        launches = lower(graph, target, orders, others)
     with phase("memory"):
-        return Planned(graph, launches, plan_arena(launches), orders)
+        return Planned(graph, launches, plan_arena(launches), orders, others)
 
 
 def fit(whole: Planned, arena_bytes: int, target: CpuTarget, phase: Phase) -> Planned:
@@ -78,7 +79,7 @@ def fit(whole: Planned, arena_bytes: int, target: CpuTarget, phase: Phase) -> Pl
             break
         with phase("rematerialise"):
             graph = schedule(rematerialise(whole.graph, max(limit, NOTHING)))
-        found = plan(graph, target, phase, whole.orders)
+        found = plan(graph, target, phase, whole.orders, whole.others)
         if found.memory.arena_bytes < best.memory.arena_bytes:
             best = found
         if limit <= NOTHING:

@@ -115,7 +115,7 @@ class Program:
         if self.threads < 1:
             raise error("GC0602", f"a program runs on 1 thread or more, not on {threads}")
         manifest = artifact.manifest
-        code = Code(artifact)
+        code = Code.of(artifact)
         self._lock = threading.RLock()
         self._team = Team(code, self.threads)
         self._state = Block(manifest.state_bytes)

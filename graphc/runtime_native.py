@@ -19,7 +19,7 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -95,20 +95,26 @@ _REBUILD = "Install all of graphc to rebuild it from its graph, or compile the m
 
 
 class Code:
-    """The native objects of an artifact in executable memory."""
+    """Native objects, by name, in executable memory. Raises GC0502 for what is none."""
 
-    def __init__(self, artifact: Artifact):
+    def __init__(self, objects: Mapping[str, bytes]):
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         machine = llvm.Target.from_default_triple().create_target_machine()
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        manifest = artifact.manifest
-        for member in dict.fromkeys([manifest.team, *(k.object for k in manifest.kernels)]):
+        for name, data in objects.items():
             try:
-                self._engine.add_object_file(llvm.ObjectFileRef.from_data(bytes(artifact.members[member])))
+                self._engine.add_object_file(llvm.ObjectFileRef.from_data(data))
             except RuntimeError as problem:
-                raise error("GC0502", f"the artifact is damaged: {member} is no object file ({problem})") from None
+                raise error("GC0502", f"the artifact is damaged: {name} is no object file ({problem})") from None
         self._engine.finalize_object()
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Code:
+        """The objects of an artifact."""
+        manifest = artifact.manifest
+        members = dict.fromkeys([manifest.team, *(k.object for k in manifest.kernels)])
+        return cls({member: bytes(artifact.members[member]) for member in members})
 
     def address(self, symbol: str) -> int:
         """The address of a function. Raises GC0502 when no object defines it."""

@@ -21,7 +21,7 @@ from graphc.kernels.contract_epilogue import Epilogue
 from graphc.kernels.contract_factors import Stored, in_words, word_type, words_of
 from graphc.kernels.contract_loops import Loops
 from graphc.kernels.contract_problem import Problem, problem
-from graphc.kernels.contract_schedule import choose
+from graphc.kernels.contract_schedule import alternatives, choose
 from graphc.kernels.contract_simple import SimpleLoops, is_simple
 from graphc.kernels.contract_split import Sum, k_parts, partial_problem
 from graphc.kernels.contract_thin import ThinLoops, is_thin
@@ -112,6 +112,16 @@ class Work:
         schedule = choose(p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
         return Loops(p, schedule, self.dtype, epilogue, self.stored)
 
+    def with_others(self, made: Launch, p: Problem, epilogue: Epilogue) -> Launch:
+        """``made``, a launch of `loops`, with the kernels of other schedules where these were asked for."""
+        if not self.ctx.others:
+            return made
+        schedules = alternatives(p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
+        loops = [Loops(p, s, self.dtype, epilogue, self.stored) for s in schedules]
+        return replace(
+            made, others=tuple(replace(made.kernel, body=cut.body(), scratch=cut.scratch()) for cut in loops)
+        )
+
     def whole(self, name: str, doc: str, lines: tuple[Loc, ...]) -> Launch:
         """One launch for everything."""
         builder: Loops | SimpleLoops | ThinLoops
@@ -123,7 +133,8 @@ class Work:
             builder = self.loops(self.p, self.epilogue)
         flops = self.size * (2 * self.depth + self.epilogue.cost)
         operands = self.factors + self.tiles
-        return launch(name, operands, builder.body(), doc=doc, lines=lines, flops=flops, scratch=builder.scratch())
+        made = launch(name, operands, builder.body(), doc=doc, lines=lines, flops=flops, scratch=builder.scratch())
+        return self.with_others(made, self.p, self.epilogue) if isinstance(builder, Loops) else made
 
     def turned(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """The right factor, turned, and the product with that."""
@@ -205,9 +216,9 @@ class Work:
 
     def in_parts(self, parts: int, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """Partial products, then their sum."""
-        plain = Epilogue.plain(self.dtype, (parts, self.size))
-        first = self.loops(partial_problem(self.p, parts), plain)
-        return self.summed(first, self.factors, parts, name, doc, then, lines)
+        plain, part = Epilogue.plain(self.dtype, (parts, self.size)), partial_problem(self.p, parts)
+        first, second = self.summed(self.loops(part, plain), self.factors, parts, name, doc, then, lines)
+        return [self.with_others(first, part, plain), second]
 
     def summed(
         self,

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
 
 from graphc.dtype import DType
 from graphc.kernels.contract_problem import Problem
 
-__all__ = ["TEAMS", "Schedule", "Target", "choose", "cost", "even"]
+__all__ = ["TEAMS", "Schedule", "Target", "alternatives", "choose", "cost", "even"]
 
 K_BLOCK = 512  # rows of a panel per microkernel call: the tile of a stays in the first level of cache
 PACKED_BYTES = 3 << 18  # the panels that a task keeps packed, in the second level of cache
 COPIED_BYTES = 3 << 17  # the tiles of a that are copied at a time, beside the panels
 CHUNK_COLUMNS = 512  # widest group of panels: the tile of c that waits for its epilogue is a row of this
 PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # ranges that m and n are tried to be split into
+ALTERNATIVES = 7  # schedules that are compared when a program is tuned
 TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
 SET_BYTES = 4096  # rows this far apart share their sets in a first-level cache
 
@@ -100,6 +101,35 @@ def choose(
 
     ``copied`` names the factors (a, b) that cannot be read in place; ``words`` is what each element of them holds."""
     return _cheapest(p, dtype, target, frozenset(copied), words)
+
+
+def alternatives(
+    p: Problem, dtype: DType, target: Target, copied: Collection[str] = (), words: DType | None = None
+) -> list[Schedule]:
+    """Other schedules than that of `choose` for the same bits, as many as `ALTERNATIVES`, best first by the cost model:
+    they cut the sum into the same blocks of the same tiles, but differ in tasks, and in what is packed."""
+    best = choose(p, dtype, target, copied, words)
+    found = {
+        packed: cost(p, packed)
+        for s in candidates(p, dtype, target, copied, words)
+        if (s.mr, s.nr, s.k_slab, s.k_block) == (best.mr, best.nr, best.k_slab, best.k_block)
+        for packed in packings(p, s, dtype, copied)
+    }
+    found.pop(best, None)
+    return sorted(found, key=lambda s: found[s])[:ALTERNATIVES]
+
+
+def packings(p: Problem, s: Schedule, dtype: DType, copied: Collection[str]) -> Iterator[Schedule]:
+    """``s``, and with one of the factors packed or not, where that is possible."""
+    yield s
+    if s.pack_b and "b" not in copied and p.n.strides[1] == 1:
+        yield replace(s, pack_b=False)
+    if not s.pack_b and p.k_size * s.chunk * s.nr * dtype.itemsize <= PACKED_BYTES:
+        yield replace(s, pack_b=True)
+    if s.a_tiles and "a" not in copied:
+        yield replace(s, a_tiles=0)
+    if not s.a_tiles:
+        yield replace(s, a_tiles=even(s.rows, max(1, COPIED_BYTES // (s.mr * p.k_size * dtype.itemsize))))
 
 
 @cache

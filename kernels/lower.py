@@ -42,14 +42,14 @@ LOWERINGS: dict[str, Lower] = {
 EMPTY: Mapping[str, Shape] = MappingProxyType({})
 
 
-def lower(graph: Graph, target: Target, orders: Mapping[str, Shape] = EMPTY) -> EntryPlan:
+def lower(graph: Graph, target: Target, orders: Mapping[str, Shape] = EMPTY, others: bool = False) -> EntryPlan:
     """The launches of ``graph`` and the buffers that they use. ``orders`` has the state by name whose dimensions lie in
-    memory in another order, outermost first.
+    memory in another order, outermost first. ``others``: launches of products have other kernels to choose from.
 
     Before: the graph is fused (`graphc.passes.fuse`) and its nodes are in their final order. After: each call is one
     kernel or a few; no buffer has an address yet.
     """
-    ctx = LowerContext(target)
+    ctx = LowerContext(target, others)
     assigned = lower_graph(graph, Frame(ctx.names, ctx.consts, orders=orders), ctx)
     return EntryPlan(
         graph.name,

@@ -25,9 +25,10 @@ REDUCES = 1000  # of a reduction in a kernel's name: what it reduces by comes be
 @dataclass
 class LowerContext:
     """The state of lowering one entry. ``target`` holds the facts of the machine that loops are shaped by; the rest is
-    what the entry has so far."""
+    what the entry has so far. ``others``: launches have other kernels to choose from."""
 
     target: Target
+    others: bool = False
     loc: Loc | None = None
     flags: list[Flag] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)

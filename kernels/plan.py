@@ -67,7 +67,8 @@ class Arg:
 @dataclass(frozen=True, slots=True)
 class Launch:
     """A run of a kernel inside a step; many runs where a `Span` repeats it. ``flops`` and ``bytes``: work and
-    compulsory traffic of all these runs, as far as their number is known."""
+    compulsory traffic of all these runs, as far as their number is known. ``others``, where they were asked for, are
+    kernels that do the same with the same arguments, to the bit, but cut it otherwise."""
 
     kernel: Kernel
     args: tuple[Arg, ...]
@@ -75,6 +76,7 @@ class Launch:
     lines: tuple[Loc, ...] = ()
     flops: int = 0
     bytes: int = 0
+    others: tuple[Kernel, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""Compiled kernels on disk, by content: ``gc_<digest>.py`` is the source, ``gc_<digest>.o`` the object code.
+"""Compiled kernels on disk, by content: ``gc_<digest>.py`` is the source, ``gc_<digest>.o`` the object code, and
+``tuned_<digest>`` the number of the kernel that was chosen among several.
 
 The digest in the name says what the file was made from, so an entry never goes stale; a checksum behind the object's
 last byte says that it is whole. Files are written beside their place and renamed, so several processes may share one
@@ -46,6 +47,17 @@ class Cache:
 
     def write_object(self, symbol: str, code: bytes) -> None:
         _replace(self.object_path(symbol), code + _checksum(symbol, code))
+
+    def read_choice(self, name: str, count: int) -> int | None:
+        """The number below ``count`` that was written for ``name``, or None."""
+        try:
+            text = (self.root / f"tuned_{name}").read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return int(text) if text.isdecimal() and int(text) < count else None
+
+    def write_choice(self, name: str, number: int) -> None:
+        _replace(self.root / f"tuned_{name}", str(number).encode())
 
 
 def _checksum(symbol: str, code: bytes) -> bytes:
