@@ -317,7 +317,9 @@ def _fitted(
         return whole
     with report.phase("passes"):
         thrifty = pipeline.run(source.graph, check=options.checked, thrifty=True)
-    forms = [whole] if thrifty == whole.graph else [whole, plan(thrifty, target, report.phase, whole.orders)]
+    forms = [whole]
+    if thrifty != whole.graph:
+        forms.append(plan(thrifty, target, report.phase, whole.orders, whole.others))
     fitted = [fit(p, p.memory.arena_bytes - over(p), target, report.phase) for p in forms]
     found = min(fitted, key=lambda p: (over(p), p.flops))
     report.recomputed[whole.graph.name] = Recomputed.between(whole, found)
