@@ -16,7 +16,7 @@ from graphc.dtype import DType
 from graphc.kernels.contract_problem import Axis, Problem
 from graphc.kernels.contract_schedule import Target, even
 
-__all__ = ["Direct", "as_direct", "cut_in_parts", "in_place", "panels_first", "wants_panels"]
+__all__ = ["Direct", "as_direct", "cut_in_parts", "in_place", "panels_first", "readers", "wants_panels"]
 
 A, B, C = 0, 1, 2
 

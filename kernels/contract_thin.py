@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from graphc.dtype import DType
 from graphc.kernels.contract_code import Bound, Code, place
+from graphc.kernels.contract_direct import readers
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
 from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
@@ -32,8 +33,9 @@ Indexed = list[tuple[Axis, Bound]]
 
 
 def is_thin(p: Problem, dtype: DType) -> bool:
-    """Whether dot products along k beat panels: to turn b costs more than the few rows of a repay."""
-    few = p.m.size <= (MOST_ROWS if p.k.size >= LONG and dtype.is_float else MOST_ROWS // 2)
+    """Whether dot products along k beat panels: to turn b costs more than the few rows of a repay. Rows that lie apart
+    count, too: those of a convolution see the same weights."""
+    few = p.m.size * readers(p) <= (MOST_ROWS if p.k.size >= LONG and dtype.is_float else MOST_ROWS // 2)
     return p.k_size > 0 and few and p.k.strides[A] == p.k.strides[B] == 1 != p.n.strides[B]
 
 
