@@ -17,6 +17,7 @@ PACKED_BYTES = 3 << 18  # the panels that a task keeps packed, in the second lev
 COPIED_BYTES = 3 << 17  # the tiles of a that are copied at a time, beside the panels
 CHUNK_COLUMNS = 512  # widest group of panels: the tile of c that waits for its epilogue is a row of this
 PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # ranges that m and n are tried to be split into
+WIDE = 3  # times as many columns has a panel for few rows
 ALTERNATIVES = 7  # schedules that are compared when a program is tuned
 TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
 SET_BYTES = 4096  # rows this far apart share their sets in a first-level cache
@@ -144,7 +145,7 @@ def candidates(
     """Schedules for every reasonable split into tasks."""
     mr, nr = target.tile(dtype)
     block = target.block(words)
-    mr, nr = (block, block) if block else (even(p.m.size, mr), nr)
+    mr, nr = (block, block) if block else (even(p.m.size, mr), panel_width(p, nr, dtype, target, copied))
     by_rows = block > 0 or p.k.strides[0] == 1
     m_tiles, n_panels = -(-p.m.size // mr), -(-p.n.size // nr)
     for rows in sorted({-(-m_tiles // parts) for parts in PARTS}):
@@ -160,6 +161,15 @@ def candidates(
                 depth = slab if slab < p.k.size else p.k_size
                 a_tiles = even(rows, max(1, COPIED_BYTES // (mr * depth * dtype.itemsize)))
             yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, k_block, a_tiles, by_rows, packed_b)
+
+
+def panel_width(p: Problem, nr: int, dtype: DType, target: Target, copied: Collection[str]) -> int:
+    """Columns of a panel: more than ``nr`` where few rows of a leave registers free. b is then read in longer runs,
+    from beyond the second level of cache twice as fast."""
+    wide = WIDE * nr
+    free = (p.m.size + 1) * wide // target.lanes(dtype) < target.registers
+    enough = p.n.strides[1] == 1 and p.n.size >= TEAMS[-1] * wide
+    return wide if free and enough and not copied else nr
 
 
 def cost(p: Problem, s: Schedule) -> float:

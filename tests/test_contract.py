@@ -162,6 +162,14 @@ def test_few_rows(m: int, n: int, tmp_path: Path) -> None:
     check_dot((m, 3, 129), (n, 3, 129), ((1, 2), (1, 2)), pad=1, compiled=tmp_path)
 
 
+@pytest.mark.parametrize("m", [1, 4, 5])
+def test_few_rows_of_wide_panels(m: int, tmp_path: Path) -> None:
+    """Where b lies along n: whole panels and a rest, with and without an epilogue's layout."""
+    check_dot((m, 70), (70, 800), ((1,), (0,)), pad=1, compiled=tmp_path)
+    check_dot((m, 70), (70, 800), ((1,), (0,)), orders=(None, None, (1, 0)), compiled=tmp_path)
+    check_dot((m, 70), (70, 800), ((1,), (0,)), target="x86-64-v3")
+
+
 def test_few_rows_bits_do_not_depend_on_threads() -> None:
     a, b = (numbers(shape, "float32", 1) for shape in ((3, 150), (100, 150)))
     x, w = array_input("a", a.shape), array_input("b", b.shape)
