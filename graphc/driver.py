@@ -305,7 +305,8 @@ def _fitted(
     report: CompileReport,
 ) -> Planned:
     """``whole``, the plan of ``source``, with values computed again where the budget of ``options`` asks for it, or the
-    same of the thrifty form of ``source``: what fits and has less work, else what is smaller."""
+    same of the thrifty form of ``source``: what fits and has less work, else what is smaller. Where neither fits, more
+    can be computed again if late kernels write nothing by the way."""
     assert options.memory_budget is not None
     constants = lay_out_consts([p.plan for p in entries])[0].nbytes
     rest = options.memory_budget - state_bytes - constants
@@ -321,6 +322,10 @@ def _fitted(
     if thrifty != whole.graph:
         forms.append(plan(thrifty, target, report.phase, whole.orders, whole.others))
     fitted = [fit(p, p.memory.arena_bytes - over(p), target, report.phase) for p in forms]
+    if all(map(over, fitted)):
+        bare = pipeline.run(source.graph, stop_after="schedule", check=options.checked, thrifty=True)
+        last = plan(bare, target, report.phase, whole.orders, whole.others)
+        fitted.append(fit(last, last.memory.arena_bytes - over(last), target, report.phase))
     found = min(fitted, key=lambda p: (over(p), p.flops))
     report.recomputed[whole.graph.name] = Recomputed.between(whole, found)
     return found

@@ -13,6 +13,7 @@ from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.lower import lower
 from graphc.kernels.plan import EntryPlan
 from graphc.passes.memory import MemoryPlan
+from graphc.passes.recompute import recompute
 from graphc.passes.rematerialise import rematerialise
 from graphc.passes.schedule import peak_bytes, schedule
 
@@ -78,7 +79,7 @@ def fit(whole: Planned, arena_bytes: int, target: CpuTarget, phase: Phase) -> Pl
         if best.memory.arena_bytes <= arena_bytes:
             break
         with phase("rematerialise"):
-            graph = schedule(rematerialise(whole.graph, max(limit, NOTHING)))
+            graph = recompute(schedule(rematerialise(whole.graph, max(limit, NOTHING))))
         found = plan(graph, target, phase, whole.orders, whole.others)
         if found.memory.arena_bytes < best.memory.arena_bytes:
             best = found

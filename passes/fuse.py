@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 
 from graphc.ir import Graph, Node, Value
@@ -13,10 +14,10 @@ from graphc.passes.fuse_prepare import plain_reductions
 from graphc.passes.fuse_values import Access, Values
 from graphc.passes.rewrite import with_bodies
 
-__all__ = ["fuse"]
+__all__ = ["fuse", "fuse_arguments"]
 
 
-def fuse(graph: Graph) -> Graph:
+def fuse(graph: Graph, slopes: bool = True) -> Graph:
     """Group the nodes of ``graph`` into kernels.
 
     Before: gradients are written out, common subexpressions merged, and no regions left but those that are kernels of
@@ -28,14 +29,21 @@ def fuse(graph: Graph) -> Graph:
     at the same element or row, or where both read the same tensor. What is merged first wins, so that the order of
     `STAGES` is the policy.
 
+    ``slopes``: the slope of an activation is stored in place of its argument, which saves time.
+
     Example: ``y = gelu(dot(x, w) + b)`` is one call {hint=contract}; softmax is one call {hint=row}.
     """
-    graph = plain_reductions(with_bodies(graph, fuse, blocks_only=True))
-    values = Values(graph)
+    graph = plain_reductions(with_bodies(graph, partial(fuse, slopes=slopes), blocks_only=True))
+    values = Values(graph, slopes)
     fuser = _Fuser(graph, values)
     for stage in STAGES:
         stage(fuser)
     return extract(graph, fuser.result(), values.inside)
+
+
+def fuse_arguments(graph: Graph) -> Graph:
+    """`fuse` with the arguments of activations stored: `recompute` then need not keep the activations beside them."""
+    return fuse(graph, slopes=False)
 
 
 class _Fuser:

@@ -46,9 +46,11 @@ class Cone:
 
 @dataclass
 class Values:
-    """The decision for every elementwise value of ``graph``, in ``stored`` (the nodes whose results are stored)."""
+    """The decision for every elementwise value of ``graph``, in ``stored`` (the nodes whose results are stored).
+    ``slopes``: see `_replaces_leaf`."""
 
     graph: Graph
+    slopes: bool = True
     stored: set[Node] = field(default_factory=set)
     cones: dict[Node, Cone] = field(default_factory=dict)
     cost: dict[Node, int] = field(default_factory=dict)
@@ -138,7 +140,7 @@ class Values:
             return True  # a number for each channel, say: kernels would compute it again for each pixel
         if uses > 1 or wider:
             return not self._cheap(value, cone, TABLE if wider else MASK)
-        return self._replaces_leaf(value, cone)
+        return self.slopes and self._replaces_leaf(value, cone)
 
     def _replaces_leaf(self, value: Value, cone: Cone) -> bool:
         """Whether ``value``, a costly function of one leaf, is all that later kernels need of it: then the product's

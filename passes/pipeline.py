@@ -13,12 +13,13 @@ from graphc.passes.dce import dce
 from graphc.passes.differentiate import differentiate
 from graphc.passes.expand import expand
 from graphc.passes.fold import fold
-from graphc.passes.fuse import fuse
+from graphc.passes.fuse import fuse, fuse_arguments
 from graphc.passes.inline import inline
 from graphc.passes.layout import layout
 from graphc.passes.loops import loops
 from graphc.passes.outline import outline
 from graphc.passes.precision import precision
+from graphc.passes.recompute import recompute
 from graphc.passes.schedule import schedule
 from graphc.passes.simplify import simplify
 from graphc.passes.widen import widen
@@ -63,8 +64,9 @@ PIPELINE = (
     Pass("loops", loops, "Shortens the bodies of loops."),
     Pass("widen", widen, "Accumulates 16-bit floats in float32."),
     Pass("chunk", chunk, "Computes large logits in chunks of rows.", thrifty=chunk_small),
-    Pass("fuse", fuse, "Groups nodes into kernels."),
+    Pass("fuse", fuse, "Groups nodes into kernels.", thrifty=fuse_arguments),
     Pass("schedule", schedule, "Orders the kernels for a low peak of memory."),
+    Pass("recompute", recompute, "Computes again, by the way, what gradients need."),
 )
 
 ORDER = (
@@ -98,6 +100,7 @@ ORDER = (
     Constraint("inline", "widen", "what regions accumulate is in the open then"),
     Constraint("widen", "fuse", "the casts join the kernels around them, and kernels accumulate in one type"),
     Constraint("fuse", "schedule", "memory is alive between kernels, not between nodes"),
+    Constraint("schedule", "recompute", "what is kept past the peak is known only in the final order"),
     Constraint("dce", "fuse", "a kernel must not compute what nobody reads"),
 )
 

@@ -12,7 +12,7 @@ from graphc.passes.inline import KERNELS
 from graphc.passes.rewrite import with_bodies
 from graphc.passes.views import elementwise, is_view, roots
 
-__all__ = ["checks_indices", "peak_bytes", "schedule"]
+__all__ = ["checks_indices", "live_bytes", "peak_bytes", "schedule"]
 
 # What an order in which state waits for all checks may cost beside the best: a share, and bytes.
 GUARD, GUARD_BYTES = 1.01, 4096
@@ -54,13 +54,18 @@ def checks_indices(node: Node) -> bool:
 
 def peak_bytes(graph: Graph) -> int:
     """The most bytes of results alive at once in the order of ``graph``; views cost nothing, state is not counted."""
+    return max(live_bytes(graph), default=0)
+
+
+def live_bytes(graph: Graph) -> list[int]:
+    """The bytes of results alive as each node of ``graph`` runs, in order; see `peak_bytes`."""
     live = _Liveness(graph)
-    now = most = 0
+    found, now = [], 0
     for node in graph.nodes:
         now += live.born(node)
-        most = max(most, now - live.overwrites(node))
+        found.append(now - live.overwrites(node))
         now -= live.dies(node)
-    return most
+    return found
 
 
 class _Liveness:
@@ -105,7 +110,7 @@ class _Liveness:
             if v.type in node.types
             and self.left.get(v) == 1
             and v not in self.kept
-            and (node.attrs["hint"] == "row" or elementwise(body, inner))
+            and (node.attrs["hint"] in ("row", "scatter") or elementwise(body, inner))
         }
         total = 0
         for out in node.outs:

@@ -51,7 +51,7 @@ def test_a_smaller_budget_gives_the_same_bits(dropout: float) -> None:
     whole = gc.compile(entries(dropout), threads=1)
     arena, rest = arena_and_rest(whole)
     report = CompileReport()
-    budget = rest + arena * 7 // 10
+    budget = rest + arena * 17 // 20  # of what is left once late kernels write what they can by the way
     fitted = compile_entries(entries(dropout), threads=1, memory_budget=budget, report=report)
     assert fitted.train.memory.peak_bytes <= budget < whole.train.memory.peak_bytes
     again = report.recomputed["train"]
@@ -84,7 +84,7 @@ def test_the_error_names_a_budget_that_fits() -> None:
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.0])
 def test_the_pass_keeps_the_meaning_and_lowers_the_peak(share: float) -> None:
     (traced,) = trace_entries(entries(0.2))
-    graph = pipeline.run(traced.graph, check=True)
+    graph = pipeline.run(traced.graph, stop_after="schedule", check=True)
     peak = peak_bytes(graph)
     made = rematerialise(graph, int(peak * share))
     verify(made)
