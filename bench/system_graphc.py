@@ -36,6 +36,7 @@ def prepare(job: Job) -> Running:
             "kernels": len(run.kernels),
             "launches": sum(k.count for k in run.kernels),
             "state_bytes": run.memory.state_bytes,
+            "plan": {"lower_bound": run.memory.lower_bound_bytes, "arena": run.memory.arena_bytes},
             "planned_peak_bytes": run.memory.peak_bytes,
             "measured_peak_bytes": run.measured_peak_bytes(**arrays),
         }
