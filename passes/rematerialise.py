@@ -20,6 +20,7 @@ from graphc.ops.base import Contract, Source, apply_node, at_loc, get_op
 from graphc.passes.dce import trim
 from graphc.passes.fuse_cost import node_cost
 from graphc.passes.inline import KERNELS
+from graphc.passes.schedule import peak_bytes
 from graphc.passes.views import is_view, roots
 
 __all__ = ["rematerialise"]
@@ -41,6 +42,8 @@ def rematerialise(graph: Graph, limit: int) -> Graph:
     Example: where x is kept and y = gelu(x) is read by the next layer and by its gradient, the gradient reads a second
     y = gelu(x) that is computed just before it.
     """
+    if peak_bytes(graph) <= limit:  # which counts what is written in place once, as the profile does not
+        return graph
     program = _Program(graph)
     useless: set[Value] = set()
     while (live := program.profile()).max(initial=0) > limit:
