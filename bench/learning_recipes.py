@@ -160,7 +160,7 @@ RECIPES = {
     "vit": Recipe(
         title="ViT",
         data="cifar10",
-        config={"batch_size": 50, "max_iters": 4000},
+        config={"batch_size": 50, "max_iters": 3000, "learning_rate": 3e-4},
         score="accuracy",
         goal="within 0.5 points",
         floor=photo_floor,
@@ -176,7 +176,7 @@ RECIPES = {
     "resnet": Recipe(
         title="ResNet-20",
         data="cifar10",
-        config={"batch_size": 100, "max_iters": 8000, "weight_decay": 5e-4},
+        config={"batch_size": 100, "max_iters": 5000, "weight_decay": 5e-4},
         score="accuracy",
         goal="80 %, within 0.5 points",
         floor=photo_floor,
