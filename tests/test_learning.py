@@ -33,7 +33,9 @@ def test_tables_are_those_of_the_files() -> None:
 @pytest.mark.parametrize("r", report.results(), ids=lambda r: r["model"])
 def test_both_systems_saw_the_same(r: dict) -> None:
     """The first losses are of the same weights and batches, so that they differ by rounding alone."""
-    assert r["largest_gap_of_first_losses"] < 1e-2
+    gaps = np.abs(np.subtract(r["graphc"]["first_losses"], r["pytorch"]["first_losses"]))
+    assert gaps[:2].max() < 1e-5
+    assert gaps[: recipes.RECIPES[r["model"]].steady].max() < 1e-2
     assert r["graphc"]["heldout"][-1]["step"] == r["pytorch"]["heldout"][-1]["step"] == r["config"]["max_iters"]
     assert r["data"] == r["config"]["data"] == recipes.RECIPES[r["model"]].data
 
