@@ -119,7 +119,7 @@ class _Chooser:
         """The first kernel after the peak that reads ``value`` or the largest leaf of its ``cone`` element by element,
         and needs nothing that the other ``late`` readers make."""
         largest = max(cone.leaves.values(), key=lambda leaf: self.roots[leaf].type.nbytes)
-        readers = {*self.readers.get(self.roots[largest], ()), *late}
+        readers: set[Node] = {*self.readers.get(self.roots[largest], ()), *late}
         for node in sorted(readers, key=self.position.__getitem__):
             if self.position[node] <= self.fullest or not _goes_through(node, value.shape):
                 continue
