@@ -51,8 +51,7 @@ peers: $(VENV)/dev  ## install PyTorch, transformers and JAX, for parity
 	$(BIN)/python -m pip install --quiet 'transformers>=4.48' 'jax>=0.5'
 
 parity: peers  ## compare with PyTorch, transformers and JAX, live
-	$(BIN)/python -m pytest tests/parity --ignore tests/parity/test_control_jax.py
-	$(BIN)/python -m pytest tests/parity/test_control_jax.py
+	$(BIN)/python -m pytest tests/parity
 
 bench: $(VENV)/dev  ## time all workloads beside PyTorch, JAX, ONNX Runtime and OpenVINO
 	$(BIN)/python -m pip install --quiet '$(TORCH)' 'jax>=0.5' onnx onnxscript onnxruntime openvino

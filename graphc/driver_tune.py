@@ -73,7 +73,8 @@ def _name(launch: Launch, target: CpuTarget, threads: int) -> str:
 def _fastest(launch: Launch, target: CpuTarget, threads: int, folder: Path) -> int:
     """The number of the fastest kernel of a launch: 0 is its own, which stays unless another is clearly faster."""
     built = compile_kernels([launch.kernel, *launch.others], target, folder)
-    code = Code({"team": team_object(target, folder)} | {b.symbol: b.object for b in built})
+    unique = {b.symbol: b.object for b in built}
+    code = Code([team_object(target, folder), *unique.values()], unique)
     stride = max(b.kernel.scratch_bytes for b in built)
     scratch, team = Block(stride * threads), Team(code, threads)
     blocks = {a.buffer: Block(a.buffer.nbytes) for a in launch.args if a.buffer is not None}

@@ -19,7 +19,7 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -35,6 +35,7 @@ __all__ = ["Block", "Code", "Job", "Team", "check_machine"]
 
 _WORDS = ctypes.c_int64
 _CTL_BYTES = 512
+_TEAM_SYMBOLS = ("gc_run", "gc_worker", "gc_stop")
 _NO_CLOCK = _WORDS(0)
 _HUGE = 1 << 21  # bytes of a huge page: blocks from here on ask for them
 
@@ -95,33 +96,37 @@ _REBUILD = "Install all of graphc to rebuild it from its graph, or compile the m
 
 
 class Code:
-    """Native objects, by name, in executable memory. Raises GC0502 for what is none."""
+    """Native objects in executable memory, with the addresses of the team's functions and of ``symbols``. Raises GC0502
+    where they cannot be linked.
 
-    def __init__(self, objects: Mapping[str, bytes]):
+    Each object lies in one piece: code reaches its constants by 32 bits, and MCJIT puts them anywhere, which in a
+    process that has mapped much is too far."""
+
+    def __init__(self, objects: Iterable[bytes], symbols: Iterable[str]):
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        machine = llvm.Target.from_default_triple().create_target_machine()
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        for name, data in objects.items():
-            try:
-                self._engine.add_object_file(llvm.ObjectFileRef.from_data(data))
-            except RuntimeError as problem:
-                raise error("GC0502", f"the artifact is damaged: {name} is no object file ({problem})") from None
-        self._engine.finalize_object()
+        self._jit = llvm.create_lljit_compiler(use_jit_link=True, suppress_errors=True)
+        library = llvm.JITLibraryBuilder().add_current_process()
+        for data in objects:
+            library.add_object_img(data)
+        for symbol in dict.fromkeys([*_TEAM_SYMBOLS, *symbols]):
+            library.export_symbol(symbol)
+        try:
+            self._code = library.link(self._jit, "code")
+        except RuntimeError as problem:
+            why = str(problem).partition("\n")[0]
+            raise error("GC0502", f"the artifact is damaged: its native code cannot be linked: {why}") from None
 
     @classmethod
     def of(cls, artifact: Artifact) -> Code:
-        """The objects of an artifact."""
+        """The code of an artifact."""
         manifest = artifact.manifest
         members = dict.fromkeys([manifest.team, *(k.object for k in manifest.kernels)])
-        return cls({member: bytes(artifact.members[member]) for member in members})
+        return cls((bytes(artifact.members[m]) for m in members), [k.symbol for k in manifest.kernels])
 
     def address(self, symbol: str) -> int:
-        """The address of a function. Raises GC0502 when no object defines it."""
-        found: int = self._engine.get_function_address(symbol)
-        if not found:
-            raise error("GC0502", f"the artifact is damaged: no object defines {symbol}")
-        return found
+        """The address of a function."""
+        return int(self._code[symbol])
 
 
 class Job:
