@@ -19,7 +19,7 @@ from graphc.ops.base import Map, Move, Reduce, apply, apply_node, at_loc, get_op
 from graphc.passes.dce import dce
 from graphc.passes.fuse_cost import node_cost
 from graphc.passes.fuse_extract import is_uniform
-from graphc.passes.schedule import live_bytes, peak_bytes, schedule
+from graphc.passes.schedule import live_bytes, peak_bytes, reaches, schedule
 from graphc.passes.views import elementwise, is_view, roots
 
 __all__ = ["recompute"]
@@ -127,7 +127,7 @@ class _Chooser:
             if not _reads_elements(node, read) or sum(self.roots[v] == value for v in node.inputs) > (node in late):
                 continue
             kept = all(self._is_kept(leaf, value, node) for leaf in cone.leaves.values())
-            if kept and not self._reaches([n for n in late if n is not node], node):
+            if kept and not reaches(self.users, [n for n in late if n is not node], node):
                 return node
         return None
 
@@ -136,18 +136,6 @@ class _Chooser:
         root = self.roots[leaf]
         lasts = root.node.op in ("state", "const") or self._last(root) >= self.position[host]
         return lasts or root.type.nbytes <= SMALL * value.type.nbytes
-
-    def _reaches(self, starts: Iterable[Node], goal: Node) -> bool:
-        seen = set(starts)
-        stack = list(seen)
-        while stack:
-            node = stack.pop()
-            if node is goal:
-                return True
-            fresh = [n for n in self.users[node] if n not in seen]
-            seen.update(fresh)
-            stack.extend(fresh)
-        return False
 
     def order(self) -> list[Node]:
         """The nodes as they were, but those that read a copy after its host."""

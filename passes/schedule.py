@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from heapq import heappop, heappush
@@ -12,7 +13,7 @@ from graphc.passes.inline import KERNELS
 from graphc.passes.rewrite import with_bodies
 from graphc.passes.views import elementwise, is_view, roots
 
-__all__ = ["checks_indices", "live_bytes", "peak_bytes", "schedule"]
+__all__ = ["checks_indices", "live_bytes", "peak_bytes", "reaches", "schedule"]
 
 # What an order in which state waits for all checks may cost beside the best: a share, and bytes.
 GUARD, GUARD_BYTES = 1.01, 4096
@@ -50,6 +51,20 @@ def checks_indices(node: Node) -> bool:
     body = node.attrs["body"] if node.op == "call" else (node,)
     rules = [get_op(n.op).lower for n in body]
     return any(isinstance(r, Gather | Scatter) or (isinstance(r, RowWise) and r.check is not None) for r in rules)
+
+
+def reaches(users: Mapping[Node, Sequence[Node]], starts: Iterable[Node], goal: Node) -> bool:
+    """Whether ``goal`` is one of ``starts`` or must wait for one: ``users`` has the nodes that wait for each."""
+    seen = set(starts)
+    stack = list(seen)
+    while stack:
+        node = stack.pop()
+        if node is goal:
+            return True
+        fresh = [n for n in users[node] if n not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    return False
 
 
 def peak_bytes(graph: Graph) -> int:
@@ -170,7 +185,7 @@ class _Scheduler:
         for name, writer in self._writers():
             for old in olds.get(name, ()):
                 for reader in sorted(self.live.readers.get(old, ()), key=self.rank.__getitem__):
-                    if reader is not writer and not self._reaches(writer, reader):
+                    if reader is not writer and not reaches(self.users, [writer], reader):
                         self._edge(reader, writer)
 
     def _writers(self) -> list[tuple[str, Node]]:
@@ -186,19 +201,8 @@ class _Scheduler:
             first.setdefault(frozenset(v for v in self.live.reads(node) if not v.dtype.is_float), node)
         for writer in dict.fromkeys(node for _, node in self._writers()):
             for check in first.values():
-                if not self._reaches(writer, check):
+                if not reaches(self.users, [writer], check):
                     self._edge(check, writer)
-
-    def _reaches(self, start: Node, goal: Node) -> bool:
-        seen, stack = {start}, [start]
-        while stack:
-            node = stack.pop()
-            if node is goal:
-                return True
-            fresh = [n for n in self.users[node] if n not in seen]
-            seen.update(fresh)
-            stack.extend(fresh)
-        return False
 
     def run(self, policy: _Policy) -> tuple[Node, ...]:
         """The order under ``policy``; that of GIVEN changes only where updates must wait."""
