@@ -198,7 +198,7 @@ def packs_b(p: Problem, rows: int, dtype: DType) -> bool:
     if p.k_outer and p.k_size * p.n.size * dtype.itemsize > 4 * PACKED_BYTES:
         return False  # what is packed would be out of the cache again before it is read
     row = p.k.strides[1] * dtype.itemsize
-    return rows > 1 and (row % (SET_BYTES // 2) == 0 or p.k_size * row > 2 * PACKED_BYTES)
+    return rows > 1 and (row % (SET_BYTES // 2) == 0 or p.k_size * row >= 2 * PACKED_BYTES)
 
 
 def copies_a(p: Problem, chunk: int, block: int, dtype: DType) -> bool:
