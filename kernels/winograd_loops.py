@@ -205,23 +205,25 @@ class Tiles:
         parts, groups = self.w.panels // self.panels, -(-total // self.rows)
         with c.loop("task", 0, parts * groups, role=Role.PARALLEL) as task:
             part, group = c.unflatten(task, [("part", parts), ("group", groups)])
-            panel = c.index("panel", "mul", part, self.panels)
-            end = c.index("group_end", "add", group, 1)
-            c.tiles(group, end, total, self.rows, lambda number, count: self.group(panel, number, count))
+            first = c.index("first", "mul", group, self.rows)
+            count: Bound = self.rows
+            if total % self.rows:
+                count = c.index("count", "minimum", c.index("left", "sub", total, first), self.rows)
+            self.group(c.index("panel", "mul", part, self.panels), first, count)
         return tuple(c.out)
 
-    def group(self, panel: Bound, number: Bound, count: int) -> None:
-        """``count`` tiles, and the columns from ``panel`` on."""
+    def group(self, panel: Bound, first: Bound, count: Bound) -> None:
+        """``count`` tiles from ``first`` on, and the columns from ``panel`` on. The transforms are long: they are
+        printed once for groups of all sizes, and a short group is multiplied as if it were full."""
         c, f = self.code, self.f
-        first = c.index("first", "mul", number, self.rows)
         with each_tile(c, f, first, count) as (r, tile), c.lanes(0, f.channels.size) as j:
             bring_in(c, f, tile, place([(j, 1)]), ("seen", place([(r, f.channels.size), (j, 1)])), self.seen)
         with c.loop("plane", 0, f.places) as plane:
-            self.multiply(plane, panel, count)
+            self.multiply(plane, panel)
         with each_tile(c, f, first, count) as (r, tile):
             self.finish(r, tile, (f.n, c.index("column", "mul", panel, self.w.nr)))
 
-    def multiply(self, plane: Var, panel: Bound, count: int) -> None:
+    def multiply(self, plane: Var, panel: Bound) -> None:
         c, f, w = self.code, self.f, self.w
 
         def columns(at: Bound, n: int) -> None:
@@ -229,7 +231,7 @@ class Tiles:
                 Operand("products", place([(plane, self.products), (at, w.nr)]), self.width),
                 Operand("seen", Affine.of(plane, self.seen), f.channels.size),
                 Operand("b", place([(plane, w.plane), (panel, w.panel), (at, w.panel)]), w.nr),
-                count, n, f.channels.size,
+                self.rows, n, f.channels.size,
             )  # fmt: skip
 
         c.tiles(0, self.panels, self.width, w.nr, columns)

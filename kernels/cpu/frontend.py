@@ -43,7 +43,8 @@ _FACTORIES: dict[str, Callable[..., Rule]] = {
     "transpose": transpose,
 }  # make words, at the head of a file
 
-UNROLLED = 2  # trips of an innermost loop that become straight code
+UNROLLED = 2  # trips of an innermost loop that become straight code …
+SHORT_BODY = 32  # … if it has at most so many statements: of longer ones, the test of the loop is no part worth saving
 
 _SYMBOLS: dict[type[ast.AST], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^",
@@ -169,8 +170,8 @@ class _Body:
         """A loop, or straight code where there are few rounds."""
         numbers = [b.kind.literal for b in bounds]
         trips = None if None in numbers else range(*numbers)
-        innermost = not any(isinstance(s, ast.For) for s in body)
-        if trips is None or len(trips) > (UNROLLED if innermost else 1):
+        unrolled = len(body) <= SHORT_BODY and not any(isinstance(s, ast.For) for s in body)
+        if trips is None or len(trips) > (UNROLLED if unrolled else 1):
             self.rounds(name, bounds, body, certain=trips is not None)
             return
         outer = self.names
