@@ -19,6 +19,7 @@ from graphc.artifact_records import (
     VALUE,
     WEIGHTS,
     EntryRecord,
+    KernelRecord,
     Manifest,
     PortRecord,
     SpanRecord,
@@ -48,7 +49,7 @@ def check_manifest(manifest: Manifest, members: Iterable[str]) -> None:
     have = set(members)
     _require(is_readable(manifest.format), "format")
     _require(set(manifest.digests) == have, "digests: the members differ")
-    named = [manifest.team, *(k.object for k in manifest.kernels), *(k.source for k in manifest.kernels)]
+    named = [*_code(manifest), *(k.source for k in manifest.kernels)]
     for member in [*named, *(e.graph for e in manifest.entries), *(e.fused for e in manifest.entries)]:
         _require(member in have, f"member {member!r} is missing")
     for kernel in manifest.kernels:
@@ -59,6 +60,25 @@ def check_manifest(manifest: Manifest, members: Iterable[str]) -> None:
     _unique("entries", (e.name for e in manifest.entries))
     for entry in manifest.entries:
         _entry(entry, manifest)
+
+
+def _code(manifest: Manifest) -> list[str]:
+    """The members with native code."""
+    if manifest.target.name != "cuda":
+        _require(not any(k.grid or k.cubins for k in manifest.kernels), "a kernel for another target")
+        return [manifest.team, *(k.object for k in manifest.kernels)]
+    for kernel in manifest.kernels:
+        _grid(kernel, manifest.target.features)
+    _require(not manifest.team, "team")
+    return [member for k in manifest.kernels for member in k.cubins.values()]
+
+
+def _grid(kernel: KernelRecord, architectures: Sequence[str]) -> None:
+    what, grid = f"kernel {kernel.name!r}", kernel.grid
+    _require(not kernel.object and kernel.cubins.keys() == set(architectures), f"cubins of {what}")
+    _require(grid is not None and 1 <= grid.threads <= 1024, f"threads of {what}")
+    _require(grid is not None and 0 <= grid.shared_bytes <= LIMIT, f"shared memory of {what}")
+    _require(grid is not None and 0 <= grid.workspace_bytes <= LIMIT, f"workspace of {what}")
 
 
 def _state(manifest: Manifest) -> None:
@@ -98,6 +118,10 @@ def _entry(entry: EntryRecord, manifest: Manifest) -> None:
     for number, launch in enumerate(entry.launches):
         _require(0 <= launch.kernel < len(manifest.kernels), f"{at}: kernel of launch {number}")
         _require(launch.flops >= 0 and launch.bytes >= 0, f"{at}: work of launch {number}")
+        grid = manifest.kernels[launch.kernel].grid
+        _require(1 <= launch.blocks < 1 << 31 if grid else not launch.blocks, f"{at}: blocks of launch {number}")
+        room_for_blocks = grid is None or launch.blocks * grid.workspace_bytes <= entry.scratch_bytes
+        _require(room_for_blocks, f"{at}: workspace of launch {number}")
         for i, (space, where, extent) in enumerate(launch.args):
             _require(0 <= space < len(SPACES), f"{at}: an argument of launch {number}")
             back, forth = moves.get((number, i), (0, 0))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from math import prod
 from types import UnionType
@@ -22,13 +22,13 @@ from graphc.errors import Loc, error
 
 __all__ = [
     "ARENA", "CONST", "FLAGS", "FORMAT", "SPACES", "STATE", "VALUE", "WEIGHTS", "Check", "ConstRecord", "EntryRecord",
-    "KernelRecord", "LaunchRecord", "Manifest", "PortRecord", "Provenance", "SpanRecord", "StateRecord", "TargetRecord",
-    "TensorRecord", "decode", "encode", "is_newer", "is_readable",
+    "GridRecord", "KernelRecord", "LaunchRecord", "Manifest", "PortRecord", "Provenance", "SpanRecord", "StateRecord",
+    "TargetRecord", "TensorRecord", "decode", "encode", "is_newer", "is_readable",
 ]  # fmt: skip
 
 # Major and minor version. A reader ignores what a minor version adds; anything else is a new major version
 # (docs/artifact-format.md says what is promised).
-FORMAT = "1.0"
+FORMAT = "1.1"
 
 # The first number of a launch argument [space, number, extent]: what the number counts from.
 SPACES = ("value", "arena", "state", "const", "flags", "weights")
@@ -63,7 +63,8 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class TargetRecord:
-    """Where the native objects run: ``features`` are LLVM's names of CPU features that must be present."""
+    """Where the native code runs. ``name`` is "cpu", and ``features`` are LLVM's names of CPU features that must be
+    present; or it is "cuda", and ``features`` are the architectures ("sm_90") of which a GPU must run one."""
 
     name: str
     triple: str
@@ -110,8 +111,19 @@ class StateRecord(PortRecord):
 
 
 @dataclass(frozen=True, slots=True)
+class GridRecord:
+    """How a GPU runs a kernel: in blocks of ``threads``, each with ``shared_bytes`` of dynamic shared memory. If
+    ``workspace_bytes`` is not 0, the address of so much global memory for each block follows the arguments."""
+
+    threads: int
+    shared_bytes: int
+    workspace_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class KernelRecord:
-    """A kernel: ``symbol`` in the object at member ``object``, printed as member ``source``."""
+    """A kernel: ``symbol`` in the object at member ``object``, printed as member ``source``. A kernel of a GPU has a
+    ``grid``, and instead of the object ``cubins``: a member for each architecture of the target."""
 
     name: str
     symbol: str
@@ -119,12 +131,15 @@ class KernelRecord:
     source: str
     doc: str
     lines: tuple[Loc, ...]
+    grid: GridRecord | None = None
+    cubins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchRecord:
     """One run of kernel number ``kernel``. Each of ``args`` is (space, number, extent): the address ``number`` bytes
-    into that space, of which the kernel uses at most ``extent`` bytes; or, for `VALUE`, the number itself."""
+    into that space, of which the kernel uses at most ``extent`` bytes; or, for `VALUE`, the number itself. A GPU runs
+    so many ``blocks``."""
 
     kernel: int
     args: tuple[tuple[int, int, int], ...]
@@ -133,6 +148,7 @@ class LaunchRecord:
     lines: tuple[Loc, ...]
     flops: int
     bytes: int
+    blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +195,7 @@ class TensorRecord:
 class EntryRecord:
     """One entry: its plan, ready to run. ``graph`` and ``fused`` are members: the graph as traced and after passes. Of
     ``spans``, inner ones come before those around them. The launches before number ``commit`` write no state, and no
-    span has launches on both sides of it."""
+    span has launches on both sides of it. ``scratch_bytes``: of each thread; on a GPU the largest workspace."""
 
     name: str
     loc: Loc | None
@@ -200,7 +216,8 @@ class EntryRecord:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """``manifest.json``. ``digests`` has the sha256 of every other member; ``options`` what the compile was asked,
-    ``metadata`` what the model says of itself to those who use it (a vocabulary, say)."""
+    ``metadata`` what the model says of itself to those who use it (a vocabulary, say). ``team`` is the member with a
+    CPU's threads, "" for a GPU."""
 
     format: str
     provenance: Provenance
@@ -306,7 +323,7 @@ def _strings(data: Any, where: str) -> Any:
 def _record(cls: type, newer: bool) -> Decoder:
     hints = get_type_hints(cls)
     parts = {f.name: _decoder(hints[f.name], newer) for f in fields(cls)}
-    needed = {f.name for f in fields(cls) if f.default is MISSING}
+    needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
 
     def run(data: Any, where: str) -> Any:
         if type(data) is not dict or not needed <= data.keys() or not (newer or data.keys() <= parts.keys()):

@@ -98,7 +98,7 @@ def test_what_a_newer_minor_version_may_not_do_is_said(path: Path) -> None:
     rewrite(path, lambda m: m.update(format="1.7", state="elsewhere"))
     problem = refusal(path)
     assert problem.code == "GC0503"
-    assert "has artifact format 1.7, and this graphc, which reads 1.0, does not understand it" in problem.message
+    assert f"has artifact format 1.7, and this graphc, which reads {FORMAT}, does not understand it" in problem.message
     assert "Install a newer graphc" in str(problem)
 
 
@@ -107,7 +107,7 @@ def test_another_major_version_is_refused(path: Path, version: Any) -> None:
     rewrite(path, lambda m: m.update(format=version, everything="else") or m.pop("entries"))
     problem = refusal(path)
     assert problem.code == "GC0503"
-    assert f"has artifact format {version}; this graphc reads format 1.0" in problem.message
+    assert f"has artifact format {version}; this graphc reads format {FORMAT}" in problem.message
 
 
 @pytest.mark.parametrize("version", ["one", "1.", "1.0.0", " 1.0", None, [1, 0], 1.5])
@@ -198,3 +198,44 @@ def test_encoded_manifests_are_stable() -> None:
     for golden in (FOLDER / FORMAT).glob("*.gcx"):
         artifact = Artifact.read(golden)
         assert json.loads(artifact.manifest_bytes) == encode(artifact.manifest)
+
+
+# A GPU's kernels -----------------------------------------------------------------------------------------------------
+
+GRID = {"threads": 128, "shared_bytes": 0, "workspace_bytes": 256}
+
+
+def for_a_gpu(m: dict[str, Any]) -> None:
+    """A manifest as for a GPU; it calls its kernels' code what it likes."""
+    m["target"].update(name="cuda", features=["sm_90"])
+    m["team"] = ""
+    for kernel in m["kernels"]:
+        kernel.update(object="", grid=GRID, cubins={"sm_90": "native/kernels.o"})
+    for entry in m["entries"]:
+        entry["scratch_bytes"] = 512
+        for launch in entry["launches"]:
+            launch["blocks"] = 2
+
+
+def test_kernels_of_a_gpu(path: Path) -> None:
+    rewrite(path, for_a_gpu)
+    kernels = Artifact.read(path).manifest.kernels
+    assert [k.cubins for k in kernels] == [{"sm_90": "native/kernels.o"}] * 2
+    assert [k.grid for k in kernels if k.grid and k.grid.threads == 128] == [k.grid for k in kernels]
+
+
+@pytest.mark.parametrize(
+    ("what", "damage"),
+    [
+        ("threads of kernel 'double'", lambda m: m["kernels"][0].update(grid=GRID | {"threads": 2048})),
+        ("threads of kernel 'double'", lambda m: m["kernels"][0].update(grid=None)),
+        ("cubins of kernel 'count'", lambda m: m["kernels"][1].update(cubins={"sm_80": "native/kernels.o"})),
+        ("member 'a.cubin' is missing", lambda m: m["kernels"][1].update(cubins={"sm_90": "a.cubin"})),
+        ("blocks of launch 1", lambda m: m["entries"][0]["launches"][1].update(blocks=0)),
+        ("workspace of launch 0", lambda m: m["entries"][0]["launches"][0].update(blocks=3)),
+        ("a kernel for another target", lambda m: m["target"].update(name="cpu")),
+    ],
+)
+def test_damaged_kernels_of_a_gpu(path: Path, what: str, damage: Any) -> None:
+    rewrite(path, lambda m: (for_a_gpu(m), damage(m)))
+    assert what in refusal(path).message
