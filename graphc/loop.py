@@ -16,6 +16,7 @@ Grammar::
             | Contract(c, a, b, m, n, k, ...)      one block product on the target's microkernel
             | Transpose(c, a, m, n, ...)           one block turned round, on the target's shuffles
             | Prefetch(buffer, index)              a hint: memory that will be read soon
+            | Barrier | Combine | LoadWide | StoreWide | Registers     of one thread of a GPU (see below)
     expr   := Const | Var | Load(buffer, index) | Call(intrinsic, args)
     index  := Affine: offset + sum of coefficient * int64 variable, in elements
 
@@ -36,18 +37,21 @@ from graphc.dtype import DType, bool_, holds, int64
 from graphc.errors import Loc
 
 __all__ = [
-    "COMBINE", "COMPARISONS", "LINE", "Acc", "Affine", "Call", "Const", "Contract", "Expr", "If", "Kernel", "Let",
-    "Load", "Loop", "Operand", "Param", "Prefetch", "Role", "Scratch", "Stmt", "Store", "Transpose", "Update", "Var",
-    "call", "converted", "identity", "walk",
+    "COMBINE", "COMPARISONS", "LINE", "Acc", "Affine", "Barrier", "Call", "Combine", "Const", "Contract", "Expr", "If",
+    "Kernel", "Let", "Load", "LoadWide", "Loop", "Operand", "Param", "Prefetch", "Registers", "Role", "Scratch", "Stmt",
+    "Store", "StoreWide", "ThreadStmt", "Transpose", "Update", "Var", "call", "converted", "identity", "walk",
 ]  # fmt: skip
 
 
 class Role(Enum):
-    """What a loop is mapped to. GPU targets add grid, block and thread."""
+    """What a loop is mapped to: the iterations of a PARALLEL loop go to the threads of a CPU or the blocks of a GPU,
+    those of a VECTOR loop to the lanes of a register or the threads of a block. WARP: independent iterations inside of
+    a PARALLEL one, which a GPU gives to the warps of its block; elsewhere they are done in order."""
 
     SERIAL = "serial"
     PARALLEL = "parallel"
     VECTOR = "vector"
+    WARP = "warp"
 
 
 # Expressions ---------------------------------------------------------------------------------------------------------
@@ -278,7 +282,56 @@ class Prefetch:
 
 LINE = 64  # bytes of a line of the cache
 
-Stmt = Let | Store | Acc | Update | Loop | If | Contract | Transpose | Prefetch
+# Of one thread of a GPU: targets put these in where they share out VECTOR loops; lowering makes none of them. A group
+# are the threads that share an iteration of the PARALLEL loop, some lanes of a warp or a block.
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """The threads of a group, ``lanes`` of them, wait for each other, and see what the others stored before."""
+
+    lanes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Combine:
+    """``partial`` of all ``lanes`` of the group are combined into ``var``, in a fixed order; each thread gets it."""
+
+    var: Var
+    partial: Var
+    combine: str
+    lanes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """An array of ``size`` elements that a thread keeps to itself; Loads and Stores name it like a buffer."""
+
+    name: str
+    dtype: DType
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadWide:
+    """``into``, declared here, gets its elements from ``buffer[index]`` on in one access."""
+
+    into: Registers
+    buffer: str
+    index: Affine
+
+
+@dataclass(frozen=True, slots=True)
+class StoreWide:
+    """The elements of ``source`` to ``buffer[index]`` and on, in one access."""
+
+    buffer: str
+    index: Affine
+    source: Registers
+
+
+ThreadStmt = Barrier | Combine | LoadWide | Registers | StoreWide
+Stmt = Let | Store | Acc | Update | Loop | If | Contract | Transpose | Prefetch | ThreadStmt
 
 
 # Kernels -------------------------------------------------------------------------------------------------------------

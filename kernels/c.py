@@ -12,20 +12,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-from graphc.dtype import DType, bool_, float32
+from graphc.dtype import DType, bool_, float32, int64
 from graphc.kernels.cpu.math import MATH, Function
 from graphc.kernels.emit import Access, Dialect, Expressions, decimal, folded, header, short, unwrap
 from graphc.loop import Call, Const, Contract, Expr, Kernel, Transpose
 
-__all__ = ["CDialect"]
-
-
-def _ctype(dtype: DType) -> str:
-    if dtype.is_half:
-        return "uint16_t"  # its bits: C99 has no such type
-    if dtype.is_float:
-        return "float" if dtype == float32 else "double"
-    return "uint8_t" if dtype == bool_ else f"{'u' if dtype.kind == 'u' else ''}int{8 * dtype.itemsize}_t"
+__all__ = ["CDialect", "functions_used"]
 
 
 class CDialect(Dialect):
@@ -53,39 +45,49 @@ class CDialect(Dialect):
     })  # fmt: skip
     terminator = ";"
     block_end = "}"
+    function_kind: ClassVar[str] = "static inline"
+
+    def ctype(self, dtype: DType) -> str:
+        if dtype.is_half:
+            return "uint16_t"  # its bits: C99 has no such type
+        if dtype.is_float:
+            return "float" if dtype == float32 else "double"
+        return "uint8_t" if dtype == bool_ else f"{'u' if dtype.kind == 'u' else ''}int{8 * dtype.itemsize}_t"
 
     def file(self, kernel: Kernel, symbol: str, body: list[str]) -> str:
         text = "\n".join(
             [f"void {symbol}(int64_t args, int64_t scratch, int64_t tid, int64_t nthreads) {{", *body, "}"]
         )
-        functions = "".join(self.function(f) for f in _used(text))
+        functions = "".join(self.function(f) for f in functions_used(text))
         comment = "/* " + "\n   ".join(header(kernel).replace("*/", "* /").splitlines()) + " */"
         return f"{comment}\n\n{_PRELUDE}\n{functions}{text}\n"
 
     def function(self, f: Function) -> str:
         """One of the functions of `MATH` as C."""
         printer = Expressions(self, {v.name: v.name for v in (*f.params, *(let.var for let in f.body))})
-        params = ", ".join(f"{_ctype(p.dtype)} {p.name}" for p in f.params)
-        lines = [f"static inline {_ctype(f.result.dtype)} {f.name}_{short(f.dtype)}({params}) {{"]
-        lines += [f"    {_ctype(let.var.dtype)} {let.var.name} = {unwrap(printer.expr(let.expr))};" for let in f.body]
+        params = ", ".join(f"{self.ctype(p.dtype)} {p.name}" for p in f.params)
+        lines = [f"{self.function_kind} {self.ctype(f.result.dtype)} {f.name}_{short(f.dtype)}({params}) {{"]
+        lines += [
+            f"    {self.ctype(let.var.dtype)} {let.var.name} = {unwrap(printer.expr(let.expr))};" for let in f.body
+        ]
         lines.append(f"    return {unwrap(printer.expr(f.result))};")
         return "\n".join([*(piece for line in lines for piece in folded(line)), "}", "", ""])
 
     def call(self, name: str, args: Iterable[str], dtype: DType) -> str:
         text = super().call(name, args, dtype)
         narrow = dtype.is_integer and dtype.itemsize < 4 and name in ("add", "sub", "mul", "neg", "not")
-        return f"(({_ctype(dtype)}){text})" if narrow else text  # C would compute in int
+        return f"(({self.ctype(dtype)}){text})" if narrow else text  # C would compute in int
 
     def prologue(self, kernel: Kernel, names: Mapping[str, str]) -> list[str]:
         lines = []
         for i, p in enumerate(kernel.params):
             comment = f" /* {p.comment} */" if p.comment else ""
-            kind = "int64_t " if p.scalar else f"{_ctype(p.dtype)} *"
+            kind = "int64_t " if p.scalar else f"{self.ctype(p.dtype)} *"
             convert = "" if p.scalar else f"({kind})"
             lines.append(f"{kind}{names[p.name]} = {convert}((int64_t *)args)[{i}]{comment}")
         offset = 0
         for s in kernel.scratch:
-            kind = f"{_ctype(s.dtype)} *"
+            kind = f"{self.ctype(s.dtype)} *"
             lines.append(f"{kind}{names[s.name]} = ({kind})(scratch + {offset}) /* {s.dtype}[{s.size}] */")
             offset += -(-s.size * s.dtype.itemsize // 64) * 64
         return lines
@@ -105,13 +107,14 @@ class CDialect(Dialect):
     def cast(self, text: str, source: DType, target: DType) -> str:
         if source.is_half or target.is_half:
             wide = f"f32_from_{short(source)}({unwrap(text)})" if source.is_half else self.cast(text, source, float32)
-            narrow = f"{short(target)}_from_f32({unwrap(wide)})"
-            return narrow if target.is_half else self.cast(wide, float32, target)
+            if target.is_half:
+                return f"{short(target)}_from_f32({unwrap(wide)})"
+            return wide if target == float32 else self.cast(wide, float32, target)
         if target == bool_:
             return f"({text} != 0)"
         if source.is_float and not target.is_float:
             return f"{short(target)}_from_{short(source)}({unwrap(text)})"
-        return f"(({_ctype(target)}){text})"
+        return f"(({self.ctype(target)}){text})"
 
     def bitcast(self, text: str, source: DType, target: DType) -> str:
         return f"bits_{short(source)}_{short(target)}({unwrap(text)})"
@@ -123,11 +126,11 @@ class CDialect(Dialect):
         return f"{at.buffer}[{at.index}] = {value}"
 
     def declare(self, name: str, value: str, dtype: DType) -> str:
-        return f"{_ctype(dtype)} {name} = {value}"
+        return f"{self.ctype(dtype)} {name} = {value}"
 
     def for_loop(self, name: str, start: str, stop: str, step: int) -> str:
         last = f"{name}++" if step == 1 else f"{name} += {step}"
-        return f"for (int64_t {name} = {start}; {name} < {stop}; {last}) {{"
+        return f"for ({self.ctype(int64)} {name} = {start}; {name} < {stop}; {last}) {{"
 
     def share(self, trips: str, plus: int) -> str:
         return f"({trips} * (tid + {plus}) / nthreads)" if plus else f"({trips} * tid / nthreads)"
@@ -136,34 +139,45 @@ class CDialect(Dialect):
         return f"if ({cond}) {{"
 
     def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> list[str]:
-        kind = _ctype(stmt.dtype)
+        return [
+            f"for (int64_t i_ = 0; i_ < {stmt.m}; i_++)",
+            f"    for (int64_t j_ = 0; j_ < {stmt.n}; j_++) {{",
+            *(f"    {line}" for line in self.sum_of_products(stmt, c, a, b, k)),
+            "    }",
+        ]
+
+    def sum_of_products(
+        self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str
+    ) -> list[str]:
+        """Element i_, j_ of a block product."""
+        kind, index = self.ctype(stmt.dtype), self.ctype(int64)
         into = f"{c[0]}[{c[1]} + i_ * {stmt.c.row} + j_]"
         at_a, at_b = ("".join(f" + r{d}_ * {r[side]}" for d, r in enumerate(stmt.repeats)) for side in (1, 2))
         first = f"{a[0]}[{a[1]}{at_a} + i_ * {stmt.a.row} + k_ * {stmt.a.col}]"
         second = f"{b[0]}[{b[1]}{at_b} + k_ * {stmt.b.row} + j_]"
         product = f"fma_{short(stmt.dtype)}" if stmt.words is None else f"words_{short(stmt.words)}"
-        sums = f"for (int64_t k_ = 0; k_ < {k}; k_++) sum_ = {product}({first}, {second}, sum_);"
+        sums = f"for ({index} k_ = 0; k_ < {k}; k_++) sum_ = {product}({first}, {second}, sum_);"
         for d, (count, _, _) in reversed(list(enumerate(stmt.repeats))):
-            sums = f"for (int64_t r{d}_ = 0; r{d}_ < {count}; r{d}_++) {sums}"
+            sums = f"for ({index} r{d}_ = 0; r{d}_ < {count}; r{d}_++) {sums}"
         return [
-            f"for (int64_t i_ = 0; i_ < {stmt.m}; i_++)",
-            f"    for (int64_t j_ = 0; j_ < {stmt.n}; j_++) {{",
-            f"        {kind} sum_ = 0;",
-            f"        {sums}",
-            f"        {into} = {f'{into} + ' if stmt.accumulate else ''}sum_;",
-            "    }",
+            f"    {kind} sum_ = 0;",
+            f"    {sums}",
+            f"    {into} = {f'{into} + ' if stmt.accumulate else ''}sum_;",
         ]
 
     def prefetch(self, buffer: str, index: str, level: int) -> str:
         return f"__builtin_prefetch({buffer} + {index}, 0, {4 - level})"
 
     def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
-        into, value = f"{c[0]}[{c[1]} + j_ * {stmt.c.row} + i_]", f"{a[0]}[{a[1]} + i_ * {stmt.a.row} + j_]"
-        value = value if stmt.source == stmt.dtype else self.cast(value, stmt.source, stmt.dtype)
         return [
             f"for (int64_t j_ = 0; j_ < {n}; j_++)",
-            f"    for (int64_t i_ = 0; i_ < {stmt.m}; i_++) {into} = {value};",
+            f"    for (int64_t i_ = 0; i_ < {stmt.m}; i_++) {self.turned(stmt, c, a)}",
         ]
+
+    def turned(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str]) -> str:
+        """Element j_, i_ of a block that is turned round."""
+        into, value = f"{c[0]}[{c[1]} + j_ * {stmt.c.row} + i_]", f"{a[0]}[{a[1]} + i_ * {stmt.a.row} + j_]"
+        return f"{into} = {value if stmt.source == stmt.dtype else self.cast(value, stmt.source, stmt.dtype)};"
 
 
 def _called(expr: Expr) -> list[tuple[str, DType]]:
@@ -175,7 +189,7 @@ def _called(expr: Expr) -> list[tuple[str, DType]]:
     return [*inner, key] if key in MATH else inner
 
 
-def _used(text: str) -> list[Function]:
+def functions_used(text: str) -> list[Function]:
     """The functions of `MATH` that ``text`` calls, each after those that it calls itself."""
     found: dict[tuple[str, DType], Function] = {}
 

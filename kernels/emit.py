@@ -29,9 +29,11 @@ from graphc.loop import (
     Kernel,
     Let,
     Load,
+    LoadWide,
     Loop,
     Operand,
     Prefetch,
+    Registers,
     Role,
     Stmt,
     Store,
@@ -46,6 +48,7 @@ __all__ = [
     "Access",
     "Dialect",
     "Expressions",
+    "Printer",
     "decimal",
     "emit",
     "folded",
@@ -177,7 +180,7 @@ class Expressions:
     """Prints expressions; ``names`` maps the IR's variables to identifiers."""
 
     def __init__(self, dialect: Dialect, names: Mapping[str, str]):
-        self.dialect, self.names = dialect, names
+        self.dialect, self.names = dialect, dict(names)
 
     def expr(self, expr: Expr) -> str:
         if isinstance(expr, Const):
@@ -205,7 +208,7 @@ class Expressions:
         return " + ".join(parts).replace("+ -", "- ")
 
 
-class _Printer(Expressions):
+class Printer(Expressions):
     """The walk. ``lines`` collects the text, ``depth`` is the nesting."""
 
     def __init__(self, kernel: Kernel, dialect: Dialect):
@@ -304,9 +307,11 @@ class _Printer(Expressions):
             c, a, b = map(self.place, (stmt.c, stmt.a, stmt.b))
             for line in self.dialect.contract(stmt, c, a, b, self.bound(stmt.k)):
                 self.line(line)
-        else:
+        elif isinstance(stmt, Transpose):
             for line in self.dialect.transpose(stmt, self.place(stmt.c), self.place(stmt.a), self.bound(stmt.n)):
                 self.line(line)
+        else:
+            raise AssertionError("the walk of a target that shares out VECTOR loops prints these")
 
     def store(self, stmt: Store) -> None:
         at = self.access(stmt.buffer, stmt.index, stmt.expr.dtype)
@@ -455,6 +460,8 @@ def _names(kernel: Kernel, dialect: Dialect) -> dict[str, str]:
     for stmt in walk(kernel.body):
         if isinstance(stmt, Let | Acc | Loop):
             wanted.append(stmt.var.name)
+        if isinstance(stmt, LoadWide | Registers):
+            wanted.append(stmt.into.name if isinstance(stmt, LoadWide) else stmt.name)
         if isinstance(stmt, Acc | Loop):  # names that the walk derives
             wanted += [f"{stmt.var.name} {part}" for part in ("lanes", "full", "mask")]
     taken, names = set(dialect.reserved), dict[str, str]()
@@ -475,12 +482,12 @@ def header(kernel: Kernel) -> str:
     return "\n".join(lines)
 
 
-def emit(kernel: Kernel, dialect: Dialect, symbol: str) -> str:
-    """The kernel as one file of the dialect's language, with a function ``symbol``.
+def emit(kernel: Kernel, dialect: Dialect, symbol: str, printer_type: type[Printer] = Printer) -> str:
+    """The kernel as one file of the dialect's language, with a function ``symbol``, by the walk of ``printer_type``.
 
     Raises GraphcError GC0001 for a kernel that breaks the rules of the loop IR.
     """
-    printer = _Printer(kernel, dialect)
+    printer = printer_type(kernel, dialect)
     for text in dialect.prologue(kernel, printer.names):
         printer.simple(text)
     printer.body(kernel.body)
