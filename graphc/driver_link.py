@@ -136,7 +136,7 @@ def plan_arena(plan: EntryPlan) -> MemoryPlan:
 
 def _lifetimes(plan: EntryPlan) -> list[Lifetime]:
     """A tensor lives from the first launch that touches it to the last; what a loop shares with what is around it, and
-    what it writes row by row, lives as long as the loop."""
+    what it writes row by row, lives as long as the loop. Of a branch, only one way is taken: see `_away`."""
     buffers: dict[str, Buffer] = {}
     when: dict[str, list[int]] = {}
 
@@ -156,7 +156,7 @@ def _lifetimes(plan: EntryPlan) -> list[Lifetime]:
     for _, view in plan.outputs:
         touch(view.buffer, len(plan.launches))
 
-    alive = {name: (min(at), max(at)) for name, at in when.items()}
+    held: dict[str, list[Span]] = {}  # by the loops that it lives as long as
     for span in plan.spans:
         if span.kind == "cond":
             continue
@@ -164,9 +164,33 @@ def _lifetimes(plan: EntryPlan) -> list[Lifetime]:
         for name, at in when.items():
             inside = [span.start <= t < span.stop for t in at]
             if name in rows or (any(inside) and not all(inside)):
-                first, last = alive[name]
-                alive[name] = (min(first, span.start), max(last, span.stop - 1))
-    return [Lifetime(name, b.nbytes, *alive[name], b.loc) for name, b in buffers.items()]
+                at += [span.start, span.stop - 1]
+                held.setdefault(name, []).append(span)
+    return [
+        Lifetime(name, b.nbytes, min(at), max(at), b.loc, _away(sorted(at), held.get(name, ()), plan.spans))
+        for (name, b), at in zip(buffers.items(), when.values(), strict=True)
+    ]
+
+
+def _away(at: Sequence[int], held: Sequence[Span], spans: Sequence[Span]) -> tuple[tuple[int, int], ...]:
+    """The launches at which a tensor that is touched at ``at`` (in order) waits for the other way of a branch: after
+    the one way has read it for the last time, and before the other has written it. What the branch only reads is there
+    when the other way begins, and what is read behind it, when the one way ends. ``held``: the loops that carry it on
+    from one iteration to the next."""
+    found = []
+    for span in spans:
+        if span.kind != "cond" or any(loop.start <= span.start and span.stop <= loop.stop for loop in held):
+            continue
+        before, after = at[0] < span.start, at[-1] >= span.stop
+        inside = [t for t in at if span.start <= t < span.stop]
+        one, other = [t for t in inside if t < span.middle], [t for t in inside if t >= span.middle]
+        if (before and after) or not other or not (before or one):
+            continue
+        first = span.middle if after else max(one, default=span.start - 1) + 1
+        last = span.middle - 1 if before else min(other) - 1
+        if first <= last:
+            found.append((first, last))
+    return tuple(sorted(found))
 
 
 def _stepped(plan: EntryPlan, span: Span, written: bool) -> frozenset[str]:

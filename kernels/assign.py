@@ -24,7 +24,7 @@ from graphc.ir import Graph, Node, Value
 from graphc.kernels.assign_layout import Layouts
 from graphc.kernels.plan import Buffer, View
 from graphc.ops.base import Control, Join, Move, Region, Source, Split, get_op
-from graphc.passes.views import is_view
+from graphc.passes.views import constant, is_view, padded
 
 __all__ = ["Assignment", "Frame", "Step", "assign"]
 
@@ -170,7 +170,7 @@ class _Assigner:
             joined = node.out()
             whole = self.wanted.get(joined) or self._fresh(joined)
             self.wanted[joined] = whole
-            padded = self.layouts.padding(node)
+            padding = padded(node) is not None
             for v, part in zip(node.inputs, parts(whole, node), strict=True):
                 found = self.layouts.producer(v, Region | Control | Join)
                 if found is None:
@@ -181,7 +181,7 @@ class _Assigner:
                     continue
                 if self.layouts.only_reader(result, node):
                     self.wanted[result] = target
-                elif padded and self.layouts.read_once_by(result, node) and result not in self.keep:
+                elif padding and self.layouts.read_once_by(result, node) and result not in self.keep:
                     # What is padded and read by others, too, lies in the padding for all of them.
                     self.wanted[result] = target
                     self.owner.pop(whole.buffer.name, None)
@@ -228,7 +228,7 @@ class _Assigner:
         whole = self.views[node.out()] = self.wanted[node.out()]
         constants: dict[tuple[Value, View], list[View]] = {}
         for v, part in zip(node.inputs, parts(whole, node), strict=True):
-            number = self.layouts.constant(v)
+            number = constant(v)
             if number is not None:
                 constants.setdefault((number, replace(part, offset=0)), []).append(part)
             elif self.views[v] != part:

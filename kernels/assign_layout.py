@@ -47,15 +47,6 @@ class Layouts:
     def read_once_by(self, result: Value, node: Node) -> bool:
         return sum(self.root(v) == result for v in node.inputs) == 1
 
-    def constant(self, value: Value) -> Value | None:
-        """The number that ``value`` holds everywhere, if it is a constant."""
-        root = self.root(value)
-        return root if root.node.op == "const" and root.type.size == 1 else None
-
-    def padding(self, node: Node) -> bool:
-        """Whether the join ``node`` puts constants around its one other operand."""
-        return sum(self.constant(v) is None for v in node.inputs) == 1 < len(node.inputs)
-
     def producer(self, value: Value, made_by: type | UnionType) -> tuple[Value, list[Node]] | None:
         """The result of a node of lowering ``made_by`` that ``value`` is a rearrangement of, and the moves
         between, last first."""

@@ -10,7 +10,7 @@ from graphc.ir import Graph, Node, Value
 from graphc.ops.base import Contract, Control, Gather, Join, Map, Reduce, RowWise, Scatter, Source, Split, get_op
 from graphc.passes.fuse_extract import Group, extract
 from graphc.passes.fuse_groups import Kind, Partition, Space, Unit
-from graphc.passes.fuse_prepare import plain_reductions
+from graphc.passes.fuse_prepare import masks_of_results, plain_reductions
 from graphc.passes.fuse_values import Access, Values
 from graphc.passes.rewrite import with_bodies
 
@@ -35,6 +35,8 @@ def fuse(graph: Graph, slopes: bool = True) -> Graph:
     """
     graph = plain_reductions(with_bodies(graph, partial(fuse, slopes=slopes), blocks_only=True))
     values = Values(graph, slopes)
+    if (prepared := masks_of_results(graph, values.stored)) is not graph:
+        graph, values = prepared, Values(prepared, slopes)
     fuser = _Fuser(graph, values)
     for stage in STAGES:
         stage(fuser)

@@ -15,7 +15,7 @@ The lower bound is the largest live set: the most bytes that are alive at one la
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from random import Random
 
@@ -33,13 +33,23 @@ _WORK = 30_000  # placements that the search may spend: well under a second, and
 class Lifetime:
     """A tensor of ``nbytes`` that holds its value during launches ``start`` .. ``end``, both included.
 
-    Inputs start at -1 (copied in before the first launch), outputs end at the number of launches."""
+    Inputs start at -1 (copied in before the first launch), outputs end at the number of launches. ``away`` are runs of
+    launches in between, in order and apart, where nobody needs it: the way of a branch that does not read it, or has
+    not written it yet."""
 
     name: str
     nbytes: int
     start: int
     end: int
     loc: Loc | None = None
+    away: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def stretches(self) -> list[tuple[int, int]]:
+        """The runs of launches, first and last, in which the tensor holds its value."""
+        firsts = [self.start, *(last + 1 for _, last in self.away)]
+        lasts = [*(first - 1 for first, _ in self.away), self.end]
+        return list(zip(firsts, lasts, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +102,9 @@ def largest_live_set(lifetimes: Sequence[Lifetime]) -> int:
     """The most bytes alive at one launch."""
     change: dict[int, int] = {}
     for life in lifetimes:
-        change[life.start] = change.get(life.start, 0) + life.nbytes
-        change[life.end + 1] = change.get(life.end + 1, 0) - life.nbytes
+        for first, last in life.stretches:
+            change[first] = change.get(first, 0) + life.nbytes
+            change[last + 1] = change.get(last + 1, 0) - life.nbytes
     most = live = 0
     for when in sorted(change):
         live += change[when]
@@ -108,9 +119,10 @@ class _Search:
         self.size = np.array([max(-(-life.nbytes // ALIGN), 1) * ALIGN for life in lifetimes], np.int64)
         self.start = np.array([life.start for life in lifetimes], np.int64)
         self.end = np.array([life.end for life in lifetimes], np.int64)
-        padded = [Lifetime(e.name, int(s), e.start, e.end) for e, s in zip(lifetimes, self.size, strict=True)]
+        padded = [replace(e, nbytes=int(s)) for e, s in zip(lifetimes, self.size, strict=True)]
         self.bound = largest_live_set(padded)
         self.enough = self.bound + self.bound // 512
+        self.apart = _apart(lifetimes)
 
     def run(self) -> np.ndarray:
         best, best_end, best_order = np.zeros(0, np.int64), -1, []
@@ -169,6 +181,8 @@ class _Search:
         for count, i in enumerate(order):
             placed = sorted_by_offset[:count]
             alive = placed[(self.start[placed] <= self.end[i]) & (self.end[placed] >= self.start[i])]
+            if i in self.apart:
+                alive = alive[~self.apart[i][alive]]
             offsets[i] = at = _tightest_gap(offsets[alive], self.size[alive], int(self.size[i]))
             top = max(top, at + int(self.size[i]))
             if top > limit:
@@ -177,6 +191,23 @@ class _Search:
             sorted_by_offset[here + 1 : count + 1] = sorted_by_offset[here:count].copy()
             sorted_by_offset[here] = i
         return offsets, top
+
+
+def _apart(lifetimes: Sequence[Lifetime]) -> dict[int, np.ndarray]:
+    """For each tensor that is away at times, and those alive around it then: with which ones it is never alive."""
+    spans = [(i, first, last) for i, life in enumerate(lifetimes) for first, last in life.stretches]
+    owner, first, last = np.array(spans, np.int64).reshape(-1, 3).T
+    found: dict[int, np.ndarray] = {}
+    for i, life in enumerate(lifetimes):
+        for start, end in life.stretches if life.away else ():
+            mask = found.setdefault(i, np.ones(len(lifetimes), bool))
+            mask[owner[(first <= end) & (last >= start)]] = False
+    away = list(found)
+    for i in range(len(lifetimes)) if away else ():
+        if i not in found and (others := [k for k in away if found[k][i]]):
+            found[i] = np.zeros(len(lifetimes), bool)
+            found[i][others] = True
+    return found
 
 
 def _tightest_gap(offsets: np.ndarray, sizes: np.ndarray, size: int) -> int:

@@ -20,7 +20,7 @@ from graphc.passes.dce import dce
 from graphc.passes.fuse_cost import node_cost
 from graphc.passes.fuse_extract import is_uniform
 from graphc.passes.schedule import live_bytes, peak_bytes, reaches, schedule
-from graphc.passes.views import elementwise, is_view, roots
+from graphc.passes.views import elementwise, homes, is_view
 
 __all__ = ["recompute"]
 
@@ -44,7 +44,7 @@ def recompute(graph: Graph) -> Graph:
     copies = chooser.choose()
     if not copies:
         return graph
-    made = schedule(dce(_rebuilt(graph, copies, chooser.order())))
+    made = schedule(dce(_rebuilt(graph, chooser.roots, copies, chooser.order())))
     return made if peak_bytes(made) <= WORTH * peak_bytes(graph) else graph
 
 
@@ -72,14 +72,14 @@ class _Chooser:
 
     def __init__(self, graph: Graph):
         self.graph = graph
-        self.roots = roots(graph)
+        self.roots = homes(graph)
         self.position = {node: i for i, node in enumerate(graph.nodes)}
         self.readers: dict[Value, list[Node]] = {}  # by root, in order
         self.users: dict[Node, list[Node]] = {node: [] for node in graph.nodes}  # and who will wait for a host
         for node in graph.nodes:
             for before in dict.fromkeys(v.node for v in node.inputs):
                 self.users[before].append(node)
-            if not is_view(node):
+            if not is_view(node) and self.roots[node.outs[0]] == node.outs[0]:
                 for v in dict.fromkeys(self.roots[v] for v in node.inputs):
                     self.readers.setdefault(v, []).append(node)
         self.kept = {self.roots[v] for v in graph.results}
@@ -199,23 +199,27 @@ def _reads_elements(node: Node, value: Value) -> bool:
 # The new graph -------------------------------------------------------------------------------------------------------
 
 
-def _rebuilt(graph: Graph, copies: Sequence[_Copy], order: Sequence[Node]) -> Graph:
-    at = roots(graph)
+def _rebuilt(graph: Graph, at: Mapping[Value, Value], copies: Sequence[_Copy], order: Sequence[Node]) -> Graph:
     new: dict[Value, Value] = {}
+    again: dict[tuple[Value, Value], Value] = {}  # views and paddings of copies, by the copy and what they were
     hosted: dict[Node, list[_Copy]] = {}
     taken: dict[Node, dict[Value, Value]] = {}  # by reader: the copies that it takes
     for copy in copies:
         hosted.setdefault(copy.host, []).append(copy)
 
     def seen(value: Value, copied: Mapping[Value, Value]) -> Value:
-        """The new value for ``value``, which may be a view of what was ``copied``."""
-        if at[value] not in copied:
+        """The new value for ``value``, which may be a view of what was ``copied``, or that with a padding."""
+        root = at[value]
+        if root not in copied:
             return new[value]
-        if value in copied:
-            return copied[value]
+        if value == root:
+            return copied[root]
         node = value.node
-        inputs = (seen(node.inputs[0], copied), *(new[v] for v in node.inputs[1:]))
-        return Node(node.op, inputs, node.attrs, node.types, node.loc).out(value.index)
+        if (copied[root], node.out()) not in again:
+            inputs = tuple(seen(v, copied) if at[v] == root else new[v] for v in node.inputs)
+            made = Node(node.op, inputs, node.attrs, node.types, node.loc)
+            again.update(((copied[root], old), out) for old, out in zip(node.outs, made.outs, strict=True))
+        return again[copied[root], value]
 
     for node in order:
         inputs = tuple(seen(v, taken.get(node, {})) for v in node.inputs)

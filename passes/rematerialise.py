@@ -21,7 +21,7 @@ from graphc.passes.dce import trim
 from graphc.passes.fuse_cost import node_cost
 from graphc.passes.inline import KERNELS
 from graphc.passes.schedule import peak_bytes
-from graphc.passes.views import is_view, roots
+from graphc.passes.views import is_view, padded, roots
 
 __all__ = ["rematerialise"]
 
@@ -143,7 +143,7 @@ class _Program:
                 if maker is not None:
                     readers[maker, value].append(step)
         for step in self.steps:
-            if step.copied and step.node.attrs["hint"] not in KERNELS:  # a copy has only the results that are read
+            if step.copied and step.node.attrs.get("hint") not in KERNELS:  # a copy has only the results that are read
                 for value in step.node.outs:
                     if not readers[step, value]:
                         del readers[step, value]
@@ -183,8 +183,9 @@ class _Program:
                     yield _Candidate(copy, saved / sum(self.work[c.origin.node] for c in copy.all()))
 
     def repeatable(self, step: _Step, at: int) -> bool:
-        """Whether ``step`` would compute the same before step ``at``: it is a kernel, and the state it reads is old."""
-        if step.node.op != "call":
+        """Whether ``step`` would compute the same before step ``at``: it is a kernel or a padding, and the state it
+        reads is old."""
+        if not _repeats(step.node):
             return False
         states = (v.node.attrs["name"] for v, maker in step.reads.items() if maker is None and v.node.op == "state")
         return all(name not in self.writers or self.writers[name].at >= at for name in states)
@@ -242,7 +243,7 @@ class _Program:
             self.steps.remove(step)
             self.makers[step.node].remove(step)
             for maker in filter(None, step.reads.values()):
-                if maker.node.op == "call":
+                if _repeats(maker.node):
                     self._drop(maker)
 
     def _place(self, copy: _Copy, at: int, placed: list[_Step]) -> _Step:
@@ -327,6 +328,10 @@ def _again(node: Node, inputs: Sequence[Value], wanted: Sequence[int]) -> Node:
     body, operands = trim(node.attrs["body"], wanted)
     with at_loc(node.loc):
         return apply_node(node.op, *(inputs[i] for i in operands), **{**node.attrs, "body": body})
+
+
+def _repeats(node: Node) -> bool:
+    return node.op == "call" or padded(node) is not None
 
 
 def _work(node: Node) -> float:

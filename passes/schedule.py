@@ -11,7 +11,7 @@ from graphc.ir import Graph, Node, Value
 from graphc.ops.base import Gather, Region, RowWise, Scatter, Source, get_op
 from graphc.passes.inline import KERNELS
 from graphc.passes.rewrite import with_bodies
-from graphc.passes.views import elementwise, is_view, roots
+from graphc.passes.views import elementwise, homes, is_view
 
 __all__ = ["checks_indices", "live_bytes", "peak_bytes", "reaches", "schedule"]
 
@@ -84,11 +84,17 @@ def live_bytes(graph: Graph) -> list[int]:
 
 
 class _Liveness:
-    """Who keeps which bytes alive. Views keep the value that they look at."""
+    """Who keeps which bytes alive. Views keep the value that they look at; what is padded has the padding's size."""
 
     def __init__(self, graph: Graph):
-        self.roots = roots(graph)
-        self._reads = {n: set() if is_view(n) else {self.roots[v] for v in n.inputs} for n in graph.nodes}
+        self.roots = homes(graph)
+        self.views = {n for n in graph.nodes if is_view(n) or self.roots[n.outs[0]] != n.outs[0]}
+        self.padded: dict[Value, int] = {}
+        for node in self.views:
+            if not is_view(node):
+                root = self.roots[node.outs[0]]
+                self.padded[root] = max(self.padded.get(root, 0), node.types[0].nbytes)
+        self._reads = {n: set() if n in self.views else {self.roots[v] for v in n.inputs} for n in graph.nodes}
         self.readers: dict[Value, set[Node]] = {}
         for node in graph.nodes:
             for v in self.reads(node):
@@ -104,7 +110,9 @@ class _Liveness:
         return self._reads[node]
 
     def counted(self, value: Value) -> int:
-        return 0 if value.node.op in ("state", "const") or value in self.updates else value.type.nbytes
+        if value.node.op in ("state", "const") or value in self.updates:
+            return 0
+        return self.padded.get(value, value.type.nbytes)
 
     def born(self, node: Node) -> int:
         """The bytes of the results of ``node``."""
@@ -123,13 +131,14 @@ class _Liveness:
             v: v.type
             for v, inner in zip(node.inputs, body.inputs, strict=True)
             if v.type in node.types
+            and v not in self.padded
             and self.left.get(v) == 1
             and v not in self.kept
             and (node.attrs["hint"] in ("row", "scatter") or elementwise(body, inner))
         }
         total = 0
         for out in node.outs:
-            found = next((v for v, t in dying.items() if t == out.type), None)
+            found = next((v for v, t in dying.items() if t == out.type and out not in self.padded), None)
             if found is not None:
                 del dying[found]
                 total += min(self.counted(out), self.counted(found))
@@ -161,7 +170,7 @@ class _Scheduler:
 
     def __post_init__(self) -> None:
         self.live = _Liveness(self.graph)
-        self.free = {n for n in self.graph.nodes if is_view(n) or isinstance(get_op(n.op).lower, Source)}
+        self.free = {n for n in self.graph.nodes if n in self.live.views or isinstance(get_op(n.op).lower, Source)}
         self.rank = {node: i for i, node in enumerate(self.graph.nodes)}
         self.users: dict[Node, list[Node]] = {node: [] for node in self.graph.nodes}
         self.waits = dict.fromkeys(self.graph.nodes, 0)

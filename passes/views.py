@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from graphc.dtype import Shape
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import Map, Move, Split, get_op
+from graphc.ops.base import Control, Join, Map, Move, Region, Split, get_op
 
-__all__ = ["elementwise", "is_view", "moved", "roots"]
+__all__ = ["constant", "elementwise", "homes", "is_view", "moved", "padded", "roots"]
 
 
 def is_view(node: Node) -> bool:
@@ -23,6 +23,41 @@ def roots(graph: Graph) -> dict[Value, Value]:
         for v in node.outs:
             found[v] = found[node.inputs[0]] if is_view(node) else v
     return found
+
+
+def homes(graph: Graph) -> dict[Value, Value]:
+    """`roots`, where what is put into one padding is computed there: it shares the memory of its padding."""
+    found: dict[Value, Value] = {}
+    movable: set[Value] = set()  # what is made by a kernel, all of it and in any order
+    housed = set(graph.results)
+    for node in graph.nodes:
+        inside = node.inputs[0] if is_view(node) else padded(node)
+        if inside is None or (not is_view(node) and (inside not in movable or inside in housed)):
+            found.update((v, v) for v in node.outs)
+            if isinstance(get_op(node.op).lower, Region | Control | Join):
+                movable.update(node.outs)
+            continue
+        found.update((v, found[inside]) for v in node.outs)
+        if not is_view(node):
+            housed.add(inside)
+        if inside in movable and (not is_view(node) or node.op in ("reshape", "permute_dims")):
+            movable.update(node.outs)
+    return found
+
+
+def constant(value: Value) -> Value | None:
+    """The number that ``value`` holds everywhere, if it is a constant."""
+    while isinstance(get_op(value.node.op).lower, Move):
+        value = value.node.inputs[0]
+    return value if value.node.op == "const" and value.type.size == 1 else None
+
+
+def padded(node: Node) -> Value | None:
+    """What ``node`` puts constants around, if it is a join that does no more."""
+    if not isinstance(get_op(node.op).lower, Join):
+        return None
+    inside = [v for v in node.inputs if constant(v) is None]
+    return inside[0] if len(inside) == 1 < len(node.inputs) else None
 
 
 def moved(shape: Shape, strides: Shape, offset: int, moves: Sequence[Node]) -> tuple[Shape, int] | None:

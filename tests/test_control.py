@@ -317,6 +317,27 @@ def test_cond_takes_one_way(n: int) -> None:
     assert got["constant"] == 1
 
 
+def test_branches_share_memory() -> None:
+    """What one way reads may be written over in the other, and the result has no memory before it is written."""
+
+    def much(x: gc.Tensor, k: float) -> gc.Tensor:
+        y = gc.sin(x) @ x
+        return gc.exp(gc.softmax(y) @ (y.T @ y)) * k
+
+    def arena(fn: Callable[..., gc.Tensor]) -> int:
+        traced = trace(lambda p, x: {"y": fn(p, x)}, p=np.array(True), x=np.ones((32, 32), np.float32))
+        return plan_arena(lower(pipeline.run(traced.graph), BASELINES["x86-64-v4"])).arena_bytes
+
+    one = arena(lambda p, x: much(x, 2.0))
+    assert arena(lambda p, x: gc.cond(p, lambda x: much(x, 2.0), lambda x: much(x, 3.0), x)) == one
+    nested = arena(
+        lambda p, x: gc.cond(
+            p, lambda x: gc.cond(p, lambda x: much(x, 1.0), lambda x: x + 1, x), lambda x: much(x, 3.0), x
+        )
+    )
+    assert nested == one
+
+
 @pytest.mark.parametrize("start", [1.0, 1e-3, 1e3])
 def test_while_runs_as_long_as_it_must(start: float) -> None:
     def entry(x: gc.Tensor) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from planned import Arrays, check, check_fn, fused, hints, traced
@@ -105,6 +107,20 @@ def test_an_argument_that_is_needed_anyway_is_what_is_stored() -> None:
     graph = check_fn(step, x=floats(5, 6), w=floats(6, 7), v=floats(7, 3))
     first = next(n for n in kernels(graph) if n.attrs["hint"] == "contract")
     assert len(first.types) == 2  # u and gelu(u)
+
+
+@pytest.mark.parametrize("clamp", [gc.relu, lambda x: gc.where(x >= 1.0, 1.0, x)])
+def test_a_clamp_is_stored_without_its_argument(clamp: Callable[[gc.Tensor], gc.Tensor]) -> None:
+    """The gradient sees in the result where the argument was clamped, also where that is NaN."""
+
+    def step(x: gc.Tensor, w: gc.Tensor, v: gc.Tensor) -> dict[str, gc.Tensor]:
+        return {"dw": gc.grad(gc.sum(gc.tanh(clamp(x @ w + x) @ v)), w)}
+
+    x = floats(5, 7)
+    x[2, 3] = np.nan
+    graph = check_fn(step, x=x, w=np.eye(7, dtype=np.float32), v=floats(7, 3))
+    first = next(n for n in kernels(graph) if n.attrs["hint"] == "contract")
+    assert len(first.types) == 1
 
 
 def test_scores_that_softmax_reads_are_scaled_and_masked_by_the_product() -> None:
