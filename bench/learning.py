@@ -3,6 +3,7 @@ and see the same batches; both curves go into one picture.
 
     python bench/learning.py gpt2                    # data in ../shared/data; --data-root names another folder
     python bench/learning.py gpt2 --only graphc      # one system now, the other later; an interrupted one goes on
+    python bench/learning.py resnet --set seed=1     # from another start alone; the recipe has several
     python bench/learning.py --report                # pictures and tables anew, from the numbers that are there
 
 Writes bench/results/learning_MODEL.json and .svg, bench/results/learning.md, and the table in README.md. The recipes
@@ -141,7 +142,7 @@ def train(name: str, system: str, recipe: Recipe, config: Any, kept: Path) -> No
     module = import_module(f"graphc.models.{name}")
     model = make(name, system, module, config)
     kept.mkdir(parents=True, exist_ok=True)
-    part = Part(kept / f"{name}-{system}.json", described(recipe, config), model.weights())
+    part = Part(part_file(kept, name, system, config.seed), described(recipe, config), model.weights())
     values = part.values
     if part.step:
         model.load(part.checkpoint)
@@ -160,6 +161,10 @@ def train(name: str, system: str, recipe: Recipe, config: Any, kept: Path) -> No
     values["final"] = final(model, module, config, recipe.split)
     part.write()
     print(name, system, values["final"], flush=True)
+
+
+def part_file(kept: Path, name: str, system: str, seed: int) -> Path:
+    return kept / (f"{name}-{system}-{seed}.json" if seed else f"{name}-{system}.json")
 
 
 def described(recipe: Recipe, config: Any) -> dict[str, Any]:
@@ -199,15 +204,12 @@ def final(model: Any, module: ModuleType, config: Any, split: str) -> Scores:
 
 
 def merge(name: str, recipe: Recipe, overrides: Mapping[str, Any], data: str, kept: Path) -> dict[str, Any]:
-    """The result of both parts. Exits where they are not two runs of the same."""
-    parts = {s: json.loads((kept / f"{name}-{s}.json").read_text()) for s in SYSTEMS}
-    for key in ("config", "initial_weights", "batches"):
-        if parts["graphc"][key] != parts["pytorch"][key]:
-            raise SystemExit(f"{name}: the two systems differ in {key}; run both anew, without what is in {kept}")
+    """The result of both systems: the curves of the first seed, and the scores of all where there are several."""
+    seeds = seeds_of(recipe, overrides)
+    pairs = [pair(name, seed, kept) for seed in seeds]
     extra = [f"--set {key}={json.dumps(value)}" for key, value in overrides.items()]
     packages = ("numpy", "numba", "llvmlite", "torch", "transformers")
-    ours, theirs = (parts[s] for s in SYSTEMS)
-    held = [abs(a["loss"] - b["loss"]) for a, b in zip(ours["heldout"], theirs["heldout"], strict=True)]
+    first = pairs[0]
     return {
         "model": name,
         "title": recipe.title,
@@ -217,14 +219,48 @@ def merge(name: str, recipe: Recipe, overrides: Mapping[str, Any], data: str, ke
         "split": recipe.split,
         "command": " ".join(["python bench/learning.py", name, *extra]),
         "versions": {package: version(package) for package in packages},
-        "config": ours["config"],
-        "initial_weights_sha256": ours["initial_weights"],
-        "batches_crc32": ours["batches"],
+        "config": first["graphc"]["config"],
+        **identities(first),
         "without_a_network": recipe.floor(data),
-        "largest_gap_of_first_losses": float(np.abs(np.subtract(ours["train"], theirs["train"]))[:EXACT].max()),
-        "largest_gap_of_heldout_losses": max(held),
-        **{s: summary(parts[s]) for s in SYSTEMS},
+        **gaps(first),
+        **{s: summary(first[s]) for s in SYSTEMS},
+        **({"seeds": [of_seed(*found) for found in zip(seeds, pairs, strict=True)]} if len(seeds) > 1 else {}),
     }
+
+
+def seeds_of(recipe: Recipe, overrides: Mapping[str, Any]) -> tuple[int, ...]:
+    return (overrides["seed"],) if "seed" in overrides else recipe.seeds
+
+
+Pair = dict[str, dict[str, Any]]
+
+
+def pair(name: str, seed: int, kept: Path) -> Pair:
+    """What both systems did from one seed. Exits where they are not two runs of the same."""
+    parts = {s: json.loads(part_file(kept, name, s, seed).read_text()) for s in SYSTEMS}
+    for key in ("config", "initial_weights", "batches"):
+        if parts["graphc"][key] != parts["pytorch"][key]:
+            raise SystemExit(f"{name}: the two systems differ in {key}; run both anew, without what is in {kept}")
+    return parts
+
+
+def identities(parts: Pair) -> dict[str, Any]:
+    ours = parts["graphc"]
+    return {"initial_weights_sha256": ours["initial_weights"], "batches_crc32": ours["batches"]}
+
+
+def gaps(parts: Pair) -> dict[str, float]:
+    """The largest differences between the losses of the two systems."""
+    ours, theirs = (parts[s] for s in SYSTEMS)
+    held = [abs(a["loss"] - b["loss"]) for a, b in zip(ours["heldout"], theirs["heldout"], strict=True)]
+    first = np.abs(np.subtract(ours["train"], theirs["train"]))[:EXACT]
+    return {"largest_gap_of_first_losses": float(first.max()), "largest_gap_of_heldout_losses": max(held)}
+
+
+def of_seed(seed: int, parts: Pair) -> dict[str, Any]:
+    first_losses = {s: [round(loss, 6) for loss in parts[s]["train"][:EXACT]] for s in SYSTEMS}
+    finals = {s: parts[s]["final"] for s in SYSTEMS}
+    return {"seed": seed, **identities(parts), **gaps(parts), **finals, "first_losses": first_losses}
 
 
 def summary(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,15 +302,20 @@ def main() -> None:
     name, recipe = args.model, RECIPES[args.model]
     overrides = {key: json.loads(value) for key, _, value in (item.partition("=") for item in args.set)}
     data = str(args.data_root / recipe.data)
-    config = import_module(f"graphc.models.{name}").Config(**(recipe.config | overrides | {"data": data}))
-    if args.only:
-        train(name, args.only, recipe, config, args.keep)
-        return
-    for system in SYSTEMS:  # each in a process of its own, so that their threads do not meet
-        if "final" not in read(args.keep / f"{name}-{system}.json", described(recipe, config)):
-            command = [sys.executable, __file__, *sys.argv[1:], "--only", system]
+    make_config = import_module(f"graphc.models.{name}").Config
+    for seed in seeds_of(recipe, overrides):
+        config = make_config(**(recipe.config | overrides | {"data": data, "seed": seed}))
+        for system in SYSTEMS if args.only is None else (args.only,):
+            if "final" in read(part_file(args.keep, name, system, seed), described(recipe, config)):
+                continue
+            if args.only:
+                train(name, system, recipe, config, args.keep)
+                continue
+            # Each in a process of its own, so that their threads do not meet.
+            command = [sys.executable, __file__, *sys.argv[1:], "--set", f"seed={seed}", "--only", system]
             subprocess.run(command, env=os.environ | ENV, check=True)
-    learning_report.write(merge(name, recipe, overrides, data, args.keep))
+    if args.only is None:
+        learning_report.write(merge(name, recipe, overrides, data, args.keep))
 
 
 if __name__ == "__main__":

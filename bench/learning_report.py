@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +68,15 @@ def score(scores: Mapping[str, float], key: str, prefix: str = "") -> str:
     return f"{scores[key]:.3f}" if key.endswith("loss") else f"{100 * scores[key]:.1f} %"
 
 
+def scored(r: Mapping[str, Any], system: str) -> str:
+    """The score of one system; of several seeds, the mean and its standard error."""
+    if "seeds" not in r:
+        return score(r[system]["final"], r["score"])
+    found = [seed[system][r["score"]] for seed in r["seeds"]]
+    mean, error = fmean(found), stdev(found) / len(found) ** 0.5
+    return f"{100 * mean:.1f} ± {100 * error:.1f} %"
+
+
 def name_of(key: str, data: str, split: str) -> str:
     if key == "loss":
         return "held-out nats per character"
@@ -91,8 +101,8 @@ def table(everything: Iterable[Mapping[str, Any]]) -> str:
     for r in everything:
         key, data = r["score"], r["data"].split("/")[0]
         title = f"[{r['title']}](bench/results/learning_{r['model']}.svg)"
-        found = [score(r[system]["final"], key) for system in ("graphc", "pytorch")]
-        cells = (title, DATA[data], name_of(key, data, r["split"]), f"**{found[0]}**", found[1], floor(r), r["goal"])
+        cells = (title, DATA[data], name_of(key, data, r["split"]), f"**{scored(r, 'graphc')}**", scored(r, "pytorch"))
+        cells += (floor(r), r["goal"])
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -116,15 +126,34 @@ def page(everything: Sequence[Mapping[str, Any]]) -> str:
     parts = [head + shown + "\n"]
     for r in everything:
         config = r["config"]
-        final = "; ".join(f"{s} " + ", ".join(f"{k} {v:.4f}" for k, v in r[s]["final"].items()) for s in COLOURS)
         parts.append(
             f"\n## {r['title']}\n\n`{r['command']}`: {config['max_iters']:,} steps of {config['batch_size']} rows.\n\n"
-            f"After the last step: {final}. Largest difference of the two systems: "
+            f"After the last step: {finals(r)}. Largest difference of the two systems: "
             f"{r['largest_gap_of_first_losses']:.1e} between the first 20 training losses, "
             f"{r['largest_gap_of_heldout_losses']:.1e} between the held-out losses.\n\n"
-            f"![training and held-out loss](learning_{r['model']}.svg)\n"
+            f"{seeds(r)}![training and held-out loss](learning_{r['model']}.svg)\n"
         )
     return "".join(parts)
+
+
+def finals(r: Mapping[str, Any]) -> str:
+    return "; ".join(f"{s} " + ", ".join(f"{k} {v:.4f}" for k, v in r[s]["final"].items()) for s in COLOURS)
+
+
+def seeds(r: Mapping[str, Any]) -> str:
+    """The scores from each seed, where there are several, with the mean difference."""
+    if "seeds" not in r:
+        return ""
+    key = r["score"]
+    pairs = [(seed["seed"], seed["graphc"][key], seed["pytorch"][key]) for seed in r["seeds"]]
+    rows = "\n".join(f"| {seed} | {100 * a:.2f} % | {100 * b:.2f} % | {100 * (a - b):+.2f} |" for seed, a, b in pairs)
+    apart = [100 * (a - b) for _, a, b in pairs]
+    return (
+        "The curves and the numbers above are of the first seed; this is the score from each:\n\n"
+        f"| seed | graphc | PyTorch | points |\n|---|---:|---:|---:|\n{rows}\n\n"
+        f"Mean difference {fmean(apart):+.2f} ± {stdev(apart) / len(apart) ** 0.5:.2f} points (standard error over "
+        "the seeds).\n\n"
+    )
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
