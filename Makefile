@@ -57,6 +57,7 @@ bench: $(VENV)/dev  ## time all workloads beside PyTorch, JAX, ONNX Runtime and 
 	$(BIN)/python -m pip install --quiet '$(TORCH)' 'jax>=0.5' onnx onnxscript onnxruntime openvino
 	$(BIN)/python bench/run.py --profile
 	$(BIN)/python bench/plots.py
+	$(BIN)/python bench/readme.py
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

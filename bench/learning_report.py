@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from report import replaced
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 ORDER = ("gpt2", "llama", "vit", "resnet", "bert", "clip", "convnet")
@@ -105,14 +107,6 @@ def table(everything: Iterable[Mapping[str, Any]]) -> str:
         cells += (floor(r), r["goal"])
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def replaced(text: str, new: str) -> str:
-    """``text`` with its table of this head replaced; a table ends at the first empty line."""
-    before, found, rest = text.partition(new.splitlines()[0])
-    if not found:
-        return text
-    return before + new + "\n" + rest[rest.index("\n\n") + 1 :]
 
 
 def page(everything: Sequence[Mapping[str, Any]]) -> str:

@@ -73,6 +73,14 @@ def markdown(head: list[str], body: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def replaced(text: str, new: str) -> str:
+    """``text`` with its table of this head replaced; a table ends at the first empty line."""
+    before, found, rest = text.partition(new.splitlines()[0])
+    if not found:
+        return text
+    return before + new + "\n" + rest[rest.index("\n\n") + 1 :]
+
+
 def per_system(rows: dict[str, Row], key: str, show: Callable[[float], str] = number) -> str:
     """A table of one number per workload and system; what was not measured is empty."""
     systems = [s for s in SYSTEMS if any(key in row["systems"].get(s, {}) for row in rows.values())]

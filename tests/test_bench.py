@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
 import decode
 import plots
+import readme
 import report
 import suite
 import svg
@@ -80,6 +82,20 @@ def test_tables() -> None:
     assert "| `k` | 2 | 100.0% | 1.000 | 100 | 1.0 | " in page
     assert report.number(0.01234) == "0.0123"
     assert report.number(1234.5) == "1234"
+
+
+def test_readme_has_the_tables_of_the_suite() -> None:
+    text, found = readme.README.read_text(), json.loads(readme.SUITE.read_text())
+    assert all(table in text for table in readme.tables(found))
+    assert readme.updated(text, found) == text
+
+
+def test_tables_of_readme() -> None:
+    train, infer, costs = readme.tables(results())
+    assert "| MLP 784-512-512-10, 128 rows | **20.0** | 30.0 | 40.0 | 1.50 |" in train
+    assert "| ResNet-18, 1 image of 224×224 | **20.0** |" in infer
+    assert "| geometric mean |  |  |  | 1.50 |" in infer
+    assert "| 1.00 / – / 1.00 | 0.100 / – / 0.100 | 100 / 100 / 100 |" in costs
 
 
 def test_table_of_decoding() -> None:

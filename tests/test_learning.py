@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))
 
 import learning_recipes as recipes
 import learning_report as report
+from report import replaced
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +24,7 @@ def test_tables_are_those_of_the_files() -> None:
     found = report.results()
     assert found
     readme = (ROOT / "README.md").read_text()
-    assert report.replaced(readme, report.table(found)) == readme
+    assert replaced(readme, report.table(found)) == readme
     assert report.table(found) in readme
     assert (report.RESULTS / "learning.md").read_text() == report.page(found)
     for r in found:
@@ -47,8 +48,8 @@ def test_both_systems_saw_the_same(r: dict) -> None:
 def test_a_table_is_replaced_in_its_place() -> None:
     head = "| a | b |"
     text = f"before\n\n{head}\n|---|---|\n| 1 | 2 |\n\nafter\n"
-    assert report.replaced(text, f"{head}\n|---|---|\n| 3 | 4 |") == text.replace("| 1 | 2 |", "| 3 | 4 |")
-    assert report.replaced("no table\n", head) == "no table\n"
+    assert replaced(text, f"{head}\n|---|---|\n| 3 | 4 |") == text.replace("| 1 | 2 |", "| 3 | 4 |")
+    assert replaced("no table\n", head) == "no table\n"
 
 
 def test_ngrams_by_their_definition() -> None:
