@@ -185,6 +185,5 @@ RECIPES = {
         goal="80 %, within 0.5 points",
         floor=photo_floor,
         steady=2,
-        seeds=(0, 1, 2),
     ),
 }
