@@ -18,7 +18,7 @@ LONGEST = 500
 
 # Lowest first: a module imports from its own row and those above it. A name stands for a package with all in it.
 LAYERS = (
-    ("graphc.codes",),
+    ("graphc.codes*",),
     ("graphc.errors", "graphc.dtype"),
     ("graphc.ir", "graphc.loop", "graphc.config", "graphc.system"),
     ("graphc.ops",),
@@ -40,7 +40,7 @@ LAYERS = (
 
 # An artifact runs where the compiler is not installed: these import nothing else of graphc.
 STANDALONE = ("graphc.artifact*", "graphc.runtime*")
-STANDALONE_MAY_USE = (*STANDALONE, "graphc.dtype", "graphc.codes", "graphc.errors", "graphc.config", "graphc.system")
+STANDALONE_MAY_USE = (*STANDALONE, "graphc.dtype", "graphc.codes*", "graphc.errors", "graphc.config", "graphc.system")
 
 # Functions that import when they are called: `import graphc` stays cheap, and commands load what they use.
 LATE = {"graphc": {"compile", "compile_file", "load", "_rebuild"}}
