@@ -6,63 +6,48 @@ The public names: `entry`, `spec`, `state`, `grad`, the Array API's functions, `
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Any
+
+from graphc.errors import GraphcError as GraphcError
 
 # In a checkout, passes/, kernels/ and models/ stand beside this folder; in an installed package they are in it.
-if not Path(__file__).with_name("passes").is_dir():
-    __path__.append(str(Path(__file__).parent.parent))
-
-import graphc.ops  # noqa: F401  (first: it fills the table from which tracing builds nodes)
-from graphc import nn as nn
-from graphc import optim as optim
-from graphc.artifact_tensors import read_file
-from graphc.dtype import bfloat16 as bfloat16
-from graphc.dtype import bool_ as bool_
-from graphc.dtype import finfo as finfo
-from graphc.dtype import float16 as float16
-from graphc.dtype import float32 as float32
-from graphc.dtype import float64 as float64
-from graphc.dtype import iinfo as iinfo
-from graphc.dtype import int8 as int8
-from graphc.dtype import int16 as int16
-from graphc.dtype import int32 as int32
-from graphc.dtype import int64 as int64
-from graphc.dtype import uint8 as uint8
-from graphc.dtype import uint32 as uint32
-from graphc.errors import GraphcError as GraphcError
-from graphc.functional import *  # noqa: F403
-from graphc.functional_along import *  # noqa: F403
-from graphc.functional_control import *  # noqa: F403
-from graphc.functional_einsum import *  # noqa: F403
-from graphc.functional_inverse import *  # noqa: F403
-from graphc.functional_math import *  # noqa: F403
-from graphc.functional_shape import *  # noqa: F403
-from graphc.nn.activation import *  # noqa: F403
-from graphc.nn.attention import scaled_dot_product_attention as scaled_dot_product_attention
-from graphc.nn.conv import *  # noqa: F403
-from graphc.nn.functional import *  # noqa: F403
-from graphc.nn.loss import *  # noqa: F403
-from graphc.nn.metrics import accuracy as accuracy
-from graphc.nn.norm import *  # noqa: F403
-from graphc.nn.rope import rope as rope
-from graphc.random import seed as seed
-from graphc.tensor import Tensor as Tensor
-from graphc.tensor import TensorLike as TensorLike
-from graphc.trace import Entry as Entry
-from graphc.trace import Spec as Spec
-from graphc.trace import checkpoint as checkpoint
-from graphc.trace import entry as entry
-from graphc.trace import grad as grad
-from graphc.trace import spec as spec
-from graphc.trace import stop_gradient as stop_gradient
-from graphc.variable import State as State
-from graphc.variable import state as state
+_HERE = os.path.dirname(__file__)
+if not os.path.isdir(os.path.join(_HERE, "passes")):
+    __path__.append(os.path.dirname(_HERE))
 
 __version__ = "0.1.0"
 
 
-def compile(*entries: Entry, target: str = "cpu", **options: Any) -> Any:
+# Running an artifact takes `load` alone, so what models are written with is imported when it is used (PEP 562).
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from graphc.public import *  # noqa: F403
+    from graphc.public import Entry
+else:
+
+    def __getattr__(name: str) -> Any:
+        """A name of `graphc.public`, or a module: ``from graphc import runtime`` asks here before it imports."""
+        if name.startswith("_"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if importlib.util.find_spec(f"{__name__}.{name}"):
+            return importlib.import_module(f"{__name__}.{name}")
+        globals().update(_public())
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_public()})
+
+    def _public() -> dict[str, Any]:
+        """The names of `graphc.public`."""
+        return {n: value for n, value in vars(importlib.import_module("graphc.public")).items() if not n.startswith("_")}
+
+
+def compile(*entries: Entry, target: str | Sequence[str] = "cpu", **options: Any) -> Any:
     """Compile entries that share state into a program (`graphc.driver.compile` has the options)."""
     from graphc import driver
 
@@ -81,6 +66,8 @@ def load_safetensors(path: Any) -> dict[str, Any]:
 
     They are read-only views of the file. Raises GC0805 (unreadable) and GC0804 (not such a file).
     """
+    from graphc.artifact_tensors import read_file
+
     return read_file(path)
 
 

@@ -19,7 +19,7 @@ from graphc.passes import pipeline
 from graphc.runtime import Program
 from graphc.runtime_memory import format_bytes
 from graphc.text import parse, print_graph
-from graphc.trace import Entry
+from graphc.tracing import Entry
 
 __all__ = ["compile", "compile_module"]
 

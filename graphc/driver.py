@@ -40,7 +40,7 @@ from graphc.passes.state_order import state_orders
 from graphc.runtime import Program
 from graphc.runtime_memory import MemoryReport, format_bytes
 from graphc.text import parse, print_graph
-from graphc.trace import Entry, trace_entries
+from graphc.tracing import Entry, trace_entries
 from graphc.verify import verify
 
 __all__ = ["CompileReport", "PassRecord", "Program", "build", "compile", "compile_file", "rebuild"]

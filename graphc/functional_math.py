@@ -9,7 +9,7 @@ from graphc.functional import abs, ceil, cos, exp, floor, isfinite, log, sign, s
 from graphc.functional import sum as total
 from graphc.half import rounded_once
 from graphc.tensor import Axis, Tensor, TensorLike, as_tensor, astype, binary, common_dtype, promote_all
-from graphc.trace import stop_gradient
+from graphc.tracing import stop_gradient
 
 __all__ = [
     "bitwise_invert", "bitwise_left_shift", "bitwise_right_shift", "cosh", "exp2", "expm1", "hypot", "isinf", "isnan",

@@ -31,7 +31,7 @@ from typing import Any
 from graphc.errors import GraphcError, Loc, error
 from graphc.random import seed
 from graphc.scope import forget_source, shown
-from graphc.trace import Entry
+from graphc.tracing import Entry
 
 __all__ = ["close_matches", "file_entries", "file_metadata", "load_model_file", "make_config", "own_error"]
 

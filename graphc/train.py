@@ -29,7 +29,7 @@ from graphc.artifact_tensors import read_file
 from graphc.errors import error
 from graphc.runtime import Program
 from graphc.runtime_arguments import described
-from graphc.trace import Entry
+from graphc.tracing import Entry
 
 __all__ = ["Interrupted", "Progress", "Run", "check_batches", "describe", "first_batches", "read_position"]
 

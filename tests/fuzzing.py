@@ -24,7 +24,7 @@ from graphc.passes import pipeline
 from graphc.passes.differentiate import differentiate
 from graphc.runtime import Program
 from graphc.text import print_graph
-from graphc.trace import StateSpec
+from graphc.tracing import StateSpec
 
 __all__ = ["STAGES", "expected", "natively", "one_native", "problem", "report", "shrink", "slope_problem"]
 

@@ -18,7 +18,7 @@ from graphc.kernels.plan import EntryPlan
 from graphc.passes import pipeline
 from graphc.passes.fuse import fuse
 from graphc.passes.schedule import schedule
-from graphc.trace import trace_entry
+from graphc.tracing import trace_entry
 from graphc.verify import verify
 
 Arrays = dict[str, np.ndarray]

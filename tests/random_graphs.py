@@ -17,7 +17,7 @@ import graphc as gc
 from graphc.dtype import dtype
 from graphc.ir import Graph, Node, Value, toposort
 from graphc.ops import get_op
-from graphc.trace import trace_entry
+from graphc.tracing import trace_entry
 
 __all__ = ["Case", "Maker", "random_case"]
 

@@ -28,7 +28,7 @@ from graphc.kernels.lower import lower
 from graphc.models import gpt2
 from graphc.passes import pipeline
 from graphc.system import LEVELS
-from graphc.trace import trace_entries
+from graphc.tracing import trace_entries
 
 RUNNABLE = [level for level, target in BASELINES.items() if runnable(target)]
 LOWEST = RUNNABLE[-1:]  # the others have this machine in all other tests

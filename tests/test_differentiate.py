@@ -20,7 +20,7 @@ from graphc.passes import pipeline
 from graphc.passes.differentiate import differentiate
 from graphc.passes.schedule import peak_bytes
 from graphc.text import parse
-from graphc.trace import trace_entry
+from graphc.tracing import trace_entry
 from graphc.verify import verify
 
 F64 = "float64"

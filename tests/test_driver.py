@@ -28,7 +28,7 @@ from graphc.models import gpt2
 from graphc.passes import pipeline
 from graphc.runtime import Program
 from graphc.text import parse
-from graphc.trace import trace_entries
+from graphc.tracing import trace_entries
 
 NET = Path(__file__).parent / "models" / "net.py"
 

@@ -14,7 +14,7 @@ from graphc.kernels.cpu.target import BASELINES
 from graphc.kernels.lower import lower
 from graphc.models import bert, clip, gpt2, llama, resnet, vit
 from graphc.passes import pipeline
-from graphc.trace import Entry, trace_entry
+from graphc.tracing import Entry, trace_entry
 
 Arrays = dict[str, np.ndarray]
 

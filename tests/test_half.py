@@ -28,7 +28,7 @@ from graphc.passes import pipeline
 from graphc.runtime import Program
 from graphc.tensor import apply as node
 from graphc.text import parse, print_graph
-from graphc.trace import trace_entries
+from graphc.tracing import trace_entries
 from graphc.verify import verify
 
 HALVES = [pytest.param(d, id=d.name) for d in (float16, bfloat16)]

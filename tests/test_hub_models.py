@@ -16,7 +16,7 @@ from graphc import data_images
 from graphc.errors import GraphcError
 from graphc.models import vit
 from graphc.pretrained import ACTIVATIONS, quick_gelu
-from graphc.trace import trace_entries
+from graphc.tracing import trace_entries
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 

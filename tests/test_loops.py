@@ -19,7 +19,7 @@ from graphc.errors import GraphcError
 from graphc.interp import interpret
 from graphc.passes.differentiate import differentiate
 from graphc.runtime_table import BRANCH, CALL, REPEAT
-from graphc.trace import trace_entries
+from graphc.tracing import trace_entries
 
 RNG = np.random.default_rng(9)
 ARRAYS = {"xs": RNG.standard_normal((6, 40, 8), np.float32), "n": np.array(3, np.int32)}

@@ -15,7 +15,7 @@ from graphc import data
 from graphc.errors import GraphcError
 from graphc.interp import interpret
 from graphc.models import convnet, gpt2, mlp
-from graphc.trace import trace_entries
+from graphc.tracing import trace_entries
 
 # transformers 4.x, GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, n_positions=4, vocab_size=6)).state_dict()
 GPT2_NAMES = {

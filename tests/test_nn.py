@@ -13,7 +13,7 @@ import graphc as gc
 from graphc import nn, optim
 from graphc.errors import GraphcError
 from graphc.nn import init
-from graphc.trace import trace_entry
+from graphc.tracing import trace_entry
 
 RNG = np.random.default_rng(5)
 X = RNG.standard_normal((4, 6)).astype(np.float32)

@@ -18,7 +18,7 @@ from optimizers import CASES, GRADIENTS, PARAMETERS, SCHEDULES, TOTAL
 import graphc as gc
 from graphc import nn, optim
 from graphc.errors import GraphcError
-from graphc.trace import trace_entry
+from graphc.tracing import trace_entry
 
 FIXTURE = dict(np.load(optimizers.FIXTURE))
 

@@ -17,7 +17,7 @@ from graphc.kernels.lower import lower
 from graphc.passes import pipeline
 from graphc.passes.recompute import recompute
 from graphc.passes.schedule import peak_bytes
-from graphc.trace import Entry, trace_entries
+from graphc.tracing import Entry, trace_entries
 from graphc.verify import verify
 
 BATCH, WIDTH, LAYERS = 96, 32, 4

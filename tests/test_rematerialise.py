@@ -14,7 +14,7 @@ from graphc.interp import interpret
 from graphc.passes import pipeline
 from graphc.passes.rematerialise import rematerialise
 from graphc.passes.schedule import peak_bytes, schedule
-from graphc.trace import Entry, trace_entries
+from graphc.tracing import Entry, trace_entries
 from graphc.verify import verify
 
 BATCH, WIDTH, LAYERS = 64, 32, 6

@@ -14,7 +14,7 @@ import scipy.special
 
 import graphc as gc
 from graphc.interp import interpret
-from graphc.trace import trace_entry
+from graphc.tracing import trace_entry
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Pair = tuple[Callable[..., Any], Callable[..., Any]]  # ours, and NumPy's

@@ -14,7 +14,7 @@ import graphc as gc
 from graphc import nn
 from graphc.errors import GraphcError
 from graphc.text import parse, print_graph
-from graphc.trace import trace_entries, trace_entry
+from graphc.tracing import trace_entries, trace_entry
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((4, 5)).astype(np.float32)

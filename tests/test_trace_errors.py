@@ -12,7 +12,7 @@ from tracing import trace
 import graphc as gc
 from graphc import nn, optim
 from graphc.errors import CODES, GraphcError
-from graphc.trace import trace_entries, trace_entry
+from graphc.tracing import trace_entries, trace_entry
 
 X = gc.spec((4, 3))
 

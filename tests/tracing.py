@@ -11,7 +11,7 @@ import graphc as gc
 from graphc.interp import interpret
 from graphc.ir import Graph, Node
 from graphc.passes.differentiate import differentiate
-from graphc.trace import Traced, trace_entry
+from graphc.tracing import Traced, trace_entry
 from graphc.verify import verify
 
 Arrays = dict[str, np.ndarray]

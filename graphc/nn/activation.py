@@ -11,7 +11,7 @@ from graphc.functional_math import expm1, log1p
 from graphc.half import rounded_once
 from graphc.scope import user_loc
 from graphc.tensor import Axis, Tensor, TensorLike, apply, as_tensor, normalize_axis, reduce, reshape
-from graphc.trace import stop_gradient
+from graphc.tracing import stop_gradient
 
 __all__ = [
     "celu", "elu", "gelu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log_sigmoid", "log_softmax",

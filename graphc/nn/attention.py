@@ -13,7 +13,7 @@ from graphc.ops.attention import attention
 from graphc.random import next_key
 from graphc.scope import emit, user_loc
 from graphc.tensor import Tensor, TensorLike, as_tensor, astype, broadcast_to, matmul
-from graphc.trace import stop_gradient
+from graphc.tracing import stop_gradient
 
 __all__ = ["attend", "scaled_dot_product_attention"]
 

@@ -17,7 +17,7 @@ from graphc.nn.loss import *  # noqa: F403
 from graphc.random import bits, next_key
 from graphc.scope import user_loc
 from graphc.tensor import Tensor, TensorLike, apply, as_tensor, astype, common_dtype
-from graphc.trace import stop_gradient
+from graphc.tracing import stop_gradient
 
 __all__ = ["dropout", "embedding", "layer_norm", "linear", "one_hot", "rms_norm"]
 __all__ += activation.__all__

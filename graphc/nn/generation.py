@@ -14,7 +14,7 @@ from graphc.nn.cache import Context, KVCache
 from graphc.nn.functional import softmax
 from graphc.random import gumbel
 from graphc.tensor import Tensor, TensorLike, as_tensor, astype
-from graphc.trace import Entry, entry, spec
+from graphc.tracing import Entry, entry, spec
 
 __all__ = ["NextLogits", "generation_entries", "sample"]
 

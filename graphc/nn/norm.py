@@ -13,7 +13,7 @@ from graphc.functional import maximum, mean, rsqrt, take, var
 from graphc.half import rounded_once
 from graphc.scope import user_loc
 from graphc.tensor import Tensor, apply, as_tensor, astype, broadcast_to
-from graphc.trace import stop_gradient
+from graphc.tracing import stop_gradient
 from graphc.variable import State
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "interpolate"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from graphc.errors import error
 from graphc.scope import user_loc
 from graphc.tensor import Tensor, apply, astype
-from graphc.trace import grad
+from graphc.tracing import grad
 from graphc.variable import Parameter
 
 __all__ = ["accumulate"]
