@@ -44,7 +44,8 @@ else:
 
     def _public() -> dict[str, Any]:
         """The names of `graphc.public`."""
-        return {n: value for n, value in vars(importlib.import_module("graphc.public")).items() if not n.startswith("_")}
+        names = vars(importlib.import_module("graphc.public"))
+        return {name: value for name, value in names.items() if not name.startswith("_")}
 
 
 def compile(*entries: Entry, target: str | Sequence[str] = "cpu", **options: Any) -> Any:

@@ -109,6 +109,16 @@ class Artifact:
         digests = {**self.manifest.digests, STATE_FILE: sha256(data)}
         return Artifact._encoded(replace(self.manifest, digests=digests), {**self.members, STATE_FILE: data})
 
+    def only(self, number: int) -> Artifact:
+        """The program for one target alone: that of the build ``number`` of the manifest."""
+        if not self.manifest.alternatives:
+            return self
+        build = self.manifest.builds[number]
+        used = {STATE_FILE, CONSTS, *build.members}
+        members = {name: data for name, data in self.members.items() if name in used}
+        digests = {name: digest for name, digest in self.manifest.digests.items() if name in used}
+        return Artifact._encoded(replace(self.manifest.with_builds([build]), digests=digests), members)
+
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the ``.gcx`` file: equal artifacts give equal bytes. Raises GC0507 where it cannot be written."""
         target = Path(path)

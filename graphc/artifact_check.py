@@ -8,7 +8,7 @@ to the file, and is asked by the runtime.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from graphc.artifact_records import (
     ARENA,
@@ -18,6 +18,7 @@ from graphc.artifact_records import (
     STATE,
     VALUE,
     WEIGHTS,
+    Build,
     EntryRecord,
     KernelRecord,
     Manifest,
@@ -49,28 +50,40 @@ def check_manifest(manifest: Manifest, members: Iterable[str]) -> None:
     have = set(members)
     _require(is_readable(manifest.format), "format")
     _require(set(manifest.digests) == have, "digests: the members differ")
-    named = [*_code(manifest), *(k.source for k in manifest.kernels)]
-    for member in [*named, *(e.graph for e in manifest.entries), *(e.fused for e in manifest.entries)]:
-        _require(member in have, f"member {member!r} is missing")
-    for kernel in manifest.kernels:
-        _require(bool(_SYMBOL.fullmatch(kernel.symbol)), f"kernel symbol {kernel.symbol!r}")
-    _require(0 < manifest.target.vector_bytes <= 4096, "target.vector_bytes")
     _state(manifest)
     _block("consts", manifest.consts, manifest.const_bytes)
-    _unique("entries", (e.name for e in manifest.entries))
-    for entry in manifest.entries:
-        _entry(entry, manifest)
+    for build in manifest.builds:
+        _build(build, manifest, have)
+        _require(_interface(build) == _interface(manifest.builds[0]), "alternatives: their entries differ")
 
 
-def _code(manifest: Manifest) -> list[str]:
-    """The members with native code."""
-    if manifest.target.name != "cuda":
-        _require(not any(k.grid or k.cubins for k in manifest.kernels), "a kernel for another target")
-        return [manifest.team, *(k.object for k in manifest.kernels)]
-    for kernel in manifest.kernels:
-        _grid(kernel, manifest.target.features)
-    _require(not manifest.team, "team")
-    return [member for k in manifest.kernels for member in k.cubins.values()]
+def _build(build: Build, manifest: Manifest, have: Container[str]) -> None:
+    _code(build)
+    for member in build.members:
+        _require(member in have, f"member {member!r} is missing")
+    for kernel in build.kernels:
+        _require(bool(_SYMBOL.fullmatch(kernel.symbol)), f"kernel symbol {kernel.symbol!r}")
+    _require(0 < build.target.vector_bytes <= 4096, "target.vector_bytes")
+    _unique("entries", (e.name for e in build.entries))
+    for entry in build.entries:
+        _entry(entry, build.kernels, manifest)
+
+
+def _interface(build: Build) -> list[object]:
+    """What a caller sees of the entries."""
+    return [
+        (e.name, e.graph, [[(p.name, p.dtype, p.shape) for p in ports] for ports in (e.inputs, e.outputs)])
+        for e in build.entries
+    ]
+
+
+def _code(build: Build) -> None:
+    if build.target.name != "cuda":
+        _require(not any(k.grid or k.cubins for k in build.kernels), "a kernel for another target")
+        return
+    for kernel in build.kernels:
+        _grid(kernel, build.target.features)
+    _require(not build.team, "team")
 
 
 def _grid(kernel: KernelRecord, architectures: Sequence[str]) -> None:
@@ -92,7 +105,7 @@ def _state(manifest: Manifest) -> None:
         _require(not (state.mapped and state.order), f"order of {state.name!r}")
 
 
-def _entry(entry: EntryRecord, manifest: Manifest) -> None:
+def _entry(entry: EntryRecord, kernels: Sequence[KernelRecord], manifest: Manifest) -> None:
     at = f"entry {entry.name!r}"
     _require(entry.name.isidentifier(), at)
     for size in (entry.arena_bytes, entry.scratch_bytes, entry.lower_bound_bytes):
@@ -116,9 +129,9 @@ def _entry(entry: EntryRecord, manifest: Manifest) -> None:
     _require(0 <= entry.commit <= len(entry.launches), f"{at}: commit")
     _require(not any(s.start < entry.commit < s.stop for s in entry.spans), f"{at}: commit")
     for number, launch in enumerate(entry.launches):
-        _require(0 <= launch.kernel < len(manifest.kernels), f"{at}: kernel of launch {number}")
+        _require(0 <= launch.kernel < len(kernels), f"{at}: kernel of launch {number}")
         _require(launch.flops >= 0 and launch.bytes >= 0, f"{at}: work of launch {number}")
-        grid = manifest.kernels[launch.kernel].grid
+        grid = kernels[launch.kernel].grid
         _require(1 <= launch.blocks < 1 << 31 if grid else not launch.blocks, f"{at}: blocks of launch {number}")
         room_for_blocks = grid is None or launch.blocks * grid.workspace_bytes <= entry.scratch_bytes
         _require(room_for_blocks, f"{at}: workspace of launch {number}")

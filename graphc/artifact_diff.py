@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from graphc.artifact import STATE_FILE, Artifact
-from graphc.artifact_records import EntryRecord
+from graphc.artifact_records import EntryRecord, Manifest
 
 __all__ = ["Difference", "differences"]
 
@@ -29,16 +29,31 @@ class Difference:
 
 def differences(a: Artifact, b: Artifact) -> list[Difference]:
     """All differences, in the order of the parts. Raises GC0502 for a damaged file."""
-    return [*_origin(a, b), *_entries(a, b), *_weights(a, b)]
+    found = [*_origin(a, b), *_graphs(a, b)]
+    for x, y in _same_targets(a.manifest, b.manifest):
+        found += _plans(a.only(x), b.only(y))
+    return [*found, *_weights(a, b)]
+
+
+def _same_targets(a: Manifest, b: Manifest) -> list[tuple[int, int]]:
+    """The builds to compare: those for the same target, or the first of each where there are none."""
+    targets = [[build.target for build in m.builds] for m in (a, b)]
+    pairs = [(i, targets[1].index(t)) for i, t in enumerate(targets[0]) if t in targets[1]]
+    return pairs or [(0, 0)]
 
 
 def _origin(a: Artifact, b: Artifact) -> Iterator[Difference]:
     """Who compiled it, for what, and with which flags. The digest of the graphs is not compared: the graphs are."""
     sides = [
-        {"format": m.format, **asdict(m.provenance), **asdict(m.target), **m.options, **m.metadata, "source": ""}
+        {"format": m.format, **asdict(m.provenance), **_targets(m), **m.options, **m.metadata, "source": ""}
         for m in (a.manifest, b.manifest)
     ]
     yield from _values("origin", sides[0], sides[1])
+
+
+def _targets(manifest: Manifest) -> dict[str, Any]:
+    others = (f"{b.target.name} on {b.target.triple}: {' '.join(b.target.features)}" for b in manifest.alternatives)
+    return asdict(manifest.target) | {f"alternative {i}": text for i, text in enumerate(others, 1)}
 
 
 def _values(part: str, a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[Difference]:
@@ -54,16 +69,26 @@ def _text(value: Any) -> str:
     return f"{value:,}" if type(value) is int else str("" if value is None else value)
 
 
-def _entries(a: Artifact, b: Artifact) -> Iterator[Difference]:
-    ours, theirs = ({e.name: e for e in x.manifest.entries} for x in (a, b))
+def _graphs(a: Artifact, b: Artifact) -> Iterator[Difference]:
+    ours, theirs = _entries(a), _entries(b)
     for name in dict.fromkeys([*ours, *theirs]):
         x, y = ours.get(name), theirs.get(name)
         if x is None or y is None:
             yield Difference("graph", name, "an entry" if x else "", "an entry" if y else "")
-            continue
-        yield from _graph(name, a.text(x.graph), b.text(y.graph))
+        else:
+            yield from _graph(name, a.text(x.graph), b.text(y.graph))
+
+
+def _plans(a: Artifact, b: Artifact) -> Iterator[Difference]:
+    ours, theirs = _entries(a), _entries(b)
+    for name in (name for name in ours if name in theirs):
+        x, y = ours[name], theirs[name]
         yield from _values("plan", _plan(a, x), _plan(b, y), f"{name}: ")
         yield from _kernels(name, _symbols(a, x), _symbols(b, y))
+
+
+def _entries(artifact: Artifact) -> dict[str, EntryRecord]:
+    return {e.name: e for e in artifact.manifest.entries}
 
 
 def _graph(entry: str, a: str, b: str) -> Iterator[Difference]:

@@ -10,8 +10,8 @@ of a minor version later than `FORMAT` may have keys that are unknown here: they
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from math import prod
 from types import UnionType
@@ -21,9 +21,9 @@ from graphc.dtype import DTYPES, TensorType
 from graphc.errors import Loc, error
 
 __all__ = [
-    "ARENA", "CONST", "FLAGS", "FORMAT", "SPACES", "STATE", "VALUE", "WEIGHTS", "Check", "ConstRecord", "EntryRecord",
-    "GridRecord", "KernelRecord", "LaunchRecord", "Manifest", "PortRecord", "Provenance", "SpanRecord", "StateRecord",
-    "TargetRecord", "TensorRecord", "decode", "encode", "is_newer", "is_readable",
+    "ARENA", "CONST", "FLAGS", "FORMAT", "SPACES", "STATE", "VALUE", "WEIGHTS", "Build", "Check", "ConstRecord",
+    "EntryRecord", "GridRecord", "KernelRecord", "LaunchRecord", "Manifest", "PortRecord", "Provenance", "SpanRecord",
+    "StateRecord", "TargetRecord", "TensorRecord", "decode", "encode", "is_newer", "is_readable",
 ]  # fmt: skip
 
 # Major and minor version. A reader ignores what a minor version adds; anything else is a new major version
@@ -214,10 +214,35 @@ class EntryRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Build:
+    """The program for one target: its native code, and the plans of its entries. ``team`` is the member with a CPU's
+    threads, "" for a GPU."""
+
+    target: TargetRecord
+    team: str
+    kernels: tuple[KernelRecord, ...]
+    entries: tuple[EntryRecord, ...]
+
+    @property
+    def code(self) -> list[str]:
+        """The members with native code; some occur more than once."""
+        if self.target.name == "cuda":
+            return [member for k in self.kernels for member in k.cubins.values()]
+        return [self.team, *(k.object for k in self.kernels)]
+
+    @property
+    def members(self) -> list[str]:
+        """All members that it names."""
+        texts = [*(e.graph for e in self.entries), *(e.fused for e in self.entries)]
+        return [*self.code, *(k.source for k in self.kernels), *texts]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """``manifest.json``. ``digests`` has the sha256 of every other member; ``options`` what the compile was asked,
-    ``metadata`` what the model says of itself to those who use it (a vocabulary, say). ``team`` is the member with a
-    CPU's threads, "" for a GPU."""
+    ``metadata`` what the model says of itself to those who use it (a vocabulary, say). A program for several targets
+    has one build for each, the best first: the first is ``target``, ``team``, ``kernels`` and ``entries`` here, the
+    others are ``alternatives``. All have the same state and constants."""
 
     format: str
     provenance: Provenance
@@ -233,6 +258,24 @@ class Manifest:
     kernels: tuple[KernelRecord, ...]
     entries: tuple[EntryRecord, ...]
     digests: dict[str, str]
+    alternatives: tuple[Build, ...] = ()  # since 1.1
+
+    @property
+    def builds(self) -> tuple[Build, ...]:
+        """All builds; a machine uses the first that it can run."""
+        return (Build(self.target, self.team, self.kernels, self.entries), *self.alternatives)
+
+    def with_builds(self, builds: Sequence[Build]) -> Manifest:
+        """The program with ``builds`` instead of its own."""
+        first, *others = builds
+        return replace(
+            self,
+            target=first.target,
+            team=first.team,
+            kernels=first.kernels,
+            entries=first.entries,
+            alternatives=tuple(others),
+        )
 
 
 def encode(value: Any) -> Any:

@@ -87,9 +87,15 @@ def _model_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], type=_pair, help="override a key of Config"
     )
-    sub.add_argument("--target", default="cpu", choices=["cpu"], help="what to compile for (default: %(default)s)")
     sub.add_argument(
-        "--cpu-baseline", metavar="LEVEL", help="run on every CPU of this level: x86-64-v3 (AVX2), x86-64-v4 (AVX-512)"
+        "--target", action="append", choices=["cpu"], help="what to compile for (default: cpu; may be repeated)"
+    )
+    sub.add_argument(
+        "--cpu-baseline",
+        metavar="LEVEL",
+        action="append",
+        help="run on every CPU of this level: x86-64-v3 (AVX2), x86-64-v4 (AVX-512), neon (Arm), or native, what this "
+        "machine has (the default); repeated, the file has code for each",
     )
     sub.add_argument("--precision", default="float32", metavar="TYPE", help="round the factors of products: bfloat16")
     sub.add_argument(

@@ -75,7 +75,7 @@ def compile_module(
     """The program of entries of a model file, as the options say."""
     return compile_entries(
         *entries,
-        target=args.target,
+        target=args.target or "cpu",
         cpu_baseline=args.cpu_baseline,
         precision=args.precision,
         memory_budget=args.memory_budget,

@@ -10,6 +10,7 @@ from typing import Any
 from graphc.artifact import Artifact, is_trusted
 from graphc.cli_inspect import chosen_entries
 from graphc.cli_output import Output
+from graphc.cli_plan import shown
 from graphc.driver import rebuild
 from graphc.export import export_c, write
 from graphc.runtime_memory import format_bytes
@@ -24,6 +25,7 @@ def export(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     if not args.trust and not is_trusted(artifact):
         out.line(f"{args.artifact} was not built by this user on this machine: it is rebuilt from its graph")
         artifact = rebuild(artifact).artifact
+    artifact = shown(artifact)
     name = args.name or re.sub(r"\W", "_", Path(args.artifact).stem, flags=re.ASCII)
     exported = export_c(artifact, name, chosen_entries(artifact, args.artifact, args.entry))
     header, library = write(exported, Path(args.output), name)

@@ -15,7 +15,7 @@ from typing import Any
 from graphc.artifact import Artifact
 from graphc.artifact_records import EntryRecord
 from graphc.cli_output import Output
-from graphc.cli_plan import entry_summary, print_kernels, print_plan, write_report
+from graphc.cli_plan import entry_summary, print_kernels, print_plan, print_targets, shown, write_report
 from graphc.config import DEBUG_LADDER, VARIABLES, settings
 from graphc.errors import CODES, error
 from graphc.modelfile import close_matches, load_model_file, make_config
@@ -27,17 +27,21 @@ __all__ = ["chosen_entries", "doctor", "explain", "inspect"]
 
 def inspect(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Show an artifact. The result's key ``entries`` → name → ``kernels``, ``peak_bytes``, ``state_bytes``,
-    ``lower_bound_bytes``, ``flops``, ``bytes``; also ``provenance`` and ``target``."""
+    ``lower_bound_bytes``, ``flops``, ``bytes``; also ``provenance``, ``targets``, and ``target``, the one of them that
+    would run here."""
     if args.artifact.endswith(".py"):
         return _inspect_file(args.artifact, out)
-    artifact = Artifact.read(args.artifact)
+    whole = Artifact.read(args.artifact)
+    artifact = shown(whole)
     manifest, threads = artifact.manifest, settings().threads
     entries = chosen_entries(artifact, args.artifact, args.entry)
     if args.kernel:
         return _print_kernel(args.kernel, [k for e in entries for k in kernel_infos(artifact, e)], out)
-    origin, target = manifest.provenance, manifest.target
+    origin = manifest.provenance
     out.line(f"{args.artifact}: graphc {origin.graphc}, numba {origin.numba}, LLVM {origin.llvm}")
-    out.line(f"for {target.triple} with {target.vector_bytes}-byte vectors; source {origin.source[:16]}")
+    out.line(f"source {origin.source[:16]}")
+    out.line()
+    targets = print_targets(whole, out)
     out.line()
     print_plan(artifact, threads, out)
     for entry in entries:
@@ -52,7 +56,8 @@ def inspect(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     return {
         "entries": {e.name: entry_summary(artifact, e, threads) for e in entries},
         "provenance": dataclasses.asdict(origin),
-        "target": dataclasses.asdict(target),
+        "target": dataclasses.asdict(manifest.target),
+        "targets": targets,
         "options": dict(manifest.options),
         "state": {s.name: [s.dtype, list(s.shape)] for s in manifest.state},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,16 @@ from graphc.cli_output import Output, count
 from graphc.errors import error
 from graphc.runtime import kernel_infos
 from graphc.runtime_memory import MemoryReport, format_bytes
+from graphc.runtime_native import unfit
+from graphc.system import level_of
 
-__all__ = ["entry_summary", "print_kernels", "print_plan", "write_report"]
+__all__ = ["entry_summary", "print_kernels", "print_plan", "print_targets", "shown", "write_report"]
+
+
+def shown(artifact: Artifact) -> Artifact:
+    """Of an artifact for several targets, the one that would run here; where none would, the first."""
+    builds = artifact.manifest.builds
+    return artifact.only(next((number for number, build in enumerate(builds) if not unfit(build.target)), 0))
 
 
 def entry_summary(artifact: Artifact, entry: EntryRecord, threads: int) -> dict[str, Any]:
@@ -45,6 +54,23 @@ def print_plan(artifact: Artifact, threads: int, out: Output) -> None:
     out.table(columns, rows)
 
 
+def print_targets(artifact: Artifact, out: Output) -> list[dict[str, Any]]:
+    """What the artifact has code for, the best first, a line each; and the same as JSON values."""
+    targets, taken = [], False
+    for build in artifact.manifest.builds:
+        why = unfit(build.target)
+        code = sum(len(artifact.members[name]) for name in set(build.code))
+        here = why or ("fits" if taken else "runs")
+        taken = taken or not why
+        targets.append({**asdict(build.target), "kernels": len(build.kernels), "code_bytes": code, "here": here})
+    rows = [
+        (level_of(t["features"]) or t["name"], t["triple"], t["kernels"], format_bytes(t["code_bytes"]), t["here"])
+        for t in targets
+    ]
+    out.table(["target", "system", ">kernels", ">code", "here"], rows)
+    return targets
+
+
 def print_kernels(artifact: Artifact, entry: EntryRecord, out: Output) -> None:
     """The kernels of an entry in order of work."""
     rows = [
@@ -62,7 +88,7 @@ def write_report(path: str | None, artifact: Artifact, out: Output) -> None:
     from graphc.report.page import page
 
     try:
-        Path(path).write_text(page(artifact), encoding="utf-8")
+        Path(path).write_text(page(shown(artifact)), encoding="utf-8")
     except OSError as e:
         raise error("GC0610", f"cannot write {path}: {e.strerror}") from None
     out.line(f"report: {path}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import itertools
 import os
 import sys
 import time
@@ -22,17 +23,17 @@ import llvmlite.binding as llvm
 
 from graphc import artifact_tensors, modelfile
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
-from graphc.artifact_records import FORMAT, EntryRecord, KernelRecord, Manifest, Provenance, TargetRecord
+from graphc.artifact_records import FORMAT, Build, EntryRecord, KernelRecord, Manifest, Provenance, TargetRecord
 from graphc.config import settings
 from graphc.driver_budget import Planned, Recomputed, fit, plan
-from graphc.driver_link import KernelTable, entry_record, lay_out_consts, lay_out_state
+from graphc.driver_link import KernelTable, Layout, StateLayout, entry_record, lay_out_consts, lay_out_state
 from graphc.driver_tune import tune
 from graphc.dtype import DType, bfloat16, float16, float32
 from graphc.errors import GraphcError, Loc, error
 from graphc.ir import Graph, StateSpec
 from graphc.kernels.contract_factors import narrow_factors
 from graphc.kernels.cpu.build import Compiled, compile_kernels, team_object
-from graphc.kernels.cpu.target import CpuTarget, baseline, host, with_words
+from graphc.kernels.cpu.target import NATIVE, CpuTarget, runs_here, targets
 from graphc.loop import Kernel
 from graphc.passes import pipeline
 from graphc.passes.precision import round_factors
@@ -45,7 +46,7 @@ from graphc.verify import verify
 
 __all__ = ["CompileReport", "PassRecord", "Program", "build", "compile", "compile_file", "rebuild"]
 
-TEAM = "native/team.o"
+Members = dict[str, bytes | memoryview]
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ PRECISIONS = {"float32": float32, "bfloat16": bfloat16, "bf16": bfloat16, "float
 class Options:
     """What the caller of a compile asks for, beside the entries."""
 
-    target: str = "cpu"
-    cpu_baseline: str | None = None
+    target: str | Sequence[str] = "cpu"
+    cpu_baseline: str | Sequence[str] | None = None
     precision: str = "float32"
     threads: int | None = None
     memory_budget: int | None = None
@@ -95,8 +96,9 @@ class Options:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.target != "cpu":
-            raise error("GC0607", f"there is no target {self.target!r}", hint="this graphc compiles for cpu")
+        for name in _several(self.target):
+            if name != "cpu":
+                raise error("GC0607", f"there is no target {name!r}", hint="this graphc compiles for cpu")
         if self.precision not in PRECISIONS:
             message = f"there is no precision {self.precision!r}"
             raise error("GC0607", message, hint=f"one of {', '.join(PRECISIONS)}")
@@ -106,17 +108,17 @@ class Options:
         factors = PRECISIONS[self.precision]
         return graph if factors == float32 else round_factors(graph, factors)
 
-    def processor(self, graphs: Sequence[Graph]) -> CpuTarget:
-        """What the kernels of ``graphs``, after all passes, are compiled for."""
-        if self.cpu_baseline is not None:
-            return baseline(self.cpu_baseline)
-        return with_words(host(), frozenset[DType]().union(*map(narrow_factors, graphs)))
+    def processors(self, graphs: Sequence[Graph]) -> list[CpuTarget]:
+        """What the kernels of ``graphs``, after all passes, are compiled for, the best first."""
+        factors = frozenset[DType]().union(*map(narrow_factors, graphs))
+        return targets(_several(self.cpu_baseline or NATIVE), factors)
 
     @property
     def recorded(self) -> dict[str, str]:
         """What the artifact says that was asked for, of all that has a part in what was made."""
         names = ("target", "cpu_baseline", "precision", "memory_budget", "tune")
-        return {name: str(value) for name in names if (value := getattr(self, name)) is not None}
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: str(v) if isinstance(v, int | float) else " ".join(_several(v)) for name, v in given.items()}
 
     @property
     def checked(self) -> bool:
@@ -125,6 +127,11 @@ class Options:
     @property
     def nthreads(self) -> int:
         return settings().threads if self.threads is None else self.threads
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    """An option that is a name or several."""
+    return (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,8 @@ def compile(*entries: Entry, report: CompileReport | None = None, **options: Any
     """Compile entries over one state into a program.
 
     Options: ``target`` ("cpu"), ``cpu_baseline`` (the instructions that the program may use: "x86-64-v3", AVX2, or
-    "x86-64-v4", AVX-512, makes an artifact that runs on every such machine; default: what this one has),
+    "x86-64-v4", AVX-512, makes an artifact that runs on every such machine; default: "native", what this one has; of
+    several, such as ["native", "x86-64-v3", "neon"], the artifact has code for each, and the best that fits is run),
     ``precision`` ("float32", or "bfloat16" or "float16": the factors of every product are rounded to it, all else stays
     float32), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process), ``memory_budget`` (bytes that no
     entry's peak may exceed: values are computed again where they cannot all be kept, and GC0701 says so if that is not
@@ -242,57 +250,93 @@ def build(
         finals = [
             pipeline.run(source.graph, observe=_observer(source, report), check=options.checked) for source in sources
         ]
-    target = options.processor(finals)
     orders = state_orders(specs, [source.graph for source in sources])
-    planned = [plan(final, target, report.phase, orders, others=options.tune is not None) for final in finals]
-
-    table = KernelTable()
-    state = lay_out_state(specs, orders, [p.plan for p in planned])
+    planned = {
+        target: [plan(final, target, report.phase, orders, others=options.tune is not None) for final in finals]
+        for target in options.processors(finals)
+    }
+    state = lay_out_state(specs, orders, [p.plan for entries in planned.values() for p in entries])
     if options.memory_budget is not None:
-        planned = [
-            _fitted(source, p, state.nbytes, planned, target, options, report)
-            for source, p in zip(sources, planned, strict=True)
-        ]
+        for target, whole in planned.items():
+            planned[target] = [
+                _fitted(source, p, state.nbytes, whole, target, options, report)
+                for source, p in zip(sources, whole, strict=True)
+            ]
     if options.tune is not None:
-        planned = _tuned(planned, target, options, report)
-    consts, const_records, const_arrays = lay_out_consts([p.plan for p in planned])
-    members: dict[str, bytes | memoryview] = {CONSTS: artifact_tensors.dump(const_arrays)}
-    entries: list[EntryRecord] = []
-    for source, p in zip(sources, planned, strict=True):
-        with report.phase("memory"):
-            graph, fused = f"graph/{source.name}.txt", f"graph/{source.name}.fused.txt"
-            entries.append(
-                entry_record(p.plan, p.memory, state, consts, table, loc=source.loc, graph=graph, fused=fused)
-            )
-            members[graph] = print_graph(source.graph).encode()
-            members[fused] = print_graph(p.graph).encode()
-
-    with report.phase("kernels"):
-        compiled, members[TEAM] = _compile_kernels(table.kernels, target, options)
-    if settings().debug >= 5:
-        for kernel in compiled:
-            print(kernel.source, file=sys.stderr)
-    for record, kernel in zip(compiled_records := [_kernel_record(k) for k in compiled], compiled, strict=True):
-        members[record.object] = kernel.object
-        members[record.source] = kernel.source.encode()
+        for target in filter(runs_here, planned):
+            planned[target] = _tuned(planned[target], target, options, report)
+    consts, const_records, const_arrays = lay_out_consts([p.plan for entries in planned.values() for p in entries])
+    members: Members = {CONSTS: artifact_tensors.dump(const_arrays)}
+    builds = [
+        _build(target, sources, entries, state, consts, members, options, report) for target, entries in planned.items()
+    ]
+    first, *others = builds
     manifest = Manifest(
         format=FORMAT,
-        provenance=_provenance([members[e.graph] for e in entries]),
-        target=TargetRecord(target.name, target.triple, target.features, target.vector_bytes),
+        provenance=_provenance([members[e.graph] for e in first.entries]),
+        target=first.target,
         options=options.recorded,
         metadata=dict(sorted(options.metadata.items())),
-        team=TEAM,
+        team=first.team,
         state=state.records,
         state_bytes=state.state.nbytes,
         weights_bytes=state.weights.nbytes,
         consts=const_records,
         const_bytes=consts.nbytes,
-        kernels=tuple(compiled_records),
-        entries=tuple(entries),
+        kernels=first.kernels,
+        entries=first.entries,
         digests={},
+        alternatives=tuple(others),
     )
     _check_budget(manifest, options)
     return Artifact.of(manifest, members)
+
+
+def _build(
+    target: CpuTarget,
+    sources: Sequence[Source],
+    planned: Sequence[Planned],
+    state: StateLayout,
+    consts: Layout,
+    members: Members,
+    options: Options,
+    report: CompileReport,
+) -> Build:
+    """The program for one target; what it consists of is added to ``members``."""
+    table = KernelTable()
+    with report.phase("memory"):
+        entries = tuple(
+            entry_record(
+                p.plan,
+                p.memory,
+                state,
+                consts,
+                table,
+                loc=source.loc,
+                graph=_add(members, f"graph/{source.name}.txt", print_graph(source.graph).encode()),
+                fused=_add(members, f"graph/{source.name}.fused.txt", print_graph(p.graph).encode()),
+            )
+            for source, p in zip(sources, planned, strict=True)
+        )
+    with report.phase("kernels"):
+        compiled, team = _compile_kernels(table.kernels, target, options)
+    if settings().debug >= 5:
+        for kernel in compiled:
+            print(kernel.source, file=sys.stderr)
+    kernels = tuple(_kernel_record(kernel) for kernel in compiled)
+    for record, kernel in zip(kernels, compiled, strict=True):
+        members[record.object] = kernel.object
+        members[record.source] = kernel.source.encode()
+    machine = TargetRecord(target.name, target.triple, target.features, target.vector_bytes)
+    return Build(machine, _add(members, "native/team.o", team), kernels, entries)
+
+
+def _add(members: Members, name: str, data: bytes) -> str:
+    """The name under which ``data`` is now among the members: where another target has something else called ``name``,
+    a number is put into it."""
+    stem, _, ending = name.partition(".")
+    names = (name if number == 1 else f"{stem}.{number}.{ending}" for number in itertools.count(1))
+    return next(free for free in names if members.setdefault(free, data) == data)
 
 
 def _fitted(
@@ -327,7 +371,7 @@ def _fitted(
         last = plan(bare, target, report.phase, whole.orders, whole.others)
         fitted.append(fit(last, last.memory.arena_bytes - over(last), target, report.phase))
     found = min(fitted, key=lambda p: (over(p), p.flops))
-    report.recomputed[whole.graph.name] = Recomputed.between(whole, found)
+    report.recomputed.setdefault(whole.graph.name, Recomputed.between(whole, found))  # of the best target
     return found
 
 
@@ -394,7 +438,7 @@ def _observer(source: Source, report: CompileReport) -> Callable[[str, Graph, Gr
 def _check_budget(manifest: Manifest, options: Options) -> None:
     if options.memory_budget is None:
         return
-    for entry in manifest.entries:
+    for entry in itertools.chain.from_iterable(build.entries for build in manifest.builds):
         memory = MemoryReport.of(entry, manifest, options.nthreads)
         if memory.peak_bytes > options.memory_budget:
             need, have = format_bytes(memory.peak_bytes), format_bytes(options.memory_budget)

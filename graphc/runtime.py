@@ -25,7 +25,7 @@ from graphc.dtype import TensorType, array_of
 from graphc.errors import GraphcError, Loc, error
 from graphc.runtime_arguments import bind, described
 from graphc.runtime_memory import MemoryReport
-from graphc.runtime_native import Block, Code, Job, Team, check_machine
+from graphc.runtime_native import Block, Code, Job, Team, best_build
 from graphc.runtime_table import LaunchTable
 
 __all__ = ["Entry", "KernelInfo", "Program", "StateView", "kernel_infos", "load"]
@@ -44,10 +44,10 @@ def load(
 ) -> Program:
     """The program in a ``.gcx`` file, with the state that it was saved with.
 
-    Its native code runs if it fits this machine (else GC0505) and was built by this user on this machine or ``trusted``
-    vouches for it (else GC0506). Instead of these errors, ``rebuild(artifact, threads)`` makes the program again, with
-    a warning that says why; an ImportError from it means that the compiler is not installed here. Raises also GC0501 to
-    GC0504 and GC0507 (`Artifact.read`).
+    Its native code runs if it fits this machine (else GC0505; of several targets, the first that fits is taken) and was
+    built by this user on this machine or ``trusted`` vouches for it (else GC0506). Instead of these errors,
+    ``rebuild(artifact, threads)`` makes the program again, with a warning that says why; an ImportError from it means
+    that the compiler is not installed here. Raises also GC0501 to GC0504 and GC0507 (`Artifact.read`).
 
     State that no entry writes is used where the file is mapped: it is read when it is needed, and shared with other
     processes. So the digest of the state is compared only where all is read anyway, as in a rebuild and by ``graphc
@@ -55,7 +55,7 @@ def load(
     """
     artifact = Artifact.read(path, mapped=True)
     try:
-        check_machine(artifact.manifest.target, os.fspath(path))
+        best_build(artifact.manifest, os.fspath(path))
         if not trusted and not is_trusted(artifact):
             message = f"{os.fspath(path)} was not built by this user on this machine, so its native code is not run"
             hint = "graphc.load(path, trust=True) runs it; with the compiler installed it is rebuilt from its graph."
@@ -110,7 +110,7 @@ class Program:
         self, artifact: Artifact, *, threads: int | None = None, state: Mapping[str, np.ndarray] | None = None
     ):
         """The program of ``artifact``, with its state or with the values ``state``."""
-        check_machine(artifact.manifest.target)
+        whole, artifact = artifact, artifact.only(best_build(artifact.manifest))
         self.threads = settings().threads if threads is None else threads
         if self.threads < 1:
             raise error("GC0602", f"a program runs on 1 thread or more, not on {threads}")
@@ -133,20 +133,22 @@ class Program:
         else:
             self.state.assign(state, self.state)
         # The state lives in its block from now on; the artifact's own copy is let go.
-        members = {name: bytes(data) for name, data in artifact.members.items() if name != STATE_FILE}
-        self._artifact = replace(artifact, members=members)
+        members = {name: bytes(data) for name, data in whole.members.items() if name != STATE_FILE}
+        self._whole = replace(whole, members=members)
+        self._artifact = replace(artifact, members={n: members[n] for n in artifact.members if n in members})
         addresses = [code.address(k.symbol) for k in manifest.kernels]
         self.entries = {e.name: Entry(self, e, addresses) for e in manifest.entries}
 
     @property
     def artifact(self) -> Artifact:
-        """The program as data, with the values that the state has now."""
+        """The program as data, for all its targets, with the values that the state has now."""
         with self._lock:
-            return self._artifact.with_state(self.state)
+            return self._whole.with_state(self.state)
 
     @property
     def code(self) -> Artifact:
-        """The program as data without its state: cheap, whatever the size of the model."""
+        """The program as data without its state, for the target that it runs on: cheap, whatever the size of the
+        model."""
         return self._artifact
 
     def __getattr__(self, name: str) -> Entry:

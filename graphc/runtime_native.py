@@ -27,11 +27,11 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from graphc.artifact import ALIGN, Artifact
-from graphc.artifact_records import TargetRecord
+from graphc.artifact_records import Manifest, TargetRecord
 from graphc.errors import error
 from graphc.system import TILES, allow_tiles, features
 
-__all__ = ["Block", "Code", "Job", "Team", "check_machine"]
+__all__ = ["Block", "Code", "Job", "Team", "best_build", "unfit"]
 
 _WORDS = ctypes.c_int64
 _CTL_BYTES = 512
@@ -77,19 +77,29 @@ def _zeros(nbytes: int) -> np.ndarray:
     return np.frombuffer(memory, np.uint8)
 
 
-def check_machine(target: TargetRecord, name: str = "the artifact") -> None:
-    """Raise GC0505 when native code for ``target`` cannot run here; ``name`` is what to call it."""
+def best_build(manifest: Manifest, name: str = "the artifact") -> int:
+    """The number of the first build of an artifact that this machine can run. Raises GC0505 where there is none;
+    ``name`` is what to call the artifact."""
+    reasons = []
+    for number, build in enumerate(manifest.builds):
+        why = unfit(build.target)
+        if not why:
+            return number
+        reasons.append(why)
+    raise error("GC0505", f"{name} {'; other code in it '.join(reasons)}", hint=_REBUILD)
+
+
+def unfit(target: TargetRecord) -> str:
+    """Why native code for ``target`` cannot run here; empty if it can."""
     here = llvm.get_process_triple().split("-")
     there = target.triple.split("-")
     if target.name != "cpu" or here[0] != there[0] or here[2:3] != there[2:3]:
-        what = f"{target.name} on {target.triple}; this machine is cpu on {'-'.join(here)}"
-        raise error("GC0505", f"{name} was built for {what}", hint=_REBUILD)
+        return f"was built for {target.name} on {target.triple}; this machine is cpu on {'-'.join(here)}"
     has = features()
     missing = [f for f in target.features if f not in has]
     if not missing and TILES in target.features and not allow_tiles():
         missing = [TILES]
-    if missing:
-        raise error("GC0505", f"{name} needs a CPU with {', '.join(missing)}", hint=_REBUILD)
+    return f"needs a CPU with {', '.join(missing)}" if missing else ""
 
 
 _REBUILD = "Install all of graphc to rebuild it from its graph, or compile the model on this machine."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Collection
 from platform import machine
 
 import llvmlite.binding as llvm
@@ -11,7 +12,7 @@ import llvmlite.binding as llvm
 from graphc.config import settings
 from graphc.errors import error
 
-__all__ = ["LEVELS", "TILES", "allow_tiles", "features"]
+__all__ = ["LEVELS", "TILES", "allow_tiles", "features", "level_of"]
 
 TILES = "amx-tile"  # LLVM's name of the feature
 
@@ -38,6 +39,15 @@ def features() -> frozenset[str]:
     if level not in LEVELS:
         raise error("GC0602", f"GRAPHC_MAX_ISA={level!r} is not one of {', '.join(LEVELS)}")
     return has.intersection(LEVELS[level])
+
+
+def level_of(needed: Collection[str]) -> str:
+    """The best of `LEVELS` that code which needs these features has, with what it needs beyond it: "x86-64-v3",
+    "x86-64-v4 + amx-int8, amx-tile". Empty where it has none."""
+    for level, features in LEVELS.items():
+        if set(features).issubset(needed):
+            return " + ".join([level, *filter(None, [", ".join(sorted(set(needed) - set(features)))])])
+    return ""
 
 
 # Of Linux on x86-64 (arch_prctl(2), and Documentation/arch/x86/xstate.rst of the kernel).

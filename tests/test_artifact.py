@@ -134,6 +134,10 @@ def launch(m: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def build(m: dict[str, Any]) -> dict[str, Any]:
+    return {key: m[key] for key in ("target", "team", "kernels", "entries")}
+
+
 BAD_MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "argument beyond the arena": lambda m: launch(m)["args"].__setitem__(1, [1, 72, 16]),
     "argument before the arena": lambda m: launch(m)["args"].__setitem__(1, [1, -16, 16]),
@@ -155,6 +159,9 @@ BAD_MANIFESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "missing key": lambda m: m.pop("target"),
     "unknown key": lambda m: m.update(more=1),
     "list for object": lambda m: m.update(target=[]),
+    "alternative without entries": lambda m: m["alternatives"].append({**build(m), "entries": []}),
+    "alternative with another kernel": lambda m: m["alternatives"].append({**build(m), "kernels": []}),
+    "alternative without a member": lambda m: m["alternatives"].append({**build(m), "team": "native/none.o"}),
     "number for text": lambda m: m["provenance"].update(graphc=1),
     "digest of nothing": lambda m: m["digests"].update(nothing="0"),
     "enormous arena": lambda m: m["entries"][0].update(arena_bytes=2**60),

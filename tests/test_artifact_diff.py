@@ -42,6 +42,16 @@ def test_equal(artifact: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no difference" in capsys.readouterr().out
 
 
+def test_targets(artifact: Artifact) -> None:
+    """The same program for one more target: all that both have is equal."""
+    both = Artifact.read(PATH.with_name("targets.gcx"))
+    option, target = found(artifact, both, "origin")
+    assert (option.where, option.a, option.b) == ("cpu_baseline", "x86-64-v3", "x86-64-v3 neon")
+    assert (target.where, target.a) == ("alternative 1", "")
+    assert target.b.endswith("aarch64-unknown-linux-gnu: neon")
+    assert differences(both, both) == []
+
+
 def test_weights(artifact: Artifact) -> None:
     state = dict(artifact.tensors(STATE_FILE))
     state["fc1.bias"] = state["fc1.bias"] + np.float32(0.5)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from backends import runnable
+from mutations import rewrite
 from native import elf_symbols
 
 import graphc as gc
@@ -27,7 +28,7 @@ from graphc.kernels.cpu.target import BASELINES, host
 from graphc.kernels.lower import lower
 from graphc.models import gpt2
 from graphc.passes import pipeline
-from graphc.system import LEVELS
+from graphc.system import LEVELS, level_of
 from graphc.tracing import trace_entries
 
 RUNNABLE = [level for level, target in BASELINES.items() if runnable(target)]
@@ -179,6 +180,43 @@ def test_an_artifact_for_avx2_has_the_same_bits_on_both(tmp_path: Path, monkeypa
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert losses(gc.load(tmp_path / "net.gcx", threads=1)) == here
+
+
+@needs_both
+def test_one_file_for_several_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each machine runs the best code that it can run, with the bits of a file for it alone, and saves all of it."""
+    path = tmp_path / "net.gcx"
+    made = gc.compile_file(NET, cpu_baseline=["x86-64-v3", "native", "x86-64-v4"], threads=1)
+    assert [level_of(b.target.features) for b in made.artifact.manifest.builds] == ["x86-64-v4", "x86-64-v3"]
+    made.save(path)
+    for level in ("x86-64-v4", "x86-64-v3"):
+        monkeypatch.setenv("GRAPHC_MAX_ISA", level)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded = gc.load(path, threads=1)
+        assert loaded.code.manifest.target.features == LEVELS[level]
+        assert not loaded.code.manifest.alternatives
+        loaded.save(tmp_path / "again.gcx")
+        assert (tmp_path / "again.gcx").read_bytes() == path.read_bytes()
+        assert losses(loaded) == losses(gc.compile_file(NET, cpu_baseline=level, threads=1))
+
+
+def test_one_file_for_two_architectures() -> None:
+    builds = gc.compile_file(NET, cpu_baseline=["native", "x86-64-v3", "neon"]).artifact
+    found = {elf_symbols(bytes(builds.members[k.object]))[0] for b in builds.manifest.builds for k in b.kernels}
+    assert found == {62, 183}  # EM_X86_64, EM_AARCH64
+
+
+def test_no_code_for_this_machine(tmp_path: Path) -> None:
+    def for_others(manifest: dict[str, Any]) -> None:
+        manifest["target"]["features"].append("avx9000")
+        manifest["alternatives"][0]["target"]["triple"] = "riscv64-unknown-linux-gnu"
+
+    gc.compile_file(NET, cpu_baseline=["native", "neon"]).save(tmp_path / "net.gcx")
+    rewrite(tmp_path / "net.gcx", for_others)
+    with pytest.raises(GraphcError, match=r"needs a CPU with avx9000; other code in it was built for .* on riscv") as e:
+        runtime.load(tmp_path / "net.gcx", trusted=True)
+    assert e.value.code == "GC0505"
 
 
 @needs_both

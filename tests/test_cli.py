@@ -131,6 +131,16 @@ def test_inspect_has_the_promised_keys(graphc: Any) -> None:
     assert "graph infer {" in seen
 
 
+def test_several_targets(graphc: Any) -> None:
+    graphc("compile", "net.py", "-o", "all.gcx", "--cpu-baseline", "native", "--cpu-baseline", "neon")
+    values, seen = graphc("inspect", "all.gcx")
+    assert values["options"]["cpu_baseline"] == "native neon"
+    assert values["targets"][0]["here"] == "runs"
+    assert values["target"]["features"] == values["targets"][0]["features"]
+    assert re.search(r"^neon +aarch64-", seen, re.M)
+    assert graphc("verify", "all.gcx", "--entry", "infer")[0]["entries"]
+
+
 def test_inspect_prints_a_kernel(graphc: Any) -> None:
     _, seen = graphc("inspect", "net.gcx", "--entry", "infer")
     names = re.findall(r"^(\w+) +\d+ +[\d.]+ ?[kMG]?FLOP", seen, re.M)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -12,7 +12,9 @@ from graphc.dtype import DType, bfloat16, int8, int16, uint8
 from graphc.errors import error
 from graphc.system import LEVELS, TILES, allow_tiles, features
 
-__all__ = ["BASELINES", "MATRIX", "PAIRS", "CpuTarget", "baseline", "host", "with_words"]
+__all__ = [
+    "BASELINES", "MATRIX", "NATIVE", "PAIRS", "CpuTarget", "baseline", "host", "runs_here", "targets", "with_words",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,9 @@ BASELINES = {
 }
 
 
+NATIVE = "native"  # the best level of this machine, with what more of it a program uses
+
+
 def host() -> CpuTarget:
     """The best level of `BASELINES` that this machine has. Raises GC0010 where it has none."""
     return _best(features())
@@ -99,16 +104,28 @@ def same_processor(triple: str, target: CpuTarget) -> bool:
 
 
 def baseline(level: str) -> CpuTarget:
-    """The target of all machines of a level of `BASELINES`, of which this one must be, too: else GC0505. Raises GC0607
-    for a level that does not exist."""
+    """The target of all machines of a level of `BASELINES`. Raises GC0607 for a level that does not exist."""
     if level not in BASELINES:
-        raise error("GC0607", f"there is no CPU baseline {level!r}", hint=f"one of {', '.join(BASELINES)}")
-    base, triple, has = BASELINES[level], llvm.get_process_triple(), features()
-    if same_processor(triple, base) and has.issuperset(base.features):
-        return replace(base, triple=triple)
-    missing = ", ".join(f for f in base.features if f not in has)
-    hint = "A program is compiled on a machine that can run it; without a baseline it is for this one."
-    raise error("GC0505", f"this machine cannot run code for {level}: it has no {missing}", hint=hint)
+        raise error("GC0607", f"there is no CPU baseline {level!r}", hint=f"one of {', '.join([NATIVE, *BASELINES])}")
+    base, triple = BASELINES[level], llvm.get_process_triple()
+    return replace(base, triple=triple) if same_processor(triple, base) else base
+
+
+def runs_here(target: CpuTarget) -> bool:
+    """Whether this machine can run code for ``target``."""
+    return same_processor(llvm.get_process_triple(), target) and features().issuperset(target.features)
+
+
+def targets(levels: Sequence[str], factors: Collection[DType]) -> list[CpuTarget]:
+    """The targets of ``levels``, `NATIVE` or of `BASELINES`, for a program with products of ``factors`` (`with_words`),
+    the best first. Raises GC0505 where this machine can run none of them, GC0607 for a level that does not exist."""
+    found = {level: with_words(host(), factors) if level == NATIVE else baseline(level) for level in levels}
+    if not any(map(runs_here, found.values())):
+        level, target = next(iter(found.items()))
+        missing = ", ".join(f for f in target.features if f not in features())
+        hint = "A program is compiled on a machine that can run it; without a baseline it is for this one."
+        raise error("GC0505", f"this machine cannot run code for {level}: it has no {missing}", hint=hint)
+    return sorted(set(found.values()), key=lambda t: (-t.vector_bytes, -len(t.features), t.triple))
 
 
 def with_words(target: CpuTarget, factors: Collection[DType]) -> CpuTarget:
