@@ -26,7 +26,9 @@ def prepare(job: Job) -> Running:
     if artifact.exists():
         program = gc.load(artifact, threads=job.threads)
     else:
-        program = gc.compile(entry(job.workload, job.mode), threads=job.threads)
+        with nn.init.skipped():  # the weights are given, to all systems
+            made = entry(job.workload, job.mode)
+        program = gc.compile(made, threads=job.threads)
         program.load_state_dict(dict(job.weights), strict=False)
     run, result = program.entries[job.mode], {"train": "loss", "infer": "logits"}[job.mode]
     arrays = job.inputs if job.mode == "infer" or job.labels is None else job.inputs | {"labels": job.labels}

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 import graphc as gc
+from graphc import nn
 from graphc.errors import GraphcError
 from graphc.nn import init
 from graphc.variable import Parameter
@@ -88,3 +89,19 @@ def test_refused(fill, says: str):
     with pytest.raises(GraphcError, match=says) as caught:
         fill(Parameter(np.zeros(3)))
     assert caught.value.code == "GC0217"
+
+
+def test_skipped() -> None:
+    """Nothing is drawn, so that what is drawn afterwards is what it would have been; constants are set."""
+    gc.seed(3)
+    want = nn.Linear(3, 5).weight.initial
+    gc.seed(3)
+    with init.skipped():
+        made = nn.Linear(3, 5)
+        norm = nn.LayerNorm(3)
+        init.trunc_normal_(made.weight)
+        init.orthogonal_(made.weight)
+        init.normal_(made.weight)
+    assert not made.weight.initial.any()
+    assert (norm.weight.initial == 1).all()
+    np.testing.assert_array_equal(nn.Linear(3, 5).weight.initial, want)

@@ -5,6 +5,9 @@ The numbers come from one generator, which `graphc.seed` sets.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod, sqrt
 
 import numpy as np
@@ -16,13 +19,41 @@ from graphc.variable import State
 
 __all__ = [
     "calculate_gain", "constant_", "eye_", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "orthogonal_",
-    "trunc_normal_", "uniform_", "xavier_normal_", "xavier_uniform_", "zeros_",
+    "skipped", "trunc_normal_", "uniform_", "xavier_normal_", "xavier_uniform_", "zeros_",
 ]  # fmt: skip
 
 
+_SKIPPED: ContextVar[bool] = ContextVar("skipped", default=False)
+
+
+@contextmanager
+def skipped() -> Iterator[None]:
+    """Inside, nothing is drawn: parameters that start at random numbers start at zeros. For models whose weights are
+    read from a file, which then are made in no time::
+
+        with nn.init.skipped():
+            net = Model(config)
+        net.load_state_dict(gc.load_safetensors(path))
+    """
+    token = _SKIPPED.set(True)
+    try:
+        yield
+    finally:
+        _SKIPPED.reset(token)
+
+
 def _fill(p: State, values: object) -> State:
-    p.initial = np.broadcast_to(np.asarray(values, p.dtype.numpy), p.shape).copy()
+    array = np.asarray(values, p.dtype.numpy)
+    fresh = array.shape == p.shape and array.flags.c_contiguous  # every caller has just made ``values``
+    p.initial = array if fresh else np.broadcast_to(array, p.shape).copy()
     return p
+
+
+def _scaled(values: np.ndarray, scale: float, shift: float) -> np.ndarray:
+    """``values * scale + shift`` in place: weights are large, and memory that was never touched is slow."""
+    values *= np.float32(scale)
+    values += np.float32(shift)
+    return values
 
 
 def constant_(p: State, value: float) -> State:
@@ -38,11 +69,15 @@ def ones_(p: State) -> State:
 
 
 def normal_(p: State, mean: float = 0.0, std: float = 1.0) -> State:
-    return _fill(p, generator().standard_normal(p.shape, np.float32) * np.float32(std) + np.float32(mean))
+    if _SKIPPED.get():
+        return p
+    return _fill(p, _scaled(generator().standard_normal(p.shape, np.float32), std, mean))
 
 
 def trunc_normal_(p: State, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> State:
     """Normal values, drawn again where they fall outside of [a, b]."""
+    if _SKIPPED.get():
+        return p
     values = generator().normal(mean, std, p.shape)
     while (outside := (values < a) | (values > b)).any():
         values[outside] = generator().normal(mean, std, int(outside.sum()))
@@ -50,7 +85,9 @@ def trunc_normal_(p: State, mean: float = 0.0, std: float = 1.0, a: float = -2.0
 
 
 def uniform_(p: State, a: float = 0.0, b: float = 1.0) -> State:
-    return _fill(p, generator().random(p.shape, np.float32) * np.float32(b - a) + np.float32(a))
+    if _SKIPPED.get():
+        return p
+    return _fill(p, _scaled(generator().random(p.shape, np.float32), b - a, a))
 
 
 def eye_(p: State) -> State:
@@ -65,6 +102,8 @@ def orthogonal_(p: State, gain: float = 1.0) -> State:
     The Q of a QR decomposition, with signs such that all rotations are equally likely.
     Source: Saxe et al., arXiv 1312.6120; Mezzadri, arXiv math-ph/0609050."""
     _require_matrix(p, "orthogonal_")
+    if _SKIPPED.get():
+        return p
     rows, columns = p.shape[0], prod(p.shape[1:])
     values = generator().standard_normal((max(rows, columns), min(rows, columns)))
     q, r = np.linalg.qr(values)
