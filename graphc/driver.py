@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,7 @@ from graphc.dtype import DType, bfloat16, float16, float32
 from graphc.errors import GraphcError, Loc, error
 from graphc.ir import Graph, StateSpec
 from graphc.kernels.contract_factors import narrow_factors
-from graphc.kernels.cpu.build import Compiled, compile_kernels, team_object
+from graphc.kernels.cpu.build import Compilation, Compiled, team_object
 from graphc.kernels.cpu.target import NATIVE, CpuTarget, runs_here, targets
 from graphc.loop import Kernel
 from graphc.passes import pipeline
@@ -304,8 +304,11 @@ def _build(
 ) -> Build:
     """The program for one target; what it consists of is added to ``members``."""
     table = KernelTable()
-    with report.phase("memory"):
-        entries = tuple(
+    for launch in (e for p in planned for e in p.plan.launches):
+        table.number(launch.kernel)
+
+    def records() -> tuple[EntryRecord, ...]:
+        return tuple(
             entry_record(
                 p.plan,
                 p.memory,
@@ -318,8 +321,16 @@ def _build(
             )
             for source, p in zip(sources, planned, strict=True)
         )
-    with report.phase("kernels"):
-        compiled, team = _compile_kernels(table.kernels, target, options)
+
+    with _kernel_folder(options) as folder:
+        with report.phase("kernels"), _explained():
+            compilation = Compilation(table.kernels, target, folder)
+        with closing(compilation):
+            with report.phase("memory"):
+                entries = records()  # while other processes compile
+            with report.phase("kernels"), _explained():
+                team = team_object(target, folder)
+                compiled = compilation.finish()
     if settings().debug >= 5:
         for kernel in compiled:
             print(kernel.source, file=sys.stderr)
@@ -378,27 +389,28 @@ def _fitted(
 def _tuned(entries: Sequence[Planned], target: CpuTarget, options: Options, report: CompileReport) -> list[Planned]:
     """``entries`` with the kernels that are the fastest here."""
     assert options.tune is not None
-    with report.phase("tune"), _kernel_folder(options) as folder:
+    with report.phase("tune"), _kernel_folder(options) as folder, _explained():
         plans = tune([p.plan for p in entries], target, options.tune, options.nthreads, folder)
     return [replace(p, plan=tuned) for p, tuned in zip(entries, plans, strict=True)]
 
 
-def _compile_kernels(kernels: Sequence[Kernel], target: CpuTarget, options: Options) -> tuple[list[Compiled], bytes]:
-    """Object code for each kernel, and for the team."""
-    with _kernel_folder(options) as folder:
-        return compile_kernels(kernels, target, folder), team_object(target, folder)
+@contextmanager
+def _kernel_folder(options: Options) -> Iterator[Path]:
+    """Where compiled kernels are: the cache, or without one a folder that is gone afterwards."""
+    if options.cache:
+        yield settings().cache / "kernels"
+        return
+    with _explained():
+        folder = TemporaryDirectory(prefix="graphc-")
+    with folder as temporary:
+        yield Path(temporary)
 
 
 @contextmanager
-def _kernel_folder(options: Options) -> Iterator[Path]:
-    """Where compiled kernels are: the cache, or without one a folder that is gone afterwards. Raises GC0610 and GC0009
-    for what goes wrong while they are made."""
+def _explained() -> Iterator[None]:
+    """Raises GC0610 and GC0009 for what goes wrong while kernels are made."""
     try:
-        if options.cache:
-            yield settings().cache / "kernels"
-        else:
-            with TemporaryDirectory(prefix="graphc-") as temporary:
-                yield Path(temporary)
+        yield
     except OSError as problem:
         where = problem.filename or settings().cache
         hint = "GRAPHC_CACHE names another folder; cache=False needs none."

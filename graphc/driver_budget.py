@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
 from graphc.driver_link import plan_arena
 from graphc.dtype import Shape
@@ -29,9 +30,12 @@ class Planned:
 
     graph: Graph
     plan: EntryPlan
-    memory: MemoryPlan
     orders: Mapping[str, Shape]  # this and the next: see `graphc.kernels.lower.lower`
     others: bool = False
+
+    @cached_property
+    def memory(self) -> MemoryPlan:
+        return plan_arena(self.plan)
 
     @property
     def flops(self) -> int:
@@ -59,11 +63,9 @@ Phase = Callable[[str], AbstractContextManager[None]]  # times what is done insi
 
 
 def plan(graph: Graph, target: CpuTarget, phase: Phase, orders: Mapping[str, Shape], others: bool = False) -> Planned:
-    """The launches and the arena of a scheduled graph."""
+    """The launches of a scheduled graph; its arena is planned when it is asked for."""
     with phase("lower"):
-        launches = lower(graph, target, orders, others)
-    with phase("memory"):
-        return Planned(graph, launches, plan_arena(launches), orders, others)
+        return Planned(graph, lower(graph, target, orders, others), orders, others)
 
 
 def fit(whole: Planned, arena_bytes: int, target: CpuTarget, phase: Phase) -> Planned:

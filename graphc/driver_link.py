@@ -46,7 +46,7 @@ class KernelTable:
         self._number: dict[str, int] = {}
 
     def number(self, kernel: Kernel) -> int:
-        key = kernel.key()
+        key = kernel.key
         if key not in self._number:
             self._number[key] = len(self.kernels)
             self.kernels.append(kernel)

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 import numpy as np
 
@@ -371,6 +372,7 @@ class Kernel:
     lines: tuple[Loc, ...] = field(default=(), compare=False)
     doc: str = field(default="", compare=False)
 
+    @cached_property
     def key(self) -> str:
         """A canonical text of the structure: equal for kernels that may share code."""
         params = tuple((p.name, p.dtype, p.scalar, p.written) for p in self.params)

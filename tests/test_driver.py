@@ -226,7 +226,7 @@ def test_options_of_a_model_file() -> None:
 def test_a_report_has_times_and_every_pass() -> None:
     report = CompileReport()
     gc.compile_file(NET, entry="infer", report=report, threads=1)
-    assert list(report.seconds) == ["trace", "passes", "lower", "memory", "kernels", "load"]
+    assert list(report.seconds) == ["trace", "passes", "lower", "kernels", "memory", "load"]
     assert [p.name for p in report.passes] == [p.name for p in pipeline.PIPELINE]
     assert report.passes[0].after is report.passes[1].before
 
@@ -323,7 +323,7 @@ def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None
     def broken(*_: object) -> None:
         raise RuntimeError("LLVM says no\nand more")
 
-    monkeypatch.setattr(driver, "compile_kernels", broken)
+    monkeypatch.setattr(driver, "Compilation", broken)
     with pytest.raises(GraphcError, match="a kernel did not compile: LLVM says no") as caught:
         gc.compile_file(NET)
     assert caught.value.code == "GC0009"

@@ -196,7 +196,7 @@ def test_training_step() -> None:
     updates = [x for x in plan.launches if any(a.buffer and a.buffer.name.endswith("exp_avg") for a in x.args)]
     assert len(updates) == 6
     # One kernel for all parameters: the size is an argument. Biases are not decayed, which is another kernel.
-    assert len({x.kernel.key() for x in updates}) <= 2
+    assert len({x.kernel.key for x in updates}) <= 2
     # In place: state is written by the kernels that compute it, and nothing is copied at the end.
     stores = [x for x in plan.launches if any(a.writes and a.buffer and a.buffer.space == "state" for a in x.args)]
     assert not any(x.kernel.name.startswith("map_") and len(x.kernel.params) == 4 for x in stores)

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,7 @@ from graphc.kernels.cpu.team import team_ir
 from graphc.kernels.emit import emit
 from graphc.loop import Kernel
 
-__all__ = ["Compiled", "compile_kernels", "digest_of", "machine", "optimise", "source_of", "team_object"]
+__all__ = ["Compilation", "Compiled", "compile_kernels", "digest_of", "machine", "optimise", "source_of", "team_object"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _generator() -> str:
 
 def digest_of(kernel: Kernel, target: CpuTarget) -> str:
     """32 hexadecimal digits: equal for kernels that may share code on ``target``."""
-    return _digest(target, kernel.key())
+    return _digest(target, kernel.key)
 
 
 def _digest(target: CpuTarget, key: str) -> str:
@@ -131,49 +131,85 @@ def compile_kernels(
 
     Kernels of equal structure are compiled once. ``progress(done, total)`` is called as distinct kernels get ready.
     """
-    cache = Cache(cache_dir)
-    digests = [digest_of(k, target) for k in kernels]
-    sources = [emit(k, NumbaDialect(target), "gc_" + d) for k, d in zip(kernels, digests, strict=True)]
-    distinct = dict(zip(digests, sources, strict=True))
-    objects = {d: code for d in distinct if (code := cache.read("gc_" + d)) is not None}
-    if progress:
-        progress(len(objects), len(distinct))
-    missing = {d: source for d, source in distinct.items() if d not in objects}
-    for digest, code in _compile_all(missing, target, cache):
-        objects[digest] = code
+    with closing(Compilation(kernels, target, cache_dir)) as compilation:
+        return compilation.finish(progress)
+
+
+class Compilation:
+    """Kernels on their way to object code, from the cache in ``cache_dir`` or into it.
+
+    Where there is work for them, forks of this process, which take the imported compiler along, begin at once and leave
+    their objects in the cache. This process can do something else until it joins them in `finish`.
+    """
+
+    def __init__(self, kernels: Sequence[Kernel], target: CpuTarget, cache_dir: Path) -> None:
+        machine(target)  # sets LLVM up before the fork
+        self.kernels, self.target, self.cache = kernels, target, Cache(cache_dir)
+        self.symbols = ["gc_" + digest_of(kernel, target) for kernel in kernels]
+        self.distinct = dict(zip(self.symbols, kernels, strict=True))
+        self.objects = {s: code for s in self.distinct if (code := self.cache.read(s)) is not None}
+        self.sources: dict[str, str] = {}  # of what was compiled just now
+        missing = self.distinct.keys() - self.objects.keys()
+        self.longest_first = sorted(missing, key=lambda s: (-len(self.distinct[s].key), s))
+        self.queue = _queue(len(missing))
+        forks = min(_processors(), len(missing) // _KERNELS_PER_PROCESS) - 1
+        self.children = [_fork(self.work) for _ in range(forks if sys.platform.startswith("linux") else 0)]
+
+    def work(self) -> Iterator[str]:
+        """Compile what no other process has begun; the symbols, one by one."""
+        while number := os.read(self.queue, _NUMBER):
+            symbol = self.longest_first[int.from_bytes(number, "little")]
+            self.compile(symbol)
+            yield symbol
+
+    def compile(self, symbol: str) -> None:
+        """Compile one kernel and store it."""
+        source = self.sources[symbol] = emit(self.distinct[symbol], NumbaDialect(self.target), symbol)
+        self.cache.write_source(symbol, source)
+        code = self.objects[symbol] = compile_source(source, symbol, self.target)
+        self.cache.write_object(symbol, code)
+
+    def finish(self, progress: Progress | None = None) -> list[Compiled]:
+        """The kernels, in order, when all are ready; ``progress`` as in `compile_kernels`."""
+        total = len(self.distinct)
         if progress:
-            progress(len(objects), len(distinct))
-    return [
-        Compiled(k, "gc_" + d, d, source, objects[d]) for k, d, source in zip(kernels, digests, sources, strict=True)
-    ]
+            progress(len(self.objects), total)
+        for _ in self.work():
+            if progress:
+                progress(len(self.objects), total)
+        self.wait()
+        for symbol in self.longest_first:
+            if symbol in self.objects:
+                continue
+            code, source = self.cache.read(symbol), self.cache.read_source(symbol)
+            if code is None or source is None:  # what a fork could not compile fails here again, and says why
+                self.compile(symbol)
+            else:
+                self.objects[symbol], self.sources[symbol] = code, source
+            if progress:
+                progress(len(self.objects), total)
+        return [
+            Compiled(kernel, symbol, symbol[3:], self.source(kernel, symbol), self.objects[symbol])
+            for kernel, symbol in zip(self.kernels, self.symbols, strict=True)
+        ]
 
+    def source(self, kernel: Kernel, symbol: str) -> str:
+        """The text of ``kernel``, under its own name."""
+        if kernel is self.distinct[symbol] and symbol in self.sources:
+            return self.sources[symbol]
+        return emit(kernel, NumbaDialect(self.target), symbol)
 
-def _compile_all(sources: dict[str, str], target: CpuTarget, cache: Cache) -> Iterator[tuple[str, bytes]]:
-    """(digest, object) of each source, as they get ready: by this process and, where there is work for them, by forks
-    of it, which take the imported compiler along and leave their objects in the cache."""
-    machine(target)  # sets LLVM up before the fork
-    longest_first = sorted(sources, key=lambda d: (-len(sources[d]), d))
-    queue = _queue(len(longest_first))
-    mine: set[str] = set()
+    def wait(self) -> None:
+        """Until the forks have ended."""
+        while self.children:
+            os.waitpid(self.children.pop(), 0)
 
-    def work() -> Iterator[tuple[str, bytes]]:
-        while number := os.read(queue, _NUMBER):
-            digest = longest_first[int.from_bytes(number, "little")]
-            yield digest, _compile_into(digest, sources[digest], target, cache)
-
-    forks = min(_processors(), len(sources) // _KERNELS_PER_PROCESS) - 1
-    children = [_fork(work) for _ in range(forks if sys.platform.startswith("linux") else 0)]
-    try:
-        for digest, code in work():
-            mine.add(digest)
-            yield digest, code
-    finally:
-        os.close(queue)
-        for child in children:
-            os.waitpid(child, 0)
-    for digest in longest_first:
-        if digest not in mine:  # what a fork could not compile fails here again, and says why
-            yield digest, cache.read("gc_" + digest) or _compile_into(digest, sources[digest], target, cache)
+    def close(self) -> None:
+        """Begin nothing more, and wait for what has begun."""
+        while os.read(self.queue, 1 << 16):
+            pass
+        os.close(self.queue)
+        self.wait()
 
 
 _KERNELS_PER_PROCESS = 4  # below that, a fork costs more than it saves
@@ -204,12 +240,3 @@ def _fork(work: Callable[[], Iterator[object]]) -> int:
 
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _compile_into(digest: str, source: str, target: CpuTarget, cache: Cache) -> bytes:
-    """Compile one kernel and store it."""
-    symbol = "gc_" + digest
-    cache.write_source(symbol, source)
-    code = compile_source(source, symbol, target)
-    cache.write_object(symbol, code)
-    return code

@@ -40,6 +40,12 @@ class Cache:
         code, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
         return code if checksum == _checksum(symbol, code) else None
 
+    def read_source(self, symbol: str) -> str | None:
+        try:
+            return self.source_path(symbol).read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
+
     def write_source(self, symbol: str, text: str) -> Path:
         path = self.source_path(symbol)
         _replace(path, text.encode())
