@@ -12,14 +12,15 @@ all systems are compared. Then they have turns of a step or more, one system aft
 stopped, and the machine's limits are measured in each round. Times are medians over the rounds, ratios medians of the
 ratios within a round.
 
-"Compile" is a first process with empty caches, from the end of its imports to the end of its first step, done once per
-version of a system and kept in build/bench; "load" is the same of a second process, which finds what the first one
-kept: graphc's artifact, the caches of torch.compile, JAX and OpenVINO.
+"Compile" is a first process with empty caches, save that of Python's bytecode, from the end of its imports to the end
+of its first step, done once per version of a system and kept in build/bench; "load" is the same of a second process,
+which finds what the first one kept: graphc's artifact, the caches of torch.compile, JAX and OpenVINO.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import platform
 from importlib import metadata
@@ -31,7 +32,7 @@ from child import Failed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from suite import Case
-from systems import BASE, HERE, SYSTEMS
+from systems import BASE, HERE, PARTS, ROOT, SYSTEMS
 from workloads import MODES, WORKLOADS
 
 RESULTS = HERE / "results"
@@ -82,6 +83,8 @@ def main() -> None:
     results = json.loads(args.out.read_text()) if args.out.exists() else {"rows": {}}
     results |= {"cpu": cpu_model(), "threads": args.threads, "versions": versions()}
     rows = results["rows"]
+    for part in PARTS:  # to bytecode: pip has done so for the peers, and the first process of ours is a cold one
+        compileall.compile_dir(ROOT / part, quiet=2)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:

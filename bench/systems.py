@@ -17,6 +17,7 @@ from workloads import MODES, Arrays, Workload
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PARTS = ("graphc", "passes", "kernels", "models")  # folders of graphc's own code
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def identity(name: str) -> str:
     system = SYSTEMS[name]
     files = [HERE / f"{system.module}.py", *sorted(HERE.glob(f"{system.module.replace('system', 'peers')}*.py"))]
     if system.package == "graphc":
-        files += sorted(f for part in ("graphc", "passes", "kernels", "models") for f in (ROOT / part).rglob("*.py"))
+        files += sorted(f for part in PARTS for f in (ROOT / part).rglob("*.py"))
         version = ""
     else:
         version = metadata.version(system.package)

@@ -89,11 +89,11 @@ def start(given: dict[str, Any]) -> tuple[Answers, dict[str, float]]:
     inputs, labels = work.data(mode)
     begin = clock()
     import_module(system.package)
+    prepare: Callable[..., Running] = import_module(system.module).prepare
     imported, base_rss = clock(), peak_rss()
     with np.load(given["weights"]) as weights:
         folder, model = Path(given["folder"]), Path(given["model"])
         job = Job(work, mode, inputs, labels, weights, model, folder, given["threads"])
-        prepare: Callable[..., Running] = import_module(system.module).prepare
         running = prepare(job, **system.options)
     built = clock()
     first = np.asarray(running.step()).copy()

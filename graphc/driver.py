@@ -34,7 +34,6 @@ from graphc.ir import Graph, StateSpec
 from graphc.kernels.contract_factors import narrow_factors
 from graphc.kernels.cpu.build import Compilation, Compiled, team_object
 from graphc.kernels.cpu.target import NATIVE, CpuTarget, runs_here, targets
-from graphc.loop import Kernel
 from graphc.passes import pipeline
 from graphc.passes.precision import round_factors
 from graphc.passes.state_order import state_orders
@@ -306,28 +305,24 @@ def _build(
     table = KernelTable()
     for launch in (e for p in planned for e in p.plan.launches):
         table.number(launch.kernel)
-
-    def records() -> tuple[EntryRecord, ...]:
-        return tuple(
-            entry_record(
-                p.plan,
-                p.memory,
-                state,
-                consts,
-                table,
-                loc=source.loc,
-                graph=_add(members, f"graph/{source.name}.txt", print_graph(source.graph).encode()),
-                fused=_add(members, f"graph/{source.name}.fused.txt", print_graph(p.graph).encode()),
-            )
-            for source, p in zip(sources, planned, strict=True)
-        )
-
     with _kernel_folder(options) as folder:
         with report.phase("kernels"), _explained():
             compilation = Compilation(table.kernels, target, folder)
         with closing(compilation):
             with report.phase("memory"):
-                entries = records()  # while other processes compile
+                entries = tuple(  # while other processes compile
+                    entry_record(
+                        p.plan,
+                        p.memory,
+                        state,
+                        consts,
+                        table,
+                        loc=source.loc,
+                        graph=_add(members, f"graph/{source.name}.txt", print_graph(source.graph).encode()),
+                        fused=_add(members, f"graph/{source.name}.fused.txt", print_graph(p.graph).encode()),
+                    )
+                    for source, p in zip(sources, planned, strict=True)
+                )
             with report.phase("kernels"), _explained():
                 team = team_object(target, folder)
                 compiled = compilation.finish()
