@@ -128,6 +128,7 @@ def _entry(entry: EntryRecord, kernels: Sequence[KernelRecord], manifest: Manife
     moves = _moves(entry, at)
     _require(0 <= entry.commit <= len(entry.launches), f"{at}: commit")
     _require(not any(s.start < entry.commit < s.stop for s in entry.spans), f"{at}: commit")
+    _prepared(entry, manifest, at)
     for number, launch in enumerate(entry.launches):
         _require(0 <= launch.kernel < len(kernels), f"{at}: kernel of launch {number}")
         _require(launch.flops >= 0 and launch.bytes >= 0, f"{at}: work of launch {number}")
@@ -140,13 +141,27 @@ def _entry(entry: EntryRecord, kernels: Sequence[KernelRecord], manifest: Manife
             back, forth = moves.get((number, i), (0, 0))
             _require(space in _BLOCKS or not (back or forth), f"{at}: steps of launch {number}")
             if space != VALUE:
-                for end in (where + back, where + forth):
-                    _require(_inside(end, extent, room[space]), f"{at}: an argument of launch {number} is out of range")
+                ends = [where + back, where + forth]
+                inside = all(_inside(end, extent, room[space]) for end in ends)
+                _require(inside, f"{at}: an argument of launch {number} is out of range")
+                kept = [space == ARENA and end < entry.prepared_bytes for end in (ends[0], ends[1] + extent - 1)]
+                _require(not extent or kept[0] == kept[1], f"{at}: an argument of launch {number} is half prepared")
     for span in entry.spans:
         if span.test is not None:
             space, where, extent = span.test
             _require(space in _BLOCKS and extent >= 1, f"{at}: a test")
             _require(_inside(where, extent, room[space]), f"{at}: a test is out of range")
+
+
+def _prepared(entry: EntryRecord, manifest: Manifest, at: str) -> None:
+    """What is prepared lies in a block of its own when it runs: neither ports nor launches reach beyond its end."""
+    size, at = entry.prepared_bytes, f"{at}: what is prepared"
+    _require(0 <= entry.prepared <= entry.commit and 0 <= size <= entry.arena_bytes, at)
+    _require(all(span.start >= entry.prepared for span in entry.spans), at)
+    _require(all(port.offset >= size for port in (*entry.inputs, *entry.outputs)), at)
+    known = {s.name for s in manifest.state}
+    _require(known.issuperset(entry.prepared_from) and known.issuperset(entry.writes), at)
+    _require(not set(entry.prepared_from) & set(entry.writes), at)
 
 
 def _moves(entry: EntryRecord, at: str) -> dict[tuple[int, int], tuple[int, int]]:

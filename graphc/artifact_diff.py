@@ -120,8 +120,10 @@ def _plan(artifact: Artifact, entry: EntryRecord) -> dict[str, Any]:
         "arena, bytes": entry.arena_bytes,
         "largest live set, bytes": entry.lower_bound_bytes,
         "scratch of a thread, bytes": entry.scratch_bytes,
-        "work, FLOP": sum(launch.flops for launch in entry.launches),
-        "traffic, bytes": sum(launch.bytes for launch in entry.launches),
+        "work, FLOP": sum(launch.flops for launch in entry.steps),
+        "traffic, bytes": sum(launch.bytes for launch in entry.steps),
+        "prepared launches": entry.prepared,
+        "prepared, bytes": entry.prepared_bytes,
     }
 
 

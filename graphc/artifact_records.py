@@ -195,7 +195,12 @@ class TensorRecord:
 class EntryRecord:
     """One entry: its plan, ready to run. ``graph`` and ``fused`` are members: the graph as traced and after passes. Of
     ``spans``, inner ones come before those around them. The launches before number ``commit`` write no state, and no
-    span has launches on both sides of it. ``scratch_bytes``: of each thread; on a GPU the largest workspace."""
+    span has launches on both sides of it. ``scratch_bytes``: of each thread; on a GPU the largest workspace.
+
+    The launches before number ``prepared`` are in no span, write no state, and read of it only ``prepared_from``, which
+    the entry does not write; what others read of their results lies in the first ``prepared_bytes`` of the arena, where
+    nothing else does. So they need not run again until another entry, one of whose ``writes`` it is, or the user has
+    changed that state."""
 
     name: str
     loc: Loc | None
@@ -211,6 +216,15 @@ class EntryRecord:
     commit: int
     checks: tuple[Check, ...]
     tensors: tuple[TensorRecord, ...]
+    prepared: int = 0  # this and the next: since 1.1
+    prepared_bytes: int = 0
+    prepared_from: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> tuple[LaunchRecord, ...]:
+        """The launches that run in every step."""
+        return self.launches[self.prepared :]
 
 
 @dataclass(frozen=True, slots=True)

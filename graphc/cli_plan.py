@@ -15,7 +15,16 @@ from graphc.runtime_memory import MemoryReport, format_bytes
 from graphc.runtime_native import unfit
 from graphc.system import level_of
 
-__all__ = ["entry_summary", "print_kernels", "print_plan", "print_targets", "shown", "write_report"]
+__all__ = ["SIZES", "entry_summary", "print_kernels", "print_plan", "print_targets", "shown", "write_report"]
+
+
+SIZES = {
+    "peak_bytes": "peak memory",
+    "state_bytes": "state",
+    "prepared_bytes": "prepared",
+    "arena_bytes": "arena",
+    "lower_bound_bytes": "largest live set",
+}
 
 
 def shown(artifact: Artifact) -> Artifact:
@@ -25,18 +34,21 @@ def shown(artifact: Artifact) -> Artifact:
 
 
 def entry_summary(artifact: Artifact, entry: EntryRecord, threads: int) -> dict[str, Any]:
-    """What an entry takes, as JSON values. ``kernels`` counts launches, ``distinct_kernels`` the code they share;
-    ``lower_bound_bytes`` is the least that the arena could be."""
+    """What an entry takes, as JSON values. ``kernels`` counts launches of a step, ``prepared_kernels`` those of what
+    depends on state alone, ``distinct_kernels`` the code they share; ``lower_bound_bytes`` is the least that the arena
+    could be."""
     memory = MemoryReport.of(entry, artifact.manifest, threads)
     return {
-        "kernels": len(entry.launches),
+        "kernels": len(entry.steps),
+        "prepared_kernels": entry.prepared,
         "distinct_kernels": len({launch.kernel for launch in entry.launches}),
         "peak_bytes": memory.peak_bytes,
         "state_bytes": memory.state_bytes,
+        "prepared_bytes": memory.prepared_bytes,
         "arena_bytes": memory.arena_bytes,
         "lower_bound_bytes": memory.lower_bound_bytes,
-        "flops": sum(launch.flops for launch in entry.launches),
-        "bytes": sum(launch.bytes for launch in entry.launches),
+        "flops": sum(launch.flops for launch in entry.steps),
+        "bytes": sum(launch.bytes for launch in entry.steps),
         "inputs": {p.name: [p.dtype, list(p.shape)] for p in entry.inputs},
         "outputs": {p.name: [p.dtype, list(p.shape)] for p in entry.outputs},
     }
@@ -47,11 +59,10 @@ def print_plan(artifact: Artifact, threads: int, out: Output) -> None:
     rows = []
     for entry in artifact.manifest.entries:
         s = entry_summary(artifact, entry, threads)
-        sizes = [format_bytes(s[k]) for k in ("peak_bytes", "state_bytes", "arena_bytes", "lower_bound_bytes")]
+        sizes = [format_bytes(s[k]) for k in SIZES]
         kernels = f"{s['kernels']} ({s['distinct_kernels']} distinct)"
         rows.append((entry.name, kernels, *sizes, f"{count(s['flops'])}FLOP", format_bytes(s["bytes"])))
-    columns = ["entry", ">kernels", ">peak memory", ">state", ">arena", ">largest live set", ">work", ">traffic"]
-    out.table(columns, rows)
+    out.table(["entry", ">kernels", *(f">{name}" for name in SIZES.values()), ">work", ">traffic"], rows)
 
 
 def print_targets(artifact: Artifact, out: Output) -> list[dict[str, Any]]:
@@ -74,11 +85,17 @@ def print_targets(artifact: Artifact, out: Output) -> list[dict[str, Any]]:
 def print_kernels(artifact: Artifact, entry: EntryRecord, out: Output) -> None:
     """The kernels of an entry in order of work."""
     rows = [
-        (k.name, k.count, f"{count(k.flops)}FLOP", format_bytes(k.bytes), ", ".join(map(str, k.lines[:2])))
+        (
+            k.name,
+            k.count or "prepared",
+            f"{count(k.flops)}FLOP",
+            format_bytes(k.bytes),
+            ", ".join(map(str, k.lines[:2])),
+        )
         for k in sorted(kernel_infos(artifact, entry), key=lambda k: -k.flops)
     ]
     columns = ["kernel", ">launches", ">work", ">traffic", "from"]
-    out.table(columns, rows, title=f"{entry.name}: {len(entry.launches)} kernels in order of work")
+    out.table(columns, rows, title=f"{entry.name}: {len(entry.steps)} kernels in order of work")
 
 
 def write_report(path: str | None, artifact: Artifact, out: Output) -> None:

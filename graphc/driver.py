@@ -25,7 +25,7 @@ from graphc import artifact_tensors, modelfile
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
 from graphc.artifact_records import FORMAT, Build, EntryRecord, KernelRecord, Manifest, Provenance, TargetRecord
 from graphc.config import settings
-from graphc.driver_budget import Planned, Recomputed, fit, plan
+from graphc.driver_budget import Planned, Recomputed, fit, peak_beside_state, plan
 from graphc.driver_link import KernelTable, Layout, StateLayout, entry_record, lay_out_consts, lay_out_state
 from graphc.driver_tune import tune
 from graphc.dtype import DType, bfloat16, float16, float32
@@ -250,13 +250,16 @@ def build(
             pipeline.run(source.graph, observe=_observer(source, report), check=options.checked) for source in sources
         ]
     orders = state_orders(specs, [source.graph for source in sources])
-    planned = {
-        target: [plan(final, target, report.phase, orders, others=options.tune is not None) for final in finals]
-        for target in options.processors(finals)
-    }
+
+    def plans(target: CpuTarget, prepared: bool) -> list[Planned]:
+        return [plan(final, target, report.phase, orders, options.tune is not None, prepared) for final in finals]
+
+    planned = {target: plans(target, prepared=True) for target in options.processors(finals)}
     state = lay_out_state(specs, orders, [p.plan for entries in planned.values() for p in entries])
     if options.memory_budget is not None:
         for target, whole in planned.items():
+            if state.nbytes + peak_beside_state(whole, options.nthreads) > options.memory_budget:
+                whole = plans(target, prepared=False)
             planned[target] = [
                 _fitted(source, p, state.nbytes, whole, target, options, report)
                 for source, p in zip(sources, whole, strict=True)

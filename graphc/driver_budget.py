@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
-from graphc.driver_link import plan_arena
+from graphc.driver_link import lay_out_consts, plan_arena
 from graphc.dtype import Shape
 from graphc.ir import Graph
 from graphc.kernels.cpu.target import CpuTarget
@@ -18,7 +18,7 @@ from graphc.passes.recompute import recompute
 from graphc.passes.rematerialise import rematerialise
 from graphc.passes.schedule import peak_bytes, schedule
 
-__all__ = ["Planned", "Recomputed", "fit", "plan"]
+__all__ = ["Planned", "Recomputed", "fit", "peak_beside_state", "plan"]
 
 TRIES = 8  # plans made for one entry; the estimate of the pass is a few per cent from the real arena
 NOTHING = 0  # a limit that no graph meets: compute again whatever helps
@@ -62,10 +62,26 @@ class Recomputed:
 Phase = Callable[[str], AbstractContextManager[None]]  # times what is done inside, under a name
 
 
-def plan(graph: Graph, target: CpuTarget, phase: Phase, orders: Mapping[str, Shape], others: bool = False) -> Planned:
-    """The launches of a scheduled graph; its arena is planned when it is asked for."""
+def plan(
+    graph: Graph,
+    target: CpuTarget,
+    phase: Phase,
+    orders: Mapping[str, Shape],
+    others: bool = False,
+    prepared: bool = False,
+) -> Planned:
+    """The launches of a scheduled graph; its arena is planned when it is asked for. If ``prepared``, what depends on
+    state alone is kept."""
     with phase("lower"):
-        return Planned(graph, lower(graph, target, orders, others), orders, others)
+        return Planned(graph, lower(graph, target, orders, others, prepared), orders, others)
+
+
+def peak_beside_state(entries: Sequence[Planned], threads: int) -> int:
+    """The largest peak of entries over one state, without that: what they all have prepared counts for each."""
+    constants = lay_out_consts([p.plan for p in entries])[0].nbytes
+    kept = sum(p.memory.prepared_bytes for p in entries)
+    steps = (p.memory.arena_bytes - p.memory.prepared_bytes + p.plan.scratch_bytes * threads for p in entries)
+    return constants + kept + max(steps, default=0)
 
 
 def fit(whole: Planned, arena_bytes: int, target: CpuTarget, phase: Phase) -> Planned:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,11 +28,11 @@ from graphc.artifact_records import (
 from graphc.dtype import DType, Shape, dtype
 from graphc.errors import Loc
 from graphc.ir import StateSpec
-from graphc.kernels.plan import Arg, Buffer, EntryPlan, Span, View
+from graphc.kernels.plan import Arg, Buffer, EntryPlan, Launch, Span, View
 from graphc.kernels.spans import Nest, Tree, nested
 from graphc.kernels.sync import Touch, barriers
 from graphc.loop import Kernel
-from graphc.passes.memory import ALIGN, Lifetime, MemoryPlan, plan_memory
+from graphc.passes.memory import ALIGN, Lifetime, MemoryPlan, plan_memory, with_prepared
 from graphc.passes.memory_check import Access, Branch, Loop, Walk, check_memory
 
 __all__ = ["KernelTable", "Layout", "StateLayout", "entry_record", "lay_out_consts", "lay_out_state", "plan_arena"]
@@ -89,7 +89,7 @@ class StateLayout:
 def lay_out_state(specs: Sequence[StateSpec], orders: Mapping[str, Shape], plans: Sequence[EntryPlan]) -> StateLayout:
     """The state of ``plans`` in the order of ``specs``; ``orders`` are those of dimensions in memory that are not as
     usual."""
-    written = {a.buffer.name for p in plans for e in p.launches for a in e.args if _is_new_state(a) and a.buffer}
+    written = {name for p in plans for name in _state_names(p.launches, lambda arg: arg.writes)}
     state, weights = Layout(), Layout()
     records = []
     for s in specs:
@@ -124,14 +124,25 @@ def const_name(array: np.ndarray) -> str:
 
 
 def plan_arena(plan: EntryPlan) -> MemoryPlan:
-    """Lifetimes of the entry's arena buffers from what its launches touch, and their offsets; proved by the
-    independent checker (GC0008)."""
-    memory = plan_memory(_lifetimes(plan))
+    """Lifetimes of the entry's arena buffers from what its launches touch, and their offsets, behind those of what it
+    prepares; proved by the independent checker (GC0008)."""
+    memory = with_prepared(plan_memory(_lifetimes(plan)), _kept(plan))
     places = {p.life.name: (p.offset, p.life.nbytes) for p in memory.placed}
     inputs = [view.buffer.name for _, view in plan.inputs]
     outputs = [view.buffer.name for _, view in plan.outputs]
     check_memory(places, memory.arena_bytes, inputs, _accesses(plan), outputs)
     return memory
+
+
+def _kept(plan: EntryPlan) -> list[Lifetime]:
+    """What is prepared, in order of its launches."""
+    found: dict[str, Lifetime] = {}
+    for number, launch in enumerate(plan.launches[: plan.prepared]):
+        for arg in launch.args:
+            if arg.buffer is not None and arg.buffer.space == "prepared" and arg.writes:
+                b = arg.buffer
+                found[b.name] = Lifetime(b.name, b.nbytes, number, len(plan.launches), b.loc)
+    return list(found.values())
 
 
 def _lifetimes(plan: EntryPlan) -> list[Lifetime]:
@@ -203,7 +214,7 @@ def _stepped(plan: EntryPlan, span: Span, written: bool) -> frozenset[str]:
 
 def _accesses(plan: EntryPlan) -> Walk:
     def names(args: Iterable[Arg | None], reads: bool) -> tuple[str, ...]:
-        used = [a for a in args if a and a.buffer is not None and a.buffer.space == "arena"]
+        used = [a for a in args if a and a.buffer is not None and a.buffer.space in ("arena", "prepared")]
         return tuple(dict.fromkeys(a.buffer.name for a in used if a.buffer and (a.reads if reads else a.writes)))
 
     def step(part: int | Nest) -> Walk:
@@ -237,7 +248,7 @@ class _Places:
     def start(self, buffer: Buffer) -> tuple[int, int]:
         """The space of the artifact, and where in it."""
         match buffer.space:
-            case "arena":
+            case "arena" | "prepared":
                 return ARENA, self.arena[buffer.name]
             case "state":
                 return self.state.place(buffer.name)
@@ -330,6 +341,10 @@ def entry_record(
             TensorRecord(p.life.name, p.life.nbytes, p.offset, p.life.start, p.life.end, p.life.loc)
             for p in memory.placed
         ),
+        prepared=plan.prepared,
+        prepared_bytes=memory.prepared_bytes,
+        prepared_from=_state_names(plan.launches[: plan.prepared], lambda arg: arg.reads),
+        writes=_state_names(plan.launches, lambda arg: arg.writes),
     )
 
 
@@ -346,6 +361,12 @@ def _commit(plan: EntryPlan) -> int:
     """The number of launches before the first that writes state, or before the loops and branches that it is in."""
     first = next((i for i, e in enumerate(plan.launches) if any(map(_is_new_state, e.args))), len(plan.launches))
     return min([first, *(s.start for s in plan.spans if s.start <= first < s.stop)])
+
+
+def _state_names(launches: Iterable[Launch], touched: Callable[[Arg], bool]) -> tuple[str, ...]:
+    """The state that launches touch so, by name."""
+    args = [a for e in launches for a in e.args if touched(a)]
+    return tuple(sorted({a.buffer.name for a in args if a.buffer and a.buffer.space == "state"}))
 
 
 def _is_new_state(arg: Arg) -> bool:

@@ -7,11 +7,10 @@ was compiled or loaded. All addresses are fixed when a program is made; a step c
 
 from __future__ import annotations
 
-import difflib
 import os
 import threading
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,14 +18,26 @@ import numpy as np
 
 from graphc import artifact_tensors
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, is_trusted, trust
-from graphc.artifact_records import ARENA, CONST, FLAGS, STATE, VALUE, WEIGHTS, EntryRecord, PortRecord, StateRecord
+from graphc.artifact_records import (
+    ARENA,
+    CONST,
+    FLAGS,
+    STATE,
+    VALUE,
+    WEIGHTS,
+    EntryRecord,
+    LaunchRecord,
+    PortRecord,
+    StateRecord,
+)
 from graphc.config import settings
 from graphc.dtype import TensorType, array_of
 from graphc.errors import GraphcError, Loc, error
-from graphc.runtime_arguments import bind, described
+from graphc.runtime_arguments import bind
 from graphc.runtime_memory import MemoryReport
 from graphc.runtime_native import Block, Code, Job, Team, best_build
-from graphc.runtime_table import LaunchTable
+from graphc.runtime_state import StateView, Watch
+from graphc.runtime_table import PREPARED, LaunchTable
 
 __all__ = ["Entry", "KernelInfo", "Program", "StateView", "kernel_infos", "load"]
 
@@ -74,7 +85,8 @@ def load(
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """A kernel of an entry: ``count`` launches that together do ``flops`` and move ``bytes`` at least."""
+    """A kernel of an entry: ``count`` launches in each step that together do ``flops`` and move ``bytes`` at least, and
+    ``prepared`` others that run only when the state that they read has changed."""
 
     name: str
     symbol: str
@@ -84,19 +96,23 @@ class KernelInfo:
     flops: int
     bytes: int
     count: int
+    prepared: int
 
 
 def kernel_infos(artifact: Artifact, entry: EntryRecord) -> list[KernelInfo]:
     """The kernels of an entry in order of first launch. Loads no code, so that any artifact can be looked at."""
     infos: dict[int, KernelInfo] = {}
-    for launch in entry.launches:
+    for number, launch in enumerate(entry.launches):
         k = artifact.manifest.kernels[launch.kernel]
         was = infos.get(launch.kernel)
         if was is None:
-            was = KernelInfo(k.name, k.symbol, artifact.text(k.source), k.doc, k.lines, 0, 0, 0)
-        infos[launch.kernel] = replace(
-            was, flops=was.flops + launch.flops, bytes=was.bytes + launch.bytes, count=was.count + 1
-        )
+            was = KernelInfo(k.name, k.symbol, artifact.text(k.source), k.doc, k.lines, 0, 0, 0, 0)
+        if number < entry.prepared:
+            infos[launch.kernel] = replace(was, prepared=was.prepared + 1)
+        else:
+            infos[launch.kernel] = replace(
+                was, flops=was.flops + launch.flops, bytes=was.bytes + launch.bytes, count=was.count + 1
+            )
     return list(infos.values())
 
 
@@ -120,7 +136,7 @@ class Program:
         self._team = Team(code, self.threads)
         self._state = Block(manifest.state_bytes)
         self._consts = _filled(Block(manifest.const_bytes), manifest.consts, artifact.tensors(CONSTS))
-        self._arena = Block(max((e.arena_bytes for e in manifest.entries), default=0), _GUARD)
+        self._arena = Block(max((e.arena_bytes - e.prepared_bytes for e in manifest.entries), default=0), _GUARD)
         self._stride = max((e.scratch_bytes for e in manifest.entries), default=0)
         self._scratch = Block(self._stride * self.threads)
         # The weights of a file are used where it is mapped; values that are given are copied.
@@ -138,6 +154,8 @@ class Program:
         self._artifact = replace(artifact, members={n: members[n] for n in artifact.members if n in members})
         addresses = [code.address(k.symbol) for k in manifest.kernels]
         self.entries = {e.name: Entry(self, e, addresses) for e in manifest.entries}
+        for entry in self.entries.values():
+            entry.connect(self.entries.values())
 
     @property
     def artifact(self) -> Artifact:
@@ -201,46 +219,6 @@ class Program:
             self._team.close()
 
 
-class StateView(Mapping[str, np.ndarray]):
-    """The live state by name: arrays that share the program's memory. Write with ``state[name] = values`` or into the
-    array (``state[name][:] = 0``)."""
-
-    def __init__(self, views: dict[str, np.ndarray]):
-        self._views = views
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._views[name]
-
-    def __setitem__(self, name: str, values: Any) -> None:
-        self.assign({name: np.asarray(values)})
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
-
-    def __len__(self) -> int:
-        return len(self._views)
-
-    def assign(self, tensors: Mapping[str, np.ndarray], required: Container[str] = (), known: bool = True) -> None:
-        """Overwrite by name, all or nothing. The names ``required`` must be there; with ``known``, no others than those
-        of the state. Raises GC0801 and GC0802."""
-        extra = [name for name in tensors if name not in self._views]
-        if extra and known:
-            near = difflib.get_close_matches(extra[0], list(self._views), n=3) or sorted(self._views)
-            hint = f"it has {_some(near)}; strict=False skips other names; nothing was overwritten"
-            raise error("GC0801", f"the program has no state {_some(extra)}", hint=hint)
-        missing = [name for name in self._views if name in required and name not in tensors]
-        if missing:
-            hint = "strict=False leaves it as it is; nothing was overwritten"
-            raise error("GC0801", f"the tensors given lack state {_some(missing)}", hint=hint)
-        pairs = [(view, tensors[name], name) for name, view in self._views.items() if name in tensors]
-        for view, new, name in pairs:
-            if new.dtype.name != view.dtype.name or new.shape != view.shape:
-                message = f"state {name!r} is {described(view)}, but the value given is {described(new)}"
-                raise error("GC0802", message, hint="it belongs to another configuration; nothing was overwritten")
-        for view, new, _ in pairs:
-            np.copyto(view, new)
-
-
 class Entry:
     """One entry of a program: call it with its arguments by name."""
 
@@ -249,22 +227,36 @@ class Entry:
         self.specs: dict[str, TensorType] = {p.name: p.type for p in record.inputs}
         self.outputs: dict[str, TensorType] = {p.name: p.type for p in record.outputs}
         self._program, self._record = program, record
-        self._slots = {p.name: _view(program._arena, p) for p in record.inputs}
-        self._results = {p.name: _view(program._arena, p) for p in record.outputs}
+        arena, start = program._arena, record.prepared_bytes
+        self._kept = Block(start)
+        self._slots = {p.name: _view(arena, p, start) for p in record.inputs}
+        self._results = {p.name: _view(arena, p, start) for p in record.outputs}
         self._flags = np.zeros(max(len(record.checks), 1), np.int32)
         base = {
             VALUE: 0,
-            ARENA: program._arena.address,
+            ARENA: arena.address - start,
+            PREPARED: self._kept.address,
             STATE: program._state.address,
             WEIGHTS: program._weights.address,
             CONST: program._consts.address,
             FLAGS: self._flags.ctypes.data,
         }
         self._table = table = LaunchTable(record, kernels, base, program.threads)
-        threads = program.threads if _worth_a_team(record) else 1
-        self._jobs = [
-            Job(table.records[part], threads, program._scratch, program._stride, table.stride) for part in table.parts
-        ]
+        self._watch = program.state.watch(record.prepared_from)
+        self._spoiled: list[Watch] = []
+
+        def job(part: slice, worth: bool) -> Job:
+            threads = program.threads if worth else 1
+            return Job(table.records[part], threads, program._scratch, program._stride, table.stride)
+
+        self._preparation = job(table.prepared, _worth_a_team(record.launches[: record.prepared]))
+        worth = _worth_a_team(record.steps) or bool(record.spans)  # of a loop only one iteration is known
+        self._jobs = [job(part, worth) for part in table.parts]
+
+    def connect(self, entries: Iterable[Entry]) -> None:
+        """Find out whose preparations the state is for that this entry writes."""
+        writes = self._record.writes
+        self._spoiled = [e._watch for e in entries if not e._watch.names.isdisjoint(writes)]
 
     def __call__(self, /, *unnamed: Any, **arguments: Any) -> dict[str, np.ndarray]:
         """Run one step and return its outputs as fresh arrays.
@@ -279,7 +271,8 @@ class Entry:
         return self._step(arguments, None)
 
     def timed(self, /, **arguments: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """As a call, and the nanoseconds of each launch ([launches] int64), of all its runs if a loop repeats it."""
+        """As a call, and the nanoseconds of each launch ([launches] int64), of all its runs if a loop repeats it; 0 for
+        what was prepared before and did not run."""
         times = np.zeros(len(self._table.records), np.int64)
         return self._step(arguments, times), times[self._table.positions]
 
@@ -311,12 +304,13 @@ class Entry:
 
     @property
     def flops(self) -> int:
-        return sum(launch.flops for launch in self._record.launches)
+        """Work of a step, without what is prepared."""
+        return sum(launch.flops for launch in self._record.steps)
 
     @property
     def bytes(self) -> int:
-        """Compulsory memory traffic of a step."""
-        return sum(launch.bytes for launch in self._record.launches)
+        """Compulsory memory traffic of a step, without what is prepared."""
+        return sum(launch.bytes for launch in self._record.steps)
 
     def measured_peak_bytes(self, /, **arguments: Any) -> int:
         """Run a step on a patterned arena and see which bytes changed: what `memory.peak_bytes` predicts, measured.
@@ -341,6 +335,10 @@ class Entry:
         program = self._program
         arrays = bind(self._record, self.specs, arguments)
         with program._lock:
+            for watch in self._spoiled:
+                watch.fresh = False
+            if self._record.prepared:
+                self._prepare(times)
             for name, slot in self._slots.items():
                 slot[...] = arrays[name]
             self._flags.fill(0)
@@ -351,6 +349,14 @@ class Entry:
                     raise self._failure(changed=part.stop > self._table.cut)
             return {name: slot.copy() for name, slot in self._results.items()}
 
+    def _prepare(self, times: np.ndarray | None) -> None:
+        """Run the launches that depend on state alone, if that may have changed since they ran."""
+        lent = self._program.state.is_lent(self._watch.names)
+        if lent or not self._watch.fresh:
+            part = self._table.prepared
+            self._program._team.start(self._preparation, None if times is None else times[part])
+            self._watch.fresh = not lent
+
     def _failure(self, changed: bool) -> GraphcError:
         """The first check that failed."""
         failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
@@ -359,14 +365,13 @@ class Entry:
         return GraphcError(failed.code, failed.message, failed.loc, f"check the arrays given; {state}")
 
 
-def _worth_a_team(entry: EntryRecord) -> bool:
-    """Whether an entry runs long enough on one thread for a second one to be called for it."""
-    nanoseconds = sum(max(launch.flops / _FLOPS, launch.bytes / _BYTES) for launch in entry.launches)
-    return nanoseconds > ALONE or bool(entry.spans)  # of a loop only one iteration is known
+def _worth_a_team(launches: Sequence[LaunchRecord]) -> bool:
+    """Whether launches take long enough on one thread for a second one to be called for them."""
+    return sum(max(launch.flops / _FLOPS, launch.bytes / _BYTES) for launch in launches) > ALONE
 
 
-def _view(block: Block, port: PortRecord) -> np.ndarray:
-    return block.view(port.type.dtype.numpy, port.shape, port.offset)
+def _view(block: Block, port: PortRecord, start: int = 0) -> np.ndarray:
+    return block.view(port.type.dtype.numpy, port.shape, port.offset - start)
 
 
 def _state_view(block: Block, port: StateRecord) -> np.ndarray:
@@ -381,8 +386,3 @@ def _filled(block: Block, ports: tuple[Any, ...], tensors: Mapping[str, np.ndarr
     for port in ports:
         np.copyto(_view(block, port), tensors[port.name])
     return block
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more

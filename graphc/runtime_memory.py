@@ -21,12 +21,14 @@ def format_bytes(n: int) -> str:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Memory of one entry, in bytes. ``peak_bytes`` is all that a step touches: state, constants, arena and the
-    private scratch of each thread. ``lower_bound_bytes`` is the largest live set of the arena."""
+    """Memory of one entry, in bytes. ``peak_bytes`` is all that is there during a step: state, constants, what the
+    program's entries have prepared of their state, arena and the private scratch of each thread.
+    ``lower_bound_bytes`` is the largest live set of the arena."""
 
     entry: str
     state_bytes: int
     const_bytes: int
+    prepared_bytes: int
     arena_bytes: int
     scratch_bytes: int
     threads: int
@@ -39,16 +41,18 @@ class MemoryReport:
             entry.name,
             manifest.state_bytes + manifest.weights_bytes,
             manifest.const_bytes,
-            entry.arena_bytes,
+            sum(e.prepared_bytes for e in manifest.entries),
+            entry.arena_bytes - entry.prepared_bytes,
             entry.scratch_bytes,
             threads,
-            entry.lower_bound_bytes,
+            entry.lower_bound_bytes - entry.prepared_bytes,
             entry.tensors,
         )
 
     @property
     def peak_bytes(self) -> int:
-        return self.state_bytes + self.const_bytes + self.arena_bytes + self.scratch_bytes * self.threads
+        shared = self.state_bytes + self.const_bytes + self.prepared_bytes
+        return shared + self.arena_bytes + self.scratch_bytes * self.threads
 
     @property
     def overhead(self) -> float:
@@ -56,7 +60,7 @@ class MemoryReport:
         return self.arena_bytes / self.lower_bound_bytes - 1 if self.lower_bound_bytes else 0.0
 
     def table(self, count: int) -> list[str]:
-        """The ``count`` largest tensors of the arena, a line each, under a heading."""
+        """The ``count`` largest tensors of the arena and of what is prepared, a line each, under a heading."""
         rows = [f"{'bytes':>14}  {'launches':>11}  tensor"]
         largest = sorted(self.tensors, key=lambda t: (-t.nbytes, t.offset, t.name))
         for t in largest[:count]:
@@ -69,6 +73,7 @@ class MemoryReport:
 
     def __str__(self) -> str:
         consts = f" + constants {format_bytes(self.const_bytes)}" if self.const_bytes else ""
+        consts += f" + prepared {format_bytes(self.prepared_bytes)}" if self.prepared_bytes else ""
         head = (
             f"{self.entry}: peak {format_bytes(self.peak_bytes)} = state {format_bytes(self.state_bytes)}{consts}"
             f" + arena {format_bytes(self.arena_bytes)} + scratch {format_bytes(self.scratch_bytes)}"

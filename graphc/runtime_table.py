@@ -19,18 +19,19 @@ from itertools import pairwise
 
 import numpy as np
 
-from graphc.artifact_records import EntryRecord, SpanRecord
+from graphc.artifact_records import ARENA, EntryRecord, SpanRecord
 
-__all__ = ["LaunchTable"]
+__all__ = ["PREPARED", "LaunchTable"]
 
+PREPARED = -1  # the space of the part of the arena that an entry keeps between steps: here it is a block of its own
 CALL, REPEAT, BRANCH = range(3)
 LINE = 8  # words of a cache line
 
 
 class LaunchTable:
     """``records`` ([n, 4] int64) and ``words`` ([threads, m] int64, one row for all where no words change);
-    ``positions`` are the records of the launches. Those before ``cut`` write no state: there the table is cut into
-    ``parts``, if there is anything to check before."""
+    ``positions`` are the records of the launches. ``prepared`` are those that need not run in every step; those before
+    ``cut`` write no state: there the rest is cut into ``parts``, if there is anything to check before."""
 
     def __init__(self, entry: EntryRecord, kernels: Sequence[int], base: Mapping[int, int], threads: int):
         self._entry, self._kernels, self._base = entry, kernels, base
@@ -48,7 +49,9 @@ class LaunchTable:
         start = self.words.ctypes.data
         rows = [(kernel, start + 8 * at, int(meet), kind) for kernel, at, meet, kind in self._records]
         self.records = np.array(rows, np.int64).reshape(-1, 4)
-        ends = sorted({0, self.cut if entry.checks else 0, len(rows)})
+        first = entry.prepared  # a record each: they are in no span
+        self.prepared = slice(0, first)
+        ends = sorted({first, self.cut if entry.checks else first, len(rows)})
         self.parts = [slice(a, b) for a, b in pairwise(ends)]
 
     @property
@@ -78,7 +81,7 @@ class LaunchTable:
         launch = self._entry.launches[number]
         self.positions[number] = len(self._records)
         self._where.append(len(self._words))
-        words = [self._base[space] + where for space, where, _ in launch.args]
+        words = [self._word(space, where) for space, where, _ in launch.args]
         self._emit(CALL, words, self._kernels[launch.kernel], launch.barrier)
 
     def _repeat(self, span: SpanRecord, inside: list[tuple[int, SpanRecord]]) -> None:
@@ -111,8 +114,12 @@ class LaunchTable:
         """The record that reads the test; its number."""
         assert span.test is not None
         space, where, _ = span.test
-        self._emit(BRANCH, [self._base[space] + where, 0], barrier=span.barrier)
+        self._emit(BRANCH, [self._word(space, where), 0], barrier=span.barrier)
         return len(self._records) - 1
+
+    def _word(self, space: int, where: int) -> int:
+        kept = space == ARENA and where < self._entry.prepared_bytes
+        return self._base[PREPARED if kept else space] + where
 
     def _land(self, branch: int) -> None:
         """Let record ``branch`` jump to the next record."""

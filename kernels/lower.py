@@ -19,6 +19,7 @@ from graphc.kernels.lower_map import lower_map
 from graphc.kernels.lower_row import lower_row, row_in_place
 from graphc.kernels.lower_rowwise import lower_rowwise
 from graphc.kernels.plan import EntryPlan, Launch, View
+from graphc.kernels.prepare import prepare
 from graphc.ops.base import Control, apply, get_op
 from graphc.passes.views import elementwise
 
@@ -42,16 +43,23 @@ LOWERINGS: dict[str, Lower] = {
 EMPTY: Mapping[str, Shape] = MappingProxyType({})
 
 
-def lower(graph: Graph, target: Target, orders: Mapping[str, Shape] = EMPTY, others: bool = False) -> EntryPlan:
+def lower(
+    graph: Graph,
+    target: Target,
+    orders: Mapping[str, Shape] = EMPTY,
+    others: bool = False,
+    prepared: bool = False,
+) -> EntryPlan:
     """The launches of ``graph`` and the buffers that they use. ``orders`` has the state by name whose dimensions lie in
     memory in another order, outermost first. ``others``: launches of products have other kernels to choose from.
+    ``prepared``: what depends on state alone is kept between steps (`graphc.kernels.prepare`).
 
     Before: the graph is fused (`graphc.passes.fuse`) and its nodes are in their final order. After: each call is one
     kernel or a few; no buffer has an address yet.
     """
     ctx = LowerContext(target, others)
     assigned = lower_graph(graph, Frame(ctx.names, ctx.consts, orders=orders), ctx)
-    return EntryPlan(
+    plan = EntryPlan(
         graph.name,
         tuple(ctx.launches),
         assigned.inputs,
@@ -60,6 +68,7 @@ def lower(graph: Graph, target: Target, orders: Mapping[str, Shape] = EMPTY, oth
         tuple(ctx.flags),
         tuple(ctx.spans),
     )
+    return prepare(plan) if prepared else plan
 
 
 def lower_graph(graph: Graph, frame: Frame, ctx: LowerContext) -> Assignment:

@@ -17,10 +17,10 @@ __all__ = ["Arg", "Buffer", "EntryPlan", "Flag", "Launch", "Span", "View"]
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A piece of memory. ``space`` is "arena" (placed by the planner), "state" (lives between steps; ``name`` is the
-    state's name), "const" (``name`` is the key of `EntryPlan.consts`) or "flags" (one int32 word per run-time check);
-    while the body of a loop is lowered also "row" (a row that moves with the iteration). ``name`` is unique in its
-    entry."""
+    """A piece of memory. ``space`` is "arena" (placed by the planner), "prepared" (the same, but kept between steps),
+    "state" (lives between steps; ``name`` is the state's name), "const" (``name`` is the key of `EntryPlan.consts`) or
+    "flags" (one int32 word per run-time check); while the body of a loop is lowered also "row" (a row that moves with
+    the iteration). ``name`` is unique in its entry."""
 
     name: str
     space: str
@@ -111,7 +111,8 @@ class EntryPlan:
     """One entry after lowering: launches in order over buffers, before offsets are chosen.
 
     ``inputs`` and ``outputs`` are contiguous arena views by name: the runtime copies inputs in before the first launch
-    and outputs out after the last. Of ``spans``, inner ones come before those around them."""
+    and outputs out after the last. Of ``spans``, inner ones come before those around them. The first
+    ``prepared`` launches depend on state alone (`graphc.kernels.prepare`)."""
 
     name: str
     launches: tuple[Launch, ...]
@@ -120,6 +121,7 @@ class EntryPlan:
     consts: tuple[tuple[str, np.ndarray], ...] = ()
     flags: tuple[Flag, ...] = ()
     spans: tuple[Span, ...] = ()
+    prepared: int = 0
 
     @property
     def scratch_bytes(self) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 
 from graphc.errors import Loc
 
-__all__ = ["ALIGN", "Lifetime", "MemoryPlan", "Placed", "largest_live_set", "plan_memory"]
+__all__ = ["ALIGN", "Lifetime", "MemoryPlan", "Placed", "largest_live_set", "plan_memory", "with_prepared"]
 
 ALIGN = 64  # bytes: one cache line, one AVX-512 vector
 _WORK = 30_000  # placements that the search may spend: well under a second, and the same plan on every machine
@@ -63,11 +63,12 @@ class Placed:
 @dataclass(frozen=True)
 class MemoryPlan:
     """Where each tensor lives. ``arena_bytes`` is the end of the last one, ``lower_bound_bytes`` the largest live set:
-    no plan with these lifetimes is smaller."""
+    no plan with these lifetimes is smaller. The first ``prepared_bytes`` are kept between steps."""
 
     placed: tuple[Placed, ...]
     arena_bytes: int
     lower_bound_bytes: int
+    prepared_bytes: int = 0
 
     @property
     def offsets(self) -> dict[str, int]:
@@ -96,6 +97,16 @@ def plan_memory(lifetimes: Sequence[Lifetime]) -> MemoryPlan:
     end = max((int(o) + life.nbytes for o, life in zip(best, lifetimes, strict=True)), default=0)
     placed = tuple(Placed(life, int(o)) for life, o in zip(lifetimes, best, strict=True))
     return MemoryPlan(placed, end, largest_live_set(lifetimes))
+
+
+def with_prepared(plan: MemoryPlan, kept: Sequence[Lifetime]) -> MemoryPlan:
+    """``plan`` behind the tensors ``kept``, which lie one after the other and share memory with nothing."""
+    placed, end = [], 0
+    for life in kept:
+        placed.append(Placed(life, end))
+        end += -(-life.nbytes // ALIGN) * ALIGN
+    moved = (Placed(p.life, p.offset + end) for p in plan.placed)
+    return MemoryPlan((*placed, *moved), end + plan.arena_bytes, end + plan.lower_bound_bytes, end)
 
 
 def largest_live_set(lifetimes: Sequence[Lifetime]) -> int:

@@ -73,11 +73,23 @@ def loops() -> tuple[gc.Entry, ...]:
     return (run,)
 
 
+def prepared() -> tuple[gc.Entry, ...]:
+    """Launches that depend on state alone, of which others read a result."""
+    w = gc.state(np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8), name="w")
+
+    @gc.entry(x=gc.spec((4, 8), "float32"))
+    def infer(x: gc.Tensor) -> dict[str, gc.Tensor]:
+        return {"y": x @ gc.softmax(w @ w, axis=0)}
+
+    return (infer,)
+
+
 PROGRAMS: Mapping[str, Callable[[], tuple[gc.Entry, ...]]] = {
     "classifier": classifier,
     "weights": weights,
     "loops": loops,
     "targets": classifier,
+    "prepared": prepared,
 }
 SEVERAL = {"targets": [WIDEST, "neon"]}  # what is compiled for more than `WIDEST`
 

@@ -88,7 +88,7 @@ def build(name: str, folder: Path) -> tuple[Path, EntryRecord]:
     return binary, entry
 
 
-@pytest.mark.parametrize("name", ["weights", "classifier", "loops"])
+@pytest.mark.parametrize("name", ["weights", "classifier", "loops", "prepared"])
 def test_the_same_bits_as_the_artifact(name: str, tmp_path: Path) -> None:
     binary, entry = build(name, tmp_path)
     rng = np.random.default_rng(1)
@@ -109,7 +109,7 @@ def test_a_check_that_fails_is_returned(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
-@pytest.mark.parametrize("name", ["weights", "classifier", "loops"])
+@pytest.mark.parametrize("name", ["weights", "classifier", "loops", "prepared"])
 def test_nothing_is_needed_but_memcpy(name: str, tmp_path: Path) -> None:
     build(name, tmp_path)
     listed = subprocess.run(["nm", str(tmp_path / "libnet.a")], capture_output=True, text=True, check=True).stdout

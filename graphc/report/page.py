@@ -13,7 +13,7 @@ from string import Template
 from graphc.artifact import Artifact
 from graphc.artifact_records import EntryRecord
 from graphc.cli_output import count
-from graphc.cli_plan import entry_summary
+from graphc.cli_plan import SIZES, entry_summary
 from graphc.config import settings
 from graphc.errors import Loc
 from graphc.ir import Graph
@@ -60,17 +60,18 @@ def _summary(artifact: Artifact, threads: int, peaks: Peaks) -> str:
     rows = []
     for e in artifact.manifest.entries:
         s = entry_summary(artifact, e, threads)
-        best = sum(peaks.seconds(launch.flops, launch.bytes) for launch in e.launches)
-        sizes = [format_bytes(s[k]) for k in ("peak_bytes", "state_bytes", "arena_bytes", "lower_bound_bytes")]
+        best = sum(peaks.seconds(launch.flops, launch.bytes) for launch in e.steps)
+        sizes = [format_bytes(s[k]) for k in SIZES]
         rows.append(
             [e.name, str(s["kernels"]), *sizes, f"{count(s['flops'])}FLOP", format_bytes(s["bytes"]), _time(best)]
         )
-    head = ["entry", "kernels", "peak memory", "state", "arena", "largest live set", "work", "traffic", "at best"]
+    head = ["entry", "kernels", *SIZES.values(), "work", "traffic", "at best"]
     return _table(head, rows, left=1)
 
 
 def _entry(artifact: Artifact, entry: EntryRecord, peaks: Peaks) -> str:
     kernels = kernel_infos(artifact, entry)
+    running = [k for k in kernels if k.count]
     memory = MemoryReport.of(entry, artifact.manifest, peaks.threads)
     return "\n".join(
         [
@@ -85,8 +86,8 @@ def _entry(artifact: Artifact, entry: EntryRecord, peaks: Peaks) -> str:
             "<h2>Roofline</h2>",
             '<p class="note">How fast each kernel could run at best on this machine: the rising line is the speed of '
             "memory, the flat one that of arithmetic. The larger a dot, the larger its part of the step.</p>",
-            roofline_picture(kernels, peaks),
-            _table(*_roofline_table(kernels, peaks), left=1),
+            roofline_picture(running, peaks),
+            _table(*_roofline_table(running, peaks), left=1),
             "<h2>Kernels</h2>",
             '<p class="note">In order of first launch; your lines on the left, what was made of them on the right.</p>',
             *[_kernel(k) for k in kernels],
@@ -124,7 +125,8 @@ def _difference(before: Graph, after: Graph) -> str:
 
 
 def _kernel(kernel: KernelInfo) -> str:
-    work = f"{kernel.count} × launched, {count(kernel.flops)}FLOP, {format_bytes(kernel.bytes)}"
+    often = f"{kernel.count} × launched" if kernel.count else f"{kernel.prepared} × prepared"
+    work = f"{often}, {count(kernel.flops)}FLOP, {format_bytes(kernel.bytes)}"
     return (
         f'<details><summary><b>{escape(kernel.name)}</b> <span class="dim">{escape(kernel.doc)}</span>'
         f'<span class="right">{work}</span></summary><div class="two"><pre>{_lines(kernel.lines)}</pre>'
