@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 def measure(case: Case) -> Row:
     """The record of one workload in one mode, by system."""
-    case.make("weights.npz", "system_graphc.py")
+    case.make("weights.npz", "peers_graphc.py")
     row: Row = {}
     for system in SYSTEMS:
         folder = case.folder / f"memory-{case.mode}-{system}-{case.threads}t-{identity(system)}"

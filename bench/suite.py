@@ -79,7 +79,7 @@ class Case:
         kind = SYSTEMS[system]
         if missing := kind.missing():
             raise Failed(f"not installed: {', '.join(missing)}")
-        self.make("weights.npz", "system_graphc.py")
+        self.make("weights.npz", "peers_graphc.py")
         if kind.onnx:
             self.make("model.onnx", "system_onnx.py", str(self.folder / "weights.npz"))
         found, why = [], Failed("no variant runs")

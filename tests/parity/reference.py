@@ -100,12 +100,12 @@ def decay_groups(parameters: list[Any], rank: Callable[[Any], int]) -> list[dict
 
 def run_graphc(work: Workload) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The same by graphc: one program with an entry that returns the gradients and the entry that trains."""
-    import system_graphc
+    import peers_graphc
 
     import graphc as gc
     from graphc import optim
 
-    net = system_graphc.model(work)
+    net = peers_graphc.model(work)
     named = dict(net.named_parameters())
     opt = optim.AdamW(decay_groups(list(named.values()), lambda p: len(p.shape)), lr=LR, betas=BETAS)
     x, y = batch(work, 0)
