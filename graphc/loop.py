@@ -38,9 +38,10 @@ from graphc.dtype import DType, bool_, holds, int64
 from graphc.errors import Loc
 
 __all__ = [
-    "COMBINE", "COMPARISONS", "LINE", "Acc", "Affine", "Barrier", "Call", "Combine", "Const", "Contract", "Expr", "If",
-    "Kernel", "Let", "Load", "LoadWide", "Loop", "Operand", "Param", "Prefetch", "Registers", "Role", "Scratch", "Stmt",
-    "Store", "StoreWide", "ThreadStmt", "Transpose", "Update", "Var", "call", "converted", "identity", "walk",
+    "COMBINE", "COMPARISONS", "LINE", "Acc", "Affine", "Ahead", "Barrier", "Call", "Combine", "Const", "Contract",
+    "Expr", "If", "Kernel", "Let", "Load", "LoadWide", "Loop", "Operand", "Param", "Prefetch", "Registers", "Role",
+    "Scratch", "Stmt", "Store", "StoreWide", "ThreadStmt", "Transpose", "Update", "Var", "call", "converted",
+    "identity", "walk",
 ]  # fmt: skip
 
 
@@ -234,6 +235,19 @@ class Operand:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """``rows`` rows of ``columns`` elements, ``row`` elements apart, that are read or written after a block product:
+    they are brought to the second level of cache while it runs. A hint, like `Prefetch`."""
+
+    buffer: str
+    index: Affine
+    row: int
+    rows: int
+    columns: int
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
 class Contract:
     """``c[m, n] = (c[m, n] if accumulate else 0) + sum_k a[m, k] * b[k, n]`` on the target's register tiles.
 
@@ -242,7 +256,7 @@ class Contract:
     type, whose products are all added: two bfloat16 (``dtype`` is float32), two int16 or four int8 (int32). Words of
     uint8 hold int8: in b as they are, in a with 128 added to each. Memory past column n of b and c is not touched.
     ``repeats`` are further loops that the sum goes over, outer first: each (count, step of a, step of b) in elements.
-    They stay inside of the register tile.
+    They stay inside of the register tile. ``ahead``, where there are none, is what is needed after the product.
     """
 
     c: Operand
@@ -255,6 +269,7 @@ class Contract:
     accumulate: bool = False
     words: DType | None = None
     repeats: tuple[tuple[int, int, int], ...] = ()
+    ahead: tuple[Ahead, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from graphc.dtype import DType, bool_, float32, int64
 from graphc.kernels.cpu.math import MATH, Function
-from graphc.kernels.emit import Access, Dialect, Expressions, decimal, folded, header, short, unwrap
+from graphc.kernels.emit import Access, Dialect, Expressions, Place, decimal, folded, header, short, unwrap
 from graphc.loop import Call, Const, Contract, Expr, Kernel, Transpose
 
 __all__ = ["CDialect", "functions_used"]
@@ -138,7 +138,7 @@ class CDialect(Dialect):
     def if_block(self, cond: str) -> str:
         return f"if ({cond}) {{"
 
-    def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> list[str]:
+    def contract(self, stmt: Contract, c: Place, a: Place, b: Place, k: str, *ahead: Place) -> list[str]:
         return [
             f"for (int64_t i_ = 0; i_ < {stmt.m}; i_++)",
             f"    for (int64_t j_ = 0; j_ < {stmt.n}; j_++) {{",

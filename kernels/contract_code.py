@@ -16,6 +16,7 @@ from graphc.kernels.contract_factors import Stored, words_of
 from graphc.loop import (
     Acc,
     Affine,
+    Ahead,
     Call,
     Const,
     Contract,
@@ -138,8 +139,9 @@ class Code:
         *,
         accumulate: bool = False,
         repeats: tuple[tuple[int, int, int], ...] = (),
+        ahead: tuple[Ahead, ...] = (),
     ) -> None:
-        self.out.append(Contract(c, a, b, m, n, k, self.dtype, accumulate, words_of(self.stored), repeats))
+        self.out.append(Contract(c, a, b, m, n, k, self.dtype, accumulate, words_of(self.stored), repeats, ahead))
 
     @property
     def factor(self) -> DType:

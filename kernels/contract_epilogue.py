@@ -10,10 +10,10 @@ from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_problem import Axis
 from graphc.kernels.lower_element import Array, Elements
 from graphc.kernels.plan import View
-from graphc.loop import LINE, Affine, Expr, Let, Var
+from graphc.loop import Affine, Ahead, Expr, Let, Var
 from graphc.ops.base import apply
 
-__all__ = ["Epilogue", "fetch_rows", "finish_element", "finish_row"]
+__all__ = ["Epilogue", "finish_element", "finish_row", "touched"]
 
 C = 2  # position of the main result in `Axis.strides`
 
@@ -23,13 +23,13 @@ class Epilogue:
 
     ``arrays`` are what it reads besides the product (and the positions that it uses), each once; ``reads`` those of
     them that are in memory, as parameters; ``identity`` says that there is nothing to compute and the product itself is
-    the only result; ``cost`` is its work per element.
+    the only result; ``results`` are the types of all; ``cost`` is its work per element.
     """
 
     def __init__(self, body: Graph, dot: Node, operands: Mapping[Value, View]):
         outputs = [v for _, v in body.outputs]
         self._elements = Elements(dot.types[0].shape, operands, outputs, given=dot.out())
-        self.results = len(outputs)
+        self.results = [v.dtype for v in outputs]
         self.identity = outputs == [dot.out()]
         self.arrays = self._elements.arrays
         self.reads = self._elements.reads()
@@ -43,7 +43,7 @@ class Epilogue:
 
     def positions(self) -> dict[object, int]:
         """The place in `Axis.strides` of each result ("y0", …) and of each array (by its name or, without one, id)."""
-        keys = [*(f"y{i}" for i in range(self.results)), *(a.name or id(a) for a in self.arrays)]
+        keys = [*(f"y{i}" for i in range(len(self.results))), *(a.name or id(a) for a in self.arrays)]
         return {key: C + i for i, key in enumerate(keys)}
 
     def statements(self, product: Expr, index: Callable[[Array], Affine], suffix: str) -> tuple[list[Let], list[Expr]]:
@@ -54,27 +54,27 @@ class Epilogue:
         return lets, [env[i] for i in self._elements.roots]
 
 
-def fetch_rows(
-    c: Code,
+def touched(
     epilogue: Epilogue,
     axes: Sequence[tuple[Axis, Bound | Affine]],
     n: Axis,
     columns: tuple[Bound | Affine, int],
     rows: int,
-) -> None:
-    """Bring what the epilogue reads to the second-level cache, before the products that it waits for.
+) -> tuple[Ahead, ...]:
+    """What the epilogue reads and writes in some rows, to be brought closer while their products are computed.
 
     ``axes`` are the axes with their index in the first of the ``rows``, the rows' own axis last, without ``n``;
     ``columns`` the first column and how many there are."""
     position, (first, size), row = epilogue.positions(), columns, axes[-1][0]
-    for a in epilogue.arrays:
-        array = position[a.name or id(a)]
-        if a.view is None or n.strides[array] != 1 or not row.strides[array]:
-            continue
-        start = place([*((i, axis.strides[array]) for axis, i in axes), (first, 1)])
-        with c.loop("r", 0, rows) as r:
-            for j in range(0, size, LINE // a.dtype.itemsize):
-                c.prefetch(a.name, start + Affine.of(r, row.strides[array]) + j, level=2)
+    arrays = [(a.name, a.dtype) for a in epilogue.arrays if a.view is not None]
+    arrays += [(f"y{i}", dtype) for i, dtype in enumerate(epilogue.results)]
+    out = []
+    for name, dtype in arrays:
+        array = position[name]
+        if n.strides[array] == 1 and row.strides[array]:
+            start = place([*((i, axis.strides[array]) for axis, i in axes), (first, 1)])
+            out.append(Ahead(name, start, row.strides[array], rows, size, dtype))
+    return tuple(out)
 
 
 def finish_row(

@@ -8,17 +8,22 @@ from math import prod
 
 from graphc.dtype import DType
 from graphc.kernels.contract_code import Bound, Code, place
-from graphc.kernels.contract_epilogue import Epilogue, fetch_rows, finish_row
+from graphc.kernels.contract_epilogue import Epilogue, finish_row, touched
 from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
 from graphc.kernels.contract_schedule import Schedule
-from graphc.loop import Affine, Operand, Role, Scratch, Stmt, Var
+from graphc.loop import LINE, Affine, Ahead, Operand, Role, Scratch, Stmt, Var
 
 __all__ = ["Loops"]
 
 A, B, C = 0, 1, 2
 
 Range = tuple[Bound, Bound]
+
+
+def share(total: int, among: int, unit: int = 1) -> int:
+    """A part of ``total``, in whole units, of which ``among`` cover it."""
+    return -(-total // (among * unit)) * unit
 
 
 class Loops:
@@ -229,11 +234,12 @@ class Loops:
                 b = Operand("b", self.b_at(k, column), p.k.strides[B])
                 if s.pack_b:
                     b = Operand("panels", self.packed(k, ks[0], column, panels[0]), s.nr)
+                ahead = self.next_tiles(at, first_a, column, panels, k)
                 if not self.direct:
                     axes = [*self.outer, (p.m, place([(at, s.mr)]))]
-                    fetch_rows(c, self.epilogue, axes, p.n, (place([(column, s.nr)]), n), m)
+                    ahead = (*touched(self.epilogue, axes, p.n, (place([(column, s.nr)]), n), m), *ahead)
                 into = Operand(sums.buffer, sums.index + place([(column, s.nr)]), sums.row)
-                c.contract(into, a, b, m, n, depth, accumulate=accumulate)
+                c.contract(into, a, b, m, n, depth, accumulate=accumulate, ahead=ahead)
 
             c.tiles(*panels, p.n.size, s.nr, panel)
 
@@ -242,6 +248,26 @@ class Loops:
                 block(*ks)
             else:
                 c.steps("k", *ks, s.k_block, block)
+
+    # What comes next, brought to the second level of cache meanwhile
+
+    def next_tiles(self, at: Bound, first: Bound, column: Bound, panels: Range, k: Bound) -> tuple[Ahead, ...]:
+        """A block's share of the tiles of a that follow: those that are copied at a time, or the next one."""
+        p, s, lies = self.p, self.s, self.code.lies("a")
+        if s.rows == 1 or lies.words is not None:
+            return ()
+        start = self.a_at(at, k) if p.k.strides[A] == 1 else self.a_at(first, k)
+        start = start + (s.a_tiles or 1) * s.mr * p.m.strides[A]
+        if p.k.strides[A] == 1:
+            part = share(s.k_block, s.chunk, LINE // lies.memory.itemsize)
+            start = start + place([(column, part), (panels[0], -part)])
+            return (Ahead("a", start, p.m.strides[A], s.mr, part, lies.memory),)
+        if not s.a_tiles:
+            return ()
+        rows = share(s.k_block, s.a_tiles * s.chunk)
+        below = rows * p.k.strides[A]
+        start = start + place([(at, s.chunk * below), (first, -s.chunk * below), (column, below), (panels[0], -below)])
+        return (Ahead("a", start, p.k.strides[A], rows, s.a_tiles * s.mr, lies.memory),)
 
     @contextmanager
     def over_k_outer(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from graphc.loop import (
     COMBINE,
     Acc,
     Affine,
+    Ahead,
     Const,
     Contract,
     Expr,
@@ -48,6 +49,7 @@ __all__ = [
     "Access",
     "Dialect",
     "Expressions",
+    "Place",
     "Printer",
     "decimal",
     "emit",
@@ -56,6 +58,8 @@ __all__ = [
     "short",
     "unwrap",
 ]
+
+Place = tuple[str, str]  # of a matrix, as text: its buffer, and the index of its first element
 
 
 def short(dtype: DType) -> str:
@@ -136,7 +140,7 @@ class Dialect(ABC):
     def if_block(self, cond: str) -> str: ...
 
     @abstractmethod
-    def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> list[str]:
+    def contract(self, stmt: Contract, c: Place, a: Place, b: Place, k: str, *ahead: Place) -> list[str]:
         """Lines of one block product; operands are (buffer, index)."""
 
     @abstractmethod
@@ -269,7 +273,7 @@ class Printer(Expressions):
             return super().access(buffer, index, dtype)
         return Access(self.names[buffer], self.affine(index), dtype, stride, self.lanes.width, self.lanes.mask)
 
-    def place(self, operand: Operand) -> tuple[str, str]:
+    def place(self, operand: Operand | Ahead) -> Place:
         """Buffer and index of a matrix, as text."""
         return self.names[operand.buffer], self.affine(operand.index)
 
@@ -305,7 +309,8 @@ class Printer(Expressions):
             self.simple(self.dialect.prefetch(*at, stmt.level))
         elif isinstance(stmt, Contract):
             c, a, b = map(self.place, (stmt.c, stmt.a, stmt.b))
-            for line in self.dialect.contract(stmt, c, a, b, self.bound(stmt.k)):
+            ahead = (self.place(block) for block in stmt.ahead)
+            for line in self.dialect.contract(stmt, c, a, b, self.bound(stmt.k), *ahead):
                 self.line(line)
         elif isinstance(stmt, Transpose):
             for line in self.dialect.transpose(stmt, self.place(stmt.c), self.place(stmt.a), self.bound(stmt.n)):

@@ -10,8 +10,8 @@ from typing import ClassVar
 from graphc.dtype import DType, bool_, int64
 from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.cpu.vocabulary import SHORT, WORDS
-from graphc.kernels.emit import Access, Dialect, decimal, header
-from graphc.loop import COMBINE, Const, Contract, Kernel, Transpose
+from graphc.kernels.emit import Access, Dialect, Place, decimal, header
+from graphc.loop import COMBINE, LINE, Const, Contract, Kernel, Transpose
 
 __all__ = ["NumbaDialect"]
 
@@ -97,19 +97,21 @@ class NumbaDialect(Dialect):
     def if_block(self, cond: str) -> str:
         return f"if {cond}:"
 
-    def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> list[str]:
+    def contract(self, stmt: Contract, c: Place, a: Place, b: Place, k: str, *ahead: Place) -> list[str]:
         rows, columns = self.target.tile_of(stmt.dtype, stmt.m, stmt.n)
         repeats = f"repeats={stmt.repeats}, " if stmt.repeats else ""
         if stmt.repeats and stmt.repeats[-1][1] == stmt.a.row:
             repeats += "shared=True, " * self.target.fits(stmt.dtype, rows + stmt.repeats[-1][0], columns)
+        blocks = tuple((x.rows, x.row * x.dtype.itemsize, -(-x.columns * x.dtype.itemsize // LINE)) for x in stmt.ahead)
+        repeats += f"ahead={blocks}, " if blocks else ""
         what = (
             f'microkernel("{stmt.dtype}", m={stmt.m}, n={stmt.n}, a=({stmt.a.row}, {stmt.a.col}), b={stmt.b.row}, '
             f"c={stmt.c.row}, accumulate={stmt.accumulate}, tile=({rows}, {columns}), {repeats}"
             f"lanes={self.target.lanes(stmt.dtype)}{self.words(stmt)})"
         )
         name = self.microkernel(what, "product")
-        operands = ", ".join(f"{buffer}, {index}" for buffer, index in (c, a, b))
-        return [f"{name}({operands}, {k})"]
+        operands, fetched = (", ".join(f"{buffer}, {index}" for buffer, index in x) for x in ((c, a, b), ahead))
+        return [f"{name}({operands}, {k}, {fetched})" if ahead else f"{name}({operands}, {k})"]
 
     def words(self, stmt: Contract) -> str:
         """The settings of a product of words."""

@@ -9,7 +9,7 @@ arXiv 1906.06440). All strides are literals in the code. It runs at the speed of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +23,24 @@ from graphc.kernels.cpu.lanes import (
     constant,
     element_type,
     first_lanes,
+    prefetch,
     vector_load,
     vector_store,
 )
 from graphc.kernels.cpu.matrix import BLOCK, STEP, block_product
 from graphc.kernels.cpu.vocabulary import Build, Kind, Rule
 from graphc.kernels.cpu.words import FLIP, dot_words, flipped, offset
+from graphc.loop import LINE
 
 __all__ = ["microkernel"]
 
 Value = Any  # llvmlite.ir.Value
+Rest = Sequence[Value]  # of what a tile gets: k, and where the blocks lie that are fetched meanwhile
 
 _WORD = ir.IntType(64)
+_BYTES = ir.IntType(8).as_pointer()
+FETCH_STEPS = 2  # along k for each line that is fetched meanwhile
+FETCH_LOCALITY = 2  # LLVM's number of the second level of cache
 REST_ROWS = 12  # of a block at a time, for what is left along k after AMX
 _IN_FLIGHT = 8  # independent FMAs that hide the latency of the FMA units (2 units, 4 cycles)
 
@@ -56,6 +62,7 @@ class _Tile:
     repeats: tuple[tuple[int, int, int], ...] = ()
     shared: int = 1  # rows of B, a step of the last repeat apart, that meet one element of A: see `over_k`
     shared_step: int = 0
+    ahead: tuple[tuple[int, int, int], ...] = ()  # blocks to fetch: rows, bytes between them, lines of each
 
     @property
     def element(self) -> ir.Type:
@@ -96,23 +103,31 @@ class _Tile:
         what = self.words or self.dtype
         repeats = "".join(f"_r{count}_{a}_{b}" for count, a, b in self.repeats)
         repeats += f"_s{self.shared}_{self.shared_step}" if self.shared > 1 else ""
+        repeats += "".join(f"_f{rows}_{step}_{lines}" for rows, step, lines in self.ahead)
         name = f"tile_{what}_{kind}_{self.rows}x{self.columns}_{strides}{repeats}"
         if name in module.globals:
             return module.globals[name]
         sums, factors = self.element.as_pointer(), element_type(self.factor).as_pointer()
-        fn = ir.Function(module, ir.FunctionType(ir.VoidType(), [sums, factors, factors, _WORD]), name)
+        fetched = [_BYTES] * len(self.ahead)
+        fn = ir.Function(module, ir.FunctionType(ir.VoidType(), [sums, factors, factors, _WORD, *fetched]), name)
         fn.linkage = "internal"
         fn.attributes.add("noinline")
         fn.attributes.add("nounwind")
-        for arg, arg_name in zip(fn.args, "cabk", strict=True):
+        for arg, arg_name in zip(fn.args, "cabk", strict=False):
             arg.name = arg_name
         self.build(ir.IRBuilder(fn.append_basic_block("entry")), *fn.args)
         return fn
 
-    def build(self, builder: ir.IRBuilder, c: Value, a: Value, b: Value, k: Value) -> None:
+    def build(self, builder: ir.IRBuilder, c: Value, a: Value, b: Value, k: Value, *ahead: Value) -> None:
         """The sum over all repeats and all of k, then C."""
         zero = constant(ir.VectorType(self.element, self.lanes), 0.0 if dtype_of(self.dtype).is_float else 0)
-        sums = self.over(builder, self.repeats, [zero] * (self.partials * self.size), a, b, k)
+        sums = [zero] * (self.partials * self.size)
+        if ahead and self.partials == 1:
+            sums, done = self.while_fetching(builder, sums, a, b, k, ahead)
+            steps = (a, self.a_col), (b, self.b_row)
+            a, b = (builder.gep(x, [builder.mul(done, _WORD(step))]) for x, step in steps)
+            k = builder.sub(k, done)
+        sums = self.over(builder, self.repeats, sums, a, b, k)
         while len(sums) > self.size:
             half = len(sums) // 2
             sums = [self.add(builder, x, y) for x, y in zip(sums[:half], sums[half:], strict=True)]
@@ -121,6 +136,49 @@ class _Tile:
             sums = [builder.sub(s, excess[i % self.vectors]) for i, s in enumerate(sums[: -self.vectors])]
         self.write(builder, c, sums)
         builder.ret_void()
+
+    def while_fetching(
+        self, builder: ir.IRBuilder, sums: list[Value], a: Value, b: Value, k: Value, ahead: Sequence[Value]
+    ) -> tuple[list[Value], Value]:
+        """``sums`` after the first steps of k, and how many these are: `FETCH_STEPS` for each line of ``ahead``, lest
+        more lines be under way than a core can wait for."""
+        done: Value = _WORD(0)
+        for start, block in zip(ahead, self.ahead, strict=True):
+            rows, _, lines = block
+            steps = _WORD(lines * FETCH_STEPS)
+            room = builder.udiv(builder.sub(k, done), steps)
+            turns = builder.select(builder.icmp_unsigned("<", room, _WORD(rows)), room, _WORD(rows))
+            sums = self.fetch(builder, sums, a, b, (done, turns), start, block)
+            done = builder.add(done, builder.mul(turns, steps))
+        return sums, done
+
+    def fetch(
+        self,
+        builder: ir.IRBuilder,
+        sums: list[Value],
+        a: Value,
+        b: Value,
+        trips: tuple[Value, Value],
+        start: Value,
+        block: tuple[int, int, int],
+    ) -> list[Value]:
+        """``sums`` after the steps from the first of ``trips`` on, in which as many rows as the second are fetched."""
+        (done, turns), (_, step, lines) = trips, block
+
+        def row(index: Value, carried: list[Value]) -> list[Value]:
+            first = builder.mul(index, _WORD(lines))
+            at = builder.gep(start, [builder.mul(index, _WORD(step))])
+
+            def line(i: Value, carried: list[Value]) -> list[Value]:
+                prefetch(builder, builder.gep(at, [builder.mul(i, _WORD(LINE))]), FETCH_LOCALITY)
+                k = builder.add(done, builder.mul(builder.add(first, i), _WORD(FETCH_STEPS)))
+                for u in range(FETCH_STEPS):
+                    carried = self.k_step(builder, builder.add(k, _WORD(u)), carried, a, b)
+                return carried
+
+            return _sums(builder, "line", (_WORD(0), _WORD(lines), 1), carried, line)
+
+        return _sums(builder, "fetch", (_WORD(0), turns, 1), sums, row)
 
     def over(
         self,
@@ -267,6 +325,17 @@ def _each(builder: ir.IRBuilder, count: int, body: Callable[[Value], None]) -> N
     builder.position_at_end(after)
 
 
+def _fetch(builder: ir.IRBuilder, start: Value, block: tuple[int, int, int]) -> None:
+    """Fetch a block of `_Tile.ahead` at once."""
+    rows, step, lines = block
+
+    def line(i: Value, j: Value) -> None:
+        at = builder.add(builder.mul(i, _WORD(step)), builder.mul(j, _WORD(LINE)))
+        prefetch(builder, builder.gep(start, [at]), FETCH_LOCALITY)
+
+    _each(builder, rows, lambda i: _each(builder, lines, lambda j: line(i, j)))
+
+
 def microkernel(
     dtype: str,
     *,
@@ -281,6 +350,7 @@ def microkernel(
     words: str = "",
     repeats: tuple[tuple[int, int, int], ...] = (),
     shared: bool = False,
+    ahead: tuple[tuple[int, int, int], ...] = (),
     matrix: bool = False,
 ) -> Rule:
     """The word ``product(c, c_index, a, a_index, b, b_index, k)`` over typed pointers and element indices.
@@ -289,8 +359,10 @@ def microkernel(
     columns. With ``words`` the elements of A and B are words of several of that type (`Contract.words`), and k counts
     the words; with ``matrix`` those whole blocks whose rows lie along k go to AMX. The sum goes over
     ``repeats`` as well, each (count, step of a, step of b); ``shared``: the last of them, in which A advances by a row,
-    reads each element of A once. ``tile`` is (MR, NR) and ``lanes`` the elements of a vector register. A panel of NR
-    columns of B is used by all rows before the next one. Memory past column n of B and C is neither read nor written.
+    reads each element of A once. ``ahead`` are blocks of memory that are fetched meanwhile, each (rows, bytes from one
+    to the next, lines of each), whose pointers and indices follow k. ``tile`` is (MR, NR) and ``lanes`` the elements of
+    a vector register. A panel of NR columns of B is used by all rows before the next one. Memory past column n of B and
+    C is neither read nor written.
     """
 
     held = dtype_of(words) if words else None
@@ -317,17 +389,17 @@ def microkernel(
 
         _each(builder, m // BLOCK, lambda i: _each(builder, n // BLOCK, lambda j: each(i, j)))
 
-    def call_tile(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value, rows: int, columns: int) -> None:
+    def call_tile(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, rest: Rest, rows: int, columns: int) -> None:
         outer, last = (repeats[:-1], repeats[-1]) if shared else (repeats, (1, 0, 0))
         strides = a[0], a[1], b, c
-        shape = _Tile(dtype, rows, columns, *strides, accumulate, lanes, held, outer, last[0], last[2])
-        builder.call(shape.function(builder.module), [c0, a0, b0, k])
+        shape = _Tile(dtype, rows, columns, *strides, accumulate, lanes, held, outer, last[0], last[2], ahead)
+        builder.call(shape.function(builder.module), [c0, a0, b0, *rest])
 
-    def panel(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, k: Value, columns: int) -> None:
+    def panel(builder: ir.IRBuilder, c0: Value, a0: Value, b0: Value, rest: Rest, columns: int) -> None:
         def rows_at(i: Value, rows: int) -> None:
             c1 = builder.gep(c0, [builder.mul(i, _WORD(tile[0] * c))])
             a1 = builder.gep(a0, [builder.mul(i, _WORD(tile[0] * a[0]))])
-            call_tile(builder, c1, a1, b0, k, rows, columns)
+            call_tile(builder, c1, a1, b0, rest, rows, columns)
 
         _each(builder, m // tile[0], lambda i: rows_at(i, tile[0]))
         if m % tile[0]:
@@ -335,13 +407,16 @@ def microkernel(
 
     def build(builder: ir.IRBuilder, *values: Value) -> None:
         c0, a0, b0 = (builder.gep(values[i], [values[i + 1]]) for i in (0, 2, 4))
+        fetched = [builder.bitcast(builder.gep(values[i], [values[i + 1]]), _BYTES) for i in range(7, len(values), 2)]
         if matrix and not repeats and m % BLOCK == n % BLOCK == 0 and a[1] == 1:
+            for start, what in zip(fetched, ahead, strict=True):
+                _fetch(builder, start, what)
             blocks(builder, c0, a0, b0, values[6])
             return
 
         def columns_at(j: Value, columns: int) -> None:
             at = builder.mul(j, _WORD(tile[1]))
-            panel(builder, builder.gep(c0, [at]), a0, builder.gep(b0, [at]), values[6], columns)
+            panel(builder, builder.gep(c0, [at]), a0, builder.gep(b0, [at]), [values[6], *fetched], columns)
 
         _each(builder, n // tile[1], lambda j: columns_at(j, tile[1]))
         if n % tile[1]:

@@ -8,7 +8,7 @@ from graphc.dtype import DType
 from graphc.kernels.c import CDialect, functions_used
 from graphc.kernels.cuda.grid import WARP, Grid
 from graphc.kernels.cuda.threads import LANE, WARP_LANE, WARP_NUMBER, Threads
-from graphc.kernels.emit import Dialect, Printer, emit, header, short, unwrap
+from graphc.kernels.emit import Dialect, Place, Printer, emit, header, short, unwrap
 from graphc.loop import (
     COMBINE,
     Barrier,
@@ -100,7 +100,7 @@ class CudaDialect(CDialect):
     def bitcast(self, text: str, source: DType, target: DType) -> str:
         return f"same_bits<{short(target)}>(({short(source)}){text})"
 
-    def contract(self, stmt: Contract, c: tuple[str, str], a: tuple[str, str], b: tuple[str, str], k: str) -> list[str]:
+    def contract(self, stmt: Contract, c: Place, a: Place, b: Place, k: str, *ahead: Place) -> list[str]:
         at = f"for (i64 at_ = lane; at_ < {stmt.m} * {stmt.n}; at_ += {self.grid.lanes}) {{"
         where = f"    const i64 i_ = at_ / {stmt.n}, j_ = at_ % {stmt.n};"
         return [at, where, *self.sum_of_products(stmt, c, a, b, k), "}"]
