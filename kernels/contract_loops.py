@@ -206,7 +206,7 @@ class Loops:
         if not once:
             with c.when("eq", 0 if slab is None else slab, 0), c.loop("r", 0, m) as r:
                 c.fill(sums.buffer, sums.index + Affine.of(r, row), *columns)
-        self.products(at, m, first_a, panels, ks, sums, accumulate=not once)
+        self.products(at, m, first, first_a, panels, ks, sums, accumulate=not once)
         if not self.direct:
             with c.when("eq", self.slabs - 1 if slab is None else slab, self.slabs - 1), c.loop("r", 0, m) as r:
                 axes = [*self.outer, (p.m, place([(at, s.mr), (r, 1)]))]
@@ -219,7 +219,15 @@ class Loops:
         return start, c.index("column_stop", "minimum", end, n) if n % nr else end
 
     def products(
-        self, at: Bound, m: int, first_a: Bound, panels: Range, ks: Range, sums: Operand, accumulate: bool
+        self,
+        at: Bound,
+        m: int,
+        first: Bound,
+        first_a: Bound,
+        panels: Range,
+        ks: Range,
+        sums: Operand,
+        accumulate: bool,
     ) -> None:
         """Sums of the tile over ``ks``, in blocks for which the tile of a stays in the first-level cache."""
         c, p, s = self.code, self.p, self.s
@@ -234,7 +242,7 @@ class Loops:
                 b = Operand("b", self.b_at(k, column), p.k.strides[B])
                 if s.pack_b:
                     b = Operand("panels", self.packed(k, ks[0], column, panels[0]), s.nr)
-                ahead = self.next_tiles(at, first_a, column, panels, k)
+                ahead = self.next_tiles(at, first_a, column, panels, k) + self.next_panels(at, first, column, n, k)
                 if not self.direct:
                     axes = [*self.outer, (p.m, place([(at, s.mr)]))]
                     ahead = (*touched(self.epilogue, axes, p.n, (place([(column, s.nr)]), n), m), *ahead)
@@ -254,20 +262,32 @@ class Loops:
     def next_tiles(self, at: Bound, first: Bound, column: Bound, panels: Range, k: Bound) -> tuple[Ahead, ...]:
         """A block's share of the tiles of a that follow: those that are copied at a time, or the next one."""
         p, s, lies = self.p, self.s, self.code.lies("a")
+        row, step = p.m.strides[A], p.k.strides[A]
         if s.rows == 1 or lies.words is not None:
             return ()
-        start = self.a_at(at, k) if p.k.strides[A] == 1 else self.a_at(first, k)
-        start = start + (s.a_tiles or 1) * s.mr * p.m.strides[A]
-        if p.k.strides[A] == 1:
+        hop = s.k_slab * step if self.slabbed and s.a_tiles >= s.rows else (s.a_tiles or 1) * s.mr * row
+        if step == 1:
             part = share(s.k_block, s.chunk, LINE // lies.memory.itemsize)
-            start = start + place([(column, part), (panels[0], -part)])
-            return (Ahead("a", start, p.m.strides[A], s.mr, part, lies.memory),)
+            start = self.a_at(at, k) + hop + place([(column, part), (panels[0], -part)])
+            return (Ahead("a", start, row, s.mr, part, lies.memory),)
         if not s.a_tiles:
             return ()
         rows = share(s.k_block, s.a_tiles * s.chunk)
-        below = rows * p.k.strides[A]
-        start = start + place([(at, s.chunk * below), (first, -s.chunk * below), (column, below), (panels[0], -below)])
-        return (Ahead("a", start, p.k.strides[A], rows, s.a_tiles * s.mr, lies.memory),)
+        tile, panel = s.chunk * rows * step, rows * step
+        start = self.a_at(first, k) + hop + place([(at, tile), (first, -tile), (column, panel), (panels[0], -panel)])
+        return (Ahead("a", start, step, rows, s.a_tiles * s.mr, lies.memory),)
+
+    def next_panels(self, at: Bound, first: Bound, column: Bound, n: int, k: Bound) -> tuple[Ahead, ...]:
+        """A block's share of its panel of b in the next slab."""
+        p, s, lies = self.p, self.s, self.code.lies("b")
+        if not self.slabbed or p.k_outer or lies.words is not None:
+            return ()
+        row, step = p.n.strides[B], p.k.strides[B]
+        part = share(s.k_block, s.rows, LINE // lies.memory.itemsize if step == 1 else 1)
+        start = self.b_at(k, column) + s.k_slab * step + place([(at, part * step), (first, -part * step)])
+        if step == 1:
+            return (Ahead("b", start, row, n, part, lies.memory),)
+        return (Ahead("b", start, step, part, n, lies.memory),) if row == 1 else ()
 
     @contextmanager
     def over_k_outer(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from graphc.kernels.contract_problem import Problem
 
 __all__ = ["TEAMS", "Schedule", "Target", "alternatives", "choose", "cost", "even"]
 
+SLAB = 128  # rows of both factors that are fetched while as many are multiplied
 K_BLOCK = 512  # rows of a panel per microkernel call: the tile of a stays in the first level of cache
 PACKED_BYTES = 3 << 18  # the panels that a task keeps packed, in the second level of cache
 COPIED_BYTES = 3 << 17  # the tiles of a that are copied at a time, beside the panels
@@ -20,6 +21,7 @@ PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # ranges that m and n are tried to be
 WIDE = 3  # times as many columns has a panel for few rows
 ALTERNATIVES = 7  # schedules that are compared when a program is tuned
 TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
+LINE_COLUMNS = 16  # of float32 in a line of the cache
 SET_BYTES = 4096  # rows this far apart share their sets in a first-level cache
 
 # Cycles, as measured on cores with two 512-bit FMA units; only their proportions matter.
@@ -30,6 +32,9 @@ READ_ROW = 2  # the microkernel reads a row in place, from the second level of c
 FETCH_ROW = 24  # and from beyond it
 READ_TILE = 8  # bring one column of a tile of a from beyond the second level of cache
 COPY_TILE = 14  # the same, copied first
+COPY_FETCHED = 6  # copy a column of a tile that is in the second level of cache
+PACK_FETCHED = 14  # and a row of a panel
+FETCH_LINE = 28  # bring a line from beyond the second level of cache, as fast as a core can wait for them
 CALL = 60  # of the microkernel: bring in and write back the tile of c
 TASK = 1000  # start of a task
 
@@ -148,12 +153,15 @@ def candidates(
     mr, nr = (block, block) if block else (even(p.m.size, mr), panel_width(p, nr, dtype, target, copied))
     by_rows = block > 0 or p.k.strides[0] == 1
     m_tiles, n_panels = -(-p.m.size // mr), -(-p.n.size // nr)
+    short = words is None and streams(p)
     for rows in sorted({-(-m_tiles // parts) for parts in PARTS}):
         for panels in sorted({-(-n_panels // parts) for parts in PARTS}):
             chunk = even(panels, CHUNK_COLUMNS // nr)
             slab = even(p.k.size, max(64, PACKED_BYTES // (chunk * nr * dtype.itemsize)))
-            packed_b = "b" in copied or packs_b(p, rows, dtype)
-            if not packed_b or p.k_size * chunk * nr * dtype.itemsize <= PACKED_BYTES:
+            packed_b = "b" in copied or packs_b(p, rows, dtype, short)
+            if short:
+                slab = even(p.k.size, SLAB)
+            elif not packed_b or p.k_size * chunk * nr * dtype.itemsize <= PACKED_BYTES:
                 slab = p.k.size
             k_block = even(slab, K_BLOCK)
             a_tiles = 0
@@ -161,6 +169,12 @@ def candidates(
                 depth = slab if slab < p.k.size else p.k_size
                 a_tiles = even(rows, max(1, COPIED_BYTES // (mr * depth * dtype.itemsize)))
             yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, k_block, a_tiles, by_rows, packed_b)
+
+
+def streams(p: Problem) -> bool:
+    """Whether k is cut into short slabs, each of which is fetched while the one before it is multiplied: where it runs
+    across the rows of both factors, as in the gradient of a weight."""
+    return not p.k_outer and p.m.size > 1 and p.k.size >= 2 * SLAB and 1 not in p.k.strides[:2]
 
 
 def panel_width(p: Problem, nr: int, dtype: DType, target: Target, copied: Collection[str]) -> int:
@@ -178,9 +192,16 @@ def cost(p: Problem, s: Schedule) -> float:
     tile = COPY_TILE if s.a_tiles else READ_TILE
     panel = packing(p) if s.pack_b else FETCH_ROW if s.rows == 1 else READ_ROW
     calls = -(-p.k_size // s.k_block) * s.rows * s.panels
-    task = p.k_size * (s.rows * s.panels * s.mr + s.panels * panel + s.rows * groups * tile) + calls * CALL + TASK
+    products, moved = s.rows * s.panels * s.mr, s.panels * panel + s.rows * groups * tile
+    if s.k_slab <= SLAB < p.k.size:
+        lines = (s.rows * groups * s.mr + s.panels * s.nr) / LINE_COLUMNS
+        fetched = s.panels * (PACK_FETCHED if s.pack_b else READ_ROW) + s.rows * groups * COPY_FETCHED
+        first = s.panels * FETCH_ROW + s.rows * groups * COPY_TILE
+        task = p.k_size * (max(products, lines * FETCH_LINE) + fetched) + s.k_slab * first
+    else:
+        task = p.k_size * (products + moved)
     tasks = p.outer_size * s.m_tasks * s.n_tasks
-    return sum(-(-tasks // team) * task for team in TEAMS)
+    return sum(-(-tasks // team) * (task + calls * CALL + TASK) for team in TEAMS)
 
 
 def packing(p: Problem) -> int:
@@ -190,15 +211,15 @@ def packing(p: Problem) -> int:
     return PACK_TURN if p.k.strides[1] == 1 else PACK_GATHER
 
 
-def packs_b(p: Problem, rows: int, dtype: DType) -> bool:
-    """Whether panels of b are packed: unless all of it stays in the second level of cache as it lies, and its rows are
-    spread over the sets of the first; or each panel is read only once."""
+def packs_b(p: Problem, rows: int, dtype: DType, short: bool) -> bool:
+    """Whether panels of b are packed: unless all of it (or a slab that is ``short``) stays in the second level of cache
+    as it lies, and its rows are spread over the sets of the first; or each panel is read only once."""
     if p.n.strides[1] != 1:
         return True
     if p.k_outer and p.k_size * p.n.size * dtype.itemsize > 4 * PACKED_BYTES:
         return False  # what is packed would be out of the cache again before it is read
     row = p.k.strides[1] * dtype.itemsize
-    return rows > 1 and (row % (SET_BYTES // 2) == 0 or p.k_size * row >= 2 * PACKED_BYTES)
+    return rows > 1 and (row % (SET_BYTES // 2) == 0 or (not short and p.k_size * row >= 2 * PACKED_BYTES))
 
 
 def copies_a(p: Problem, chunk: int, block: int, dtype: DType) -> bool:
