@@ -215,6 +215,21 @@ def test_bits_do_not_depend_on_threads(nthreads: int) -> None:
     np.testing.assert_array_equal(*outs)
 
 
+@pytest.mark.parametrize(("m", "n", "k"), [(200, 130, 300), (37, 1024, 513), (12, 32, 256), (40, 24, 400)])
+@pytest.mark.parametrize("epilogue", [False, True])
+def test_a_sum_across_the_rows_of_both_factors(m: int, n: int, k: int, epilogue: bool) -> None:
+    """The gradient of a weight: slabs of k, the last one short, each fetched while the one before it is multiplied."""
+    a, b = array_input("a", (k, m)), array_input("b", (k, n))
+    dot = apply("dot", a, b, batch=((), ()), contract=((0,), (0,)))
+    graph = Graph.build("contract", [a, b], [("y0", apply("tanh", dot) if epilogue else dot)])
+    arrays = [numbers(a.shape, "float32", 1), numbers(b.shape, "float32", 2)]
+    outs = [run_lowered(lower_contract, graph, arrays, [blank(dot.shape, "float32")], nthreads=t)[0] for t in (1, 2, 5)]
+    want = arrays[0].astype("float64").T @ arrays[1]
+    np.testing.assert_allclose(outs[0], np.tanh(want) if epilogue else want, rtol=1e-5, atol=1e-3)
+    np.testing.assert_array_equal(outs[0], outs[1])
+    np.testing.assert_array_equal(outs[0], outs[2])
+
+
 # Epilogues
 
 

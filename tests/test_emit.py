@@ -34,6 +34,7 @@ from graphc.loop import (
     COMPARISONS,
     Acc,
     Affine,
+    Ahead,
     Call,
     Const,
     Contract,
@@ -385,6 +386,18 @@ def test_prefetch_changes_nothing(run: Runner) -> None:
     )
     params = (Param("x", float32), Param("y", float32, written=True))
     check(run, Kernel("prefetch", params, (Loop(i, 7, body),)), [values(float32, 7, 1), values(float32, 7, 2)])
+
+
+@pytest.mark.parametrize("rows", [3, 12])
+@pytest.mark.parametrize("depth", [1, 7, 200])
+def test_memory_ahead_of_a_product_changes_nothing(run: Runner, rows: int, depth: int) -> None:
+    """Blocks that are there and one that is not, more lines than the product has steps, and fewer."""
+    ahead = tuple(Ahead("b", Affine(offset), 40, 5, 40, float32) for offset in (0, 8, 1 << 40))
+    a, b, c = Operand("a", Affine(), 1, rows), Operand("b", Affine(), 40), Operand("c", Affine(), 32)
+    stmt = Contract(c, a, b, rows, 32, depth, float32, ahead=ahead)
+    params = (Param("a", float32), Param("b", float32), Param("c", float32, written=True))
+    arrays = [values(float32, size, seed) for seed, size in enumerate((depth * rows, depth * 40, rows * 32))]
+    check(run, Kernel(f"ahead_{rows}_{depth}", params, (stmt,)), arrays, rtol=1e-4)
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
