@@ -45,7 +45,7 @@ def recompute(graph: Graph) -> Graph:
     if not copies:
         return graph
     made = schedule(dce(_rebuilt(graph, chooser.roots, copies, chooser.order())))
-    return made if peak_bytes(made) <= WORTH * peak_bytes(graph) else graph
+    return made if peak_bytes(made) <= WORTH * chooser.peak else graph
 
 
 @dataclass(frozen=True)

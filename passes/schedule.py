@@ -34,11 +34,13 @@ def schedule(graph: Graph) -> Graph:
     """
     graph = with_bodies(graph, schedule, blocks_only=True)
     made = [(_ordered(graph, policy, guarded=False), policy) for policy in _Policy]
-    best, policy = min(made, key=lambda m: peak_bytes(m[0]))
+    peaks = [peak_bytes(order) for order, _ in made]
+    peak = min(peaks)
+    best, policy = made[peaks.index(peak)]
     if not (graph.updates and any(map(checks_indices, graph.nodes))):
         return best
     guarded = _ordered(graph, policy, guarded=True)
-    return guarded if peak_bytes(guarded) <= GUARD * peak_bytes(best) + GUARD_BYTES else best
+    return guarded if peak_bytes(guarded) <= GUARD * peak + GUARD_BYTES else best
 
 
 def _ordered(graph: Graph, policy: _Policy, guarded: bool) -> Graph:

@@ -76,6 +76,14 @@ def moved(shape: Shape, strides: Shape, offset: int, moves: Sequence[Node]) -> t
 def elementwise(body: Graph, value: Value) -> bool:
     """Whether elements of ``value`` are only used for the same element of the results, after everything else of the
     kernel is done (in the epilogue of a product, say)."""
+    key = ("elementwise", value)
+    if key not in body.known:
+        body.known[key] = _elementwise(body, value)
+    found: bool = body.known[key]
+    return found
+
+
+def _elementwise(body: Graph, value: Value) -> bool:
     stack, seen = [value], {value}
     while stack:
         for user in body.users(stack.pop()):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -61,6 +61,8 @@ class _Operand(NamedTuple):
     @property
     def key(self) -> Any:
         """Equal for operands that are equal."""
+        if isinstance(self.kind, Lanes) and self.kind.literal is not None:
+            return self.kind
         return (self.kind, self.value.get_reference()) if isinstance(self.value, ir.Constant) else self.value
 
 
@@ -107,8 +109,13 @@ def _number(number: float) -> _Operand:
     if isinstance(number, bool):
         return _Operand(Lanes(bool_), ir.Constant(ir.IntType(1), number), 0)
     if isinstance(number, int):
-        return _Operand(Lanes(int64, literal=number), ir.Constant(_WORD, number), 0)
+        return _integer(number)
     return _Operand(Lanes(float64), ir.Constant(ir.DoubleType(), number), 0)
+
+
+@lru_cache(1 << 12)
+def _integer(number: int) -> _Operand:
+    return _Operand(Lanes(int64, literal=number), ir.Constant(_WORD, number), 0)
 
 
 def _unknown(node: ast.AST) -> GraphcError:
