@@ -33,19 +33,15 @@ def schedule(graph: Graph) -> Graph:
     Example: of two branches that are summed, the one with the larger temporaries runs first.
     """
     graph = with_bodies(graph, schedule, blocks_only=True)
-    made = [(_ordered(graph, policy, guarded=False), policy) for policy in _Policy]
+    scheduler = _Scheduler(graph, guarded=False)
+    made = [(scheduler.ordered(policy), policy) for policy in _Policy]
     peaks = [peak_bytes(order) for order, _ in made]
     peak = min(peaks)
     best, policy = made[peaks.index(peak)]
     if not (graph.updates and any(map(checks_indices, graph.nodes))):
         return best
-    guarded = _ordered(graph, policy, guarded=True)
+    guarded = _Scheduler(graph, guarded=True).ordered(policy)
     return guarded if peak_bytes(guarded) <= GUARD * peak + GUARD_BYTES else best
-
-
-def _ordered(graph: Graph, policy: _Policy, guarded: bool) -> Graph:
-    order = _Scheduler(graph, guarded).run(policy)
-    return Graph(graph.name, order, graph.inputs, graph.outputs, graph.updates)
 
 
 def checks_indices(node: Node) -> bool:
@@ -104,8 +100,12 @@ class _Liveness:
         self.kept = {self.roots[v] for v in graph.results}
         # New state is written over the old in most cases.
         self.updates = {self.roots[v] for _, v in graph.updates}
-        self.left = {v: len(users) for v, users in self.readers.items()}
+        self.restart()
         self._born = {n: sum(self.counted(v) for v in n.outs if self.roots[v] == v) for n in graph.nodes}
+
+    def restart(self) -> None:
+        """Before the first node."""
+        self.left = {v: len(users) for v, users in self.readers.items()}
 
     def reads(self, node: Node) -> set[Value]:
         """The values whose memory ``node`` reads."""
@@ -215,14 +215,18 @@ class _Scheduler:
                 if not reaches(self.users, [writer], check):
                     self._edge(check, writer)
 
-    def run(self, policy: _Policy) -> tuple[Node, ...]:
-        """The order under ``policy``; that of GIVEN changes only where updates must wait."""
-        if policy is _Policy.WAITS:
-            return self._run_waiting()
+    def ordered(self, policy: _Policy) -> Graph:
+        """The graph in the order under ``policy``; that of GIVEN changes only where updates must wait."""
+        self.live.restart()
+        order = self._run_waiting() if policy is _Policy.WAITS else self._run(policy)
+        return Graph(self.graph.name, order, self.graph.inputs, self.graph.outputs, self.graph.updates)
+
+    def _run(self, policy: _Policy) -> tuple[Node, ...]:
         order: list[Node] = []
         heap: list[tuple[tuple[int, ...], Node]] = []
         done: set[Node] = set()
         ready: dict[Node, int] = {}  # when it became so
+        waits = dict(self.waits)
 
         def push(node: Node) -> None:
             given = policy is _Policy.GIVEN
@@ -233,7 +237,7 @@ class _Scheduler:
             push(node)
 
         for node in self.graph.nodes:
-            if not self.waits[node]:
+            if not waits[node]:
                 release(node)
         while heap:
             _, node = heappop(heap)
@@ -243,8 +247,8 @@ class _Scheduler:
             order.append(node)
             self.live.dies(node)
             for user in self.users[node]:
-                self.waits[user] -= 1
-                if not self.waits[user]:
+                waits[user] -= 1
+                if not waits[user]:
                     release(user)
             # The last reader of a value may now free it: it moves ahead.
             for v in self.live.reads(node):
@@ -256,7 +260,8 @@ class _Scheduler:
 
     def _run_waiting(self) -> tuple[Node, ...]:
         order: list[Node] = []
-        ready = {node: 0 for node in self.graph.nodes if not self.waits[node]}  # and when it became so
+        waits = dict(self.waits)
+        ready = {node: 0 for node in self.graph.nodes if not waits[node]}  # and when it became so
         now = most = 0
 
         def rise(node: Node) -> int:
@@ -272,8 +277,8 @@ class _Scheduler:
             now += self.live.born(node)
             now -= self.live.dies(node)
             for user in self.users[node]:
-                self.waits[user] -= 1
-                if not self.waits[user]:
+                waits[user] -= 1
+                if not waits[user]:
                     ready[user] = len(order)
         return tuple(order)
 
