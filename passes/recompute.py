@@ -172,8 +172,8 @@ def _cone(value: Value) -> _Cone | None:
         if not isinstance(get_op(node.op).lower, Map | Move) and not is_uniform(node):
             return None
         leaves.update((v, known[v]) for v in node.inputs if v in known)
-        fresh = {v.node for v in node.inputs if v not in known} - inside
-        inside |= fresh
+        fresh = [n for n in dict.fromkeys(v.node for v in node.inputs if v not in known) if n not in inside]
+        inside.update(fresh)
         stack.extend(fresh)
     cost = sum(node_cost(n) * n.types[0].size for n in inside)
     nodes = tuple(n for n in body.nodes if n in inside)
