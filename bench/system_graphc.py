@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,18 @@ from systems import Job, Running
 
 import graphc as gc
 
+ARTIFACT = "program.gcx"
+
+
+def imports(folder: Path) -> None:
+    """The compiler and the model, where they are needed: ``import graphc`` imports neither."""
+    if not (folder / ARTIFACT).exists():
+        import_module("graphc.driver")
+        import_module("peers_graphc")
+
 
 def prepare(job: Job) -> Running:
-    artifact = job.folder / "program.gcx"
+    artifact = job.folder / ARTIFACT
     if artifact.exists():
         program = gc.load(artifact, threads=job.threads)
     else:

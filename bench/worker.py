@@ -89,7 +89,10 @@ def start(given: dict[str, Any]) -> tuple[Answers, dict[str, float]]:
     inputs, labels = work.data(mode)
     begin = clock()
     import_module(system.package)
-    prepare: Callable[..., Running] = import_module(system.module).prepare
+    module = import_module(system.module)
+    prepare: Callable[..., Running] = module.prepare
+    if hasattr(module, "imports"):  # what the system would import later
+        module.imports(Path(given["folder"]))
     imported, base_rss = clock(), peak_rss()
     with np.load(given["weights"]) as weights:
         folder, model = Path(given["folder"]), Path(given["model"])
