@@ -88,7 +88,10 @@ def _model_arguments(sub: argparse.ArgumentParser) -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], type=_pair, help="override a key of Config"
     )
     sub.add_argument(
-        "--target", action="append", choices=["cpu"], help="what to compile for (default: cpu; may be repeated)"
+        "--target", action="append", choices=["cpu", "cuda"], help="what to compile for (default: cpu; may be repeated)"
+    )
+    sub.add_argument(
+        "--arch", metavar="ARCH", action="append", help="an architecture of GPUs, such as sm_90 (may be repeated)"
     )
     sub.add_argument(
         "--cpu-baseline",

@@ -77,6 +77,7 @@ def compile_module(
         *entries,
         target=args.target or "cpu",
         cpu_baseline=args.cpu_baseline,
+        arch=args.arch,
         precision=args.precision,
         memory_budget=args.memory_budget,
         tune=args.tune,

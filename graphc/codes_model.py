@@ -46,6 +46,12 @@ MODEL: dict[str, Code] = {
         "an x86-64 processor of 2011.",
         "`graphc doctor` shows what it found here; compile on another machine.",
     ),
+    "GC0011": Code(
+        "the compiler of a target is not installed",
+        "Code for NVIDIA GPUs is compiled by NVRTC, a library of NVIDIA's that needs neither a GPU nor a driver.",
+        'gc.compile(train, target="cuda") where only graphc itself is installed.',
+        "pip install nvidia-cuda-nvrtc (150 MB), or graphc[cuda] with what runs programs on a GPU.",
+    ),
     # 01xx shapes and dtypes in the model
     "GC0101": Code(
         "shapes do not match",

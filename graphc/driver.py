@@ -10,6 +10,7 @@ import gc
 import importlib.metadata
 import itertools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,24 +21,27 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 
 from graphc import artifact_tensors, modelfile
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
-from graphc.artifact_records import FORMAT, Build, EntryRecord, KernelRecord, Manifest, Provenance, TargetRecord
+from graphc.artifact_records import FORMAT, Build, EntryRecord, Manifest, Provenance
 from graphc.config import settings
 from graphc.driver_budget import Planned, Recomputed, fit, peak_beside_state, plan
 from graphc.driver_link import KernelTable, Layout, StateLayout, entry_record, lay_out_consts, lay_out_state
+from graphc.driver_native import begin
 from graphc.driver_tune import tune
 from graphc.dtype import DType, bfloat16, float16, float32
 from graphc.errors import GraphcError, Loc, error
 from graphc.ir import Graph, StateSpec
 from graphc.kernels.contract_factors import narrow_factors
-from graphc.kernels.cpu.build import Compilation, Compiled, team_object
 from graphc.kernels.cpu.target import NATIVE, CpuTarget, runs_here, targets
+from graphc.kernels.cuda.target import ARCHITECTURES, CudaTarget
 from graphc.passes import pipeline
 from graphc.passes.precision import round_factors
 from graphc.passes.state_order import state_orders
 from graphc.runtime import Program
+from graphc.runtime_cuda import CudaProgram
 from graphc.runtime_memory import MemoryReport, format_bytes
 from graphc.text import parse, print_graph
 from graphc.tracing import Entry, trace_entries
@@ -76,6 +80,8 @@ class CompileReport:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+TARGETS = ("cpu", "cuda")
+
 # What ``precision`` may be: the type to which the factors of products are rounded.
 PRECISIONS = {"float32": float32, "bfloat16": bfloat16, "bf16": bfloat16, "float16": float16, "f16": float16}
 
@@ -86,6 +92,7 @@ class Options:
 
     target: str | Sequence[str] = "cpu"
     cpu_baseline: str | Sequence[str] | None = None
+    arch: str | Sequence[str] | None = None
     precision: str = "float32"
     threads: int | None = None
     memory_budget: int | None = None
@@ -96,8 +103,11 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in _several(self.target):
-            if name != "cpu":
-                raise error("GC0607", f"there is no target {name!r}", hint="this graphc compiles for cpu")
+            if name not in TARGETS:
+                raise error("GC0607", f"there is no target {name!r}", hint=f"one of {', '.join(TARGETS)}")
+        for arch in _several(self.arch or ()):
+            if not re.fullmatch(r"sm_[0-9]{2,3}[af]?", arch):
+                raise error("GC0607", f"there is no architecture {arch!r}", hint=f"such as {', '.join(ARCHITECTURES)}")
         if self.precision not in PRECISIONS:
             message = f"there is no precision {self.precision!r}"
             raise error("GC0607", message, hint=f"one of {', '.join(PRECISIONS)}")
@@ -107,15 +117,20 @@ class Options:
         factors = PRECISIONS[self.precision]
         return graph if factors == float32 else round_factors(graph, factors)
 
-    def processors(self, graphs: Sequence[Graph]) -> list[CpuTarget]:
+    def processors(self, graphs: Sequence[Graph]) -> list[CpuTarget | CudaTarget]:
         """What the kernels of ``graphs``, after all passes, are compiled for, the best first."""
-        factors = frozenset[DType]().union(*map(narrow_factors, graphs))
-        return targets(_several(self.cpu_baseline or NATIVE), factors)
+        found: list[CpuTarget | CudaTarget] = []
+        if "cuda" in _several(self.target):
+            found.append(CudaTarget(architectures=_several(self.arch or ARCHITECTURES)))
+        if "cpu" in _several(self.target):
+            factors = frozenset[DType]().union(*map(narrow_factors, graphs))
+            found += targets(_several(self.cpu_baseline or NATIVE), factors)
+        return found
 
     @property
     def recorded(self) -> dict[str, str]:
         """What the artifact says that was asked for, of all that has a part in what was made."""
-        names = ("target", "cpu_baseline", "precision", "memory_budget", "tune")
+        names = ("target", "cpu_baseline", "arch", "precision", "memory_budget", "tune")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {name: str(v) if isinstance(v, int | float) else " ".join(_several(v)) for name, v in given.items()}
 
@@ -145,8 +160,10 @@ class Source:
 def compile(*entries: Entry, report: CompileReport | None = None, **options: Any) -> Program:
     """Compile entries over one state into a program.
 
-    Options: ``target`` ("cpu"), ``cpu_baseline`` (the instructions that the program may use: "x86-64-v3", AVX2, or
-    "x86-64-v4", AVX-512, makes an artifact that runs on every such machine; default: "native", what this one has; of
+    Options: ``target`` ("cpu", "cuda" for NVIDIA GPUs, or both; ``arch``: their architectures, by default "sm_80",
+    "sm_90" and "sm_100", each for its minor versions, too), ``cpu_baseline`` (the instructions that the program may
+    use: "x86-64-v3", AVX2, or "x86-64-v4", AVX-512, makes an artifact that runs on every such machine; default:
+    "native", what this one has; of
     several, such as ["native", "x86-64-v3", "neon"], the artifact has code for each, and the best that fits is run),
     ``precision`` ("float32", or "bfloat16" or "float16": the factors of every product are rounded to it, all else stays
     float32), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process), ``memory_budget`` (bytes that no
@@ -165,7 +182,7 @@ def compile(*entries: Entry, report: CompileReport | None = None, **options: Any
     initial = {name: array for t in traced for name, array in t.initial.items()}
     artifact = build(sources, specs, opts, report)
     with report.phase("load"):
-        program = Program(artifact, threads=opts.nthreads, state=initial)
+        program = _program(artifact, opts, initial)
     _say(report)
     return program
 
@@ -204,7 +221,14 @@ def rebuild(artifact: Artifact, report: CompileReport | None = None, **options: 
     specs = {s.name: StateSpec(s.name, s.type, s.trainable) for s in manifest.state}
     sources = [Source(e.name, e.loc, _graph_of(artifact, e, specs)) for e in manifest.entries]
     made = build(sources, list(specs.values()), opts, report)
-    return Program(made, threads=opts.nthreads, state=artifact.tensors(STATE_FILE))
+    return _program(made, opts, artifact.tensors(STATE_FILE))
+
+
+def _program(artifact: Artifact, options: Options, state: Mapping[str, np.ndarray]) -> Program:
+    """What was compiled, for this machine to run where it is for CPUs, too."""
+    if "cpu" in _several(options.target):
+        return Program(artifact, threads=options.nthreads, state=state)
+    return CudaProgram(artifact, state=state)
 
 
 def _graph_of(artifact: Artifact, entry: EntryRecord, specs: Mapping[str, StateSpec]) -> Graph:
@@ -265,8 +289,9 @@ def build(
                 for source, p in zip(sources, whole, strict=True)
             ]
     if options.tune is not None:
-        for target in filter(runs_here, planned):
-            planned[target] = _tuned(planned[target], target, options, report)
+        for target in planned:
+            if isinstance(target, CpuTarget) and runs_here(target):
+                planned[target] = _tuned(planned[target], target, options, report)
     consts, const_records, const_arrays = lay_out_consts([p.plan for entries in planned.values() for p in entries])
     members: Members = {CONSTS: artifact_tensors.dump(const_arrays)}
     builds = [
@@ -295,7 +320,7 @@ def build(
 
 
 def _build(
-    target: CpuTarget,
+    target: CpuTarget | CudaTarget,
     sources: Sequence[Source],
     planned: Sequence[Planned],
     state: StateLayout,
@@ -310,10 +335,10 @@ def _build(
         table.number(launch.kernel)
     with _kernel_folder(options) as folder:
         with report.phase("kernels"), _explained():
-            compilation = Compilation(table.kernels, target, folder)
+            compilation = begin(target, table.kernels, [p.plan for p in planned], folder)
         with closing(compilation):
             with report.phase("memory"):
-                entries = tuple(  # while other processes compile
+                entries = tuple(  # while kernels are compiled
                     entry_record(
                         p.plan,
                         p.memory,
@@ -327,17 +352,12 @@ def _build(
                     for source, p in zip(sources, planned, strict=True)
                 )
             with report.phase("kernels"), _explained():
-                team = team_object(target, folder)
-                compiled = compilation.finish()
+                native = compilation.finish(entries)
     if settings().debug >= 5:
-        for kernel in compiled:
-            print(kernel.source, file=sys.stderr)
-    kernels = tuple(_kernel_record(kernel) for kernel in compiled)
-    for record, kernel in zip(kernels, compiled, strict=True):
-        members[record.object] = kernel.object
-        members[record.source] = kernel.source.encode()
-    machine = TargetRecord(target.name, target.triple, target.features, target.vector_bytes)
-    return Build(machine, _add(members, "native/team.o", team), kernels, entries)
+        print(*native.sources, sep="\n", file=sys.stderr)
+    members |= native.members
+    team = _add(members, "native/team.o", native.team) if native.team else ""
+    return Build(native.target, team, native.kernels, native.entries)
 
 
 def _add(members: Members, name: str, data: bytes) -> str:
@@ -353,7 +373,7 @@ def _fitted(
     whole: Planned,
     state_bytes: int,
     entries: Sequence[Planned],
-    target: CpuTarget,
+    target: CpuTarget | CudaTarget,
     options: Options,
     report: CompileReport,
 ) -> Planned:
@@ -421,18 +441,6 @@ def _explained() -> Iterator[None]:
 _DEFECT = "This is a defect in graphc, not in your model. Please report it with the lines above."
 
 
-def _kernel_record(compiled: Compiled) -> KernelRecord:
-    kernel, symbol = compiled.kernel, compiled.symbol
-    return KernelRecord(
-        name=kernel.name,
-        symbol=symbol,
-        object=f"native/{symbol}.o",
-        source=f"source/{symbol}.py",
-        doc=kernel.doc,
-        lines=kernel.lines,
-    )
-
-
 def _observer(source: Source, report: CompileReport) -> Callable[[str, Graph, Graph, float], None]:
     def observe(name: str, before: Graph, after: Graph, seconds: float) -> None:
         report.passes.append(PassRecord(source.name, name, before, after, seconds))
@@ -448,8 +456,9 @@ def _observer(source: Source, report: CompileReport) -> Callable[[str, Graph, Gr
 def _check_budget(manifest: Manifest, options: Options) -> None:
     if options.memory_budget is None:
         return
-    for entry in itertools.chain.from_iterable(build.entries for build in manifest.builds):
-        memory = MemoryReport.of(entry, manifest, options.nthreads)
+    every = [(e, options.nthreads if build.team else 1) for build in manifest.builds for e in build.entries]
+    for entry, threads in every:
+        memory = MemoryReport.of(entry, manifest, threads)
         if memory.peak_bytes > options.memory_budget:
             need, have = format_bytes(memory.peak_bytes), format_bytes(options.memory_budget)
             message = f"entry {entry.name!r} needs at least {need} of memory, and the budget is {have}"

@@ -10,7 +10,7 @@ from functools import cached_property
 from graphc.driver_link import lay_out_consts, plan_arena
 from graphc.dtype import Shape
 from graphc.ir import Graph
-from graphc.kernels.cpu.target import CpuTarget
+from graphc.kernels.contract_schedule import Target
 from graphc.kernels.lower import lower
 from graphc.kernels.plan import EntryPlan
 from graphc.passes.memory import MemoryPlan
@@ -64,7 +64,7 @@ Phase = Callable[[str], AbstractContextManager[None]]  # times what is done insi
 
 def plan(
     graph: Graph,
-    target: CpuTarget,
+    target: Target,
     phase: Phase,
     orders: Mapping[str, Shape],
     others: bool = False,
@@ -84,7 +84,7 @@ def peak_beside_state(entries: Sequence[Planned], threads: int) -> int:
     return constants + kept + max(steps, default=0)
 
 
-def fit(whole: Planned, arena_bytes: int, target: CpuTarget, phase: Phase) -> Planned:
+def fit(whole: Planned, arena_bytes: int, target: Target, phase: Phase) -> Planned:
     """``whole`` with as much computed again as it takes to need at most ``arena_bytes``; if that cannot be reached,
     the smallest plan found.
 

@@ -39,7 +39,7 @@ from graphc.runtime_native import Block, Code, Job, Team, best_build
 from graphc.runtime_state import StateView, Watch
 from graphc.runtime_table import PREPARED, LaunchTable
 
-__all__ = ["Entry", "KernelInfo", "Program", "StateView", "kernel_infos", "load"]
+__all__ = ["Entry", "KernelInfo", "Program", "StateView", "kernel_infos", "load", "state_view"]
 
 _FLOPS, _BYTES = 32, 32  # of one thread in a nanosecond, about
 ALONE = 10_000  # nanoseconds that one thread does by itself: to wake another one takes longer
@@ -142,7 +142,7 @@ class Program:
         # The weights of a file are used where it is mapped; values that are given are copied.
         self._weights = Block.of(artifact.weights()) if state is None else Block(manifest.weights_bytes)
         blocks = {STATE: self._state, WEIGHTS: self._weights}
-        self.state = StateView({p.name: _state_view(blocks[p.space], p) for p in manifest.state})
+        self.state = StateView({p.name: state_view(blocks[p.space], p) for p in manifest.state})
         if state is None:
             values = artifact.tensors(STATE_FILE)
             self.state.assign({p.name: values[p.name] for p in manifest.state if not p.mapped})
@@ -374,7 +374,7 @@ def _view(block: Block, port: PortRecord, start: int = 0) -> np.ndarray:
     return block.view(port.type.dtype.numpy, port.shape, port.offset - start)
 
 
-def _state_view(block: Block, port: StateRecord) -> np.ndarray:
+def state_view(block: Block, port: StateRecord) -> np.ndarray:
     """The tensor as its users see it, whatever the order in which its dimensions lie in memory."""
     if not port.order:
         return _view(block, port)

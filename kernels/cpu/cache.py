@@ -20,16 +20,16 @@ _CHECKSUM_BYTES = 32
 
 
 class Cache:
-    """The folder ``root``, made on first use."""
+    """The folder ``root``, made on first use; names of sources and object code end in ``source`` and ``code``."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path, source: str = ".py", code: str = ".o"):
+        self.root, self.source, self.code = root, source, code
 
     def source_path(self, symbol: str) -> Path:
-        return self.root / f"{symbol}.py"
+        return self.root / f"{symbol}{self.source}"
 
     def object_path(self, symbol: str) -> Path:
-        return self.root / f"{symbol}.o"
+        return self.root / f"{symbol}{self.code}"
 
     def read(self, symbol: str) -> bytes | None:
         """The object code of ``symbol``, or None where it is missing or damaged."""

@@ -17,6 +17,8 @@ class CudaTarget:
     some left for a second block."""
 
     name: str = "cuda"
+    triple: str = "nvptx64-nvidia-cuda"
+    vector_bytes: int = 16
     architectures: tuple[str, ...] = ARCHITECTURES
     shared_bytes: int = 96 << 10
     registers: int = 255
