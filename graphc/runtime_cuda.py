@@ -16,8 +16,8 @@ from graphc.artifact import STATE_FILE, Artifact
 from graphc.artifact_records import STATE, WEIGHTS, EntryRecord
 from graphc.errors import error
 from graphc.runtime import Entry, Program, state_view
-from graphc.runtime_state import StateView
 from graphc.runtime_native import Block
+from graphc.runtime_state import StateView
 
 __all__ = ["CudaEntry", "CudaProgram"]
 

@@ -323,7 +323,7 @@ def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None
     def broken(*_: object) -> None:
         raise RuntimeError("LLVM says no\nand more")
 
-    monkeypatch.setattr(driver, "Compilation", broken)
+    monkeypatch.setattr(driver, "begin", broken)
     with pytest.raises(GraphcError, match="a kernel did not compile: LLVM says no") as caught:
         gc.compile_file(NET)
     assert caught.value.code == "GC0009"
