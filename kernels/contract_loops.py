@@ -242,10 +242,12 @@ class Loops:
                 b = Operand("b", self.b_at(k, column), p.k.strides[B])
                 if s.pack_b:
                     b = Operand("panels", self.packed(k, ks[0], column, panels[0]), s.nr)
-                ahead = self.next_tiles(at, first_a, column, panels, k) + self.next_panels(at, first, column, n, k)
-                if not self.direct:
-                    axes = [*self.outer, (p.m, place([(at, s.mr)]))]
-                    ahead = (*touched(self.epilogue, axes, p.n, (place([(column, s.nr)]), n), m), *ahead)
+                ahead: tuple[Ahead, ...] = ()
+                if (m, n) == (s.mr, s.nr):  # the code of a fetch is longer than that of a tile: not for those at edges
+                    ahead = self.next_tiles(at, first_a, column, panels, k) + self.next_panels(at, first, column, n, k)
+                    if not self.direct:
+                        axes = [*self.outer, (p.m, place([(at, s.mr)]))]
+                        ahead = (*touched(self.epilogue, axes, p.n, (place([(column, s.nr)]), n), m), *ahead)
                 into = Operand(sums.buffer, sums.index + place([(column, s.nr)]), sums.row)
                 c.contract(into, a, b, m, n, depth, accumulate=accumulate, ahead=ahead)
 
