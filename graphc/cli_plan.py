@@ -29,8 +29,12 @@ SIZES = {
 
 def shown(artifact: Artifact) -> Artifact:
     """Of an artifact for several targets, the one that would run here; where none would, the first."""
+    return artifact.only(_here(artifact))
+
+
+def _here(artifact: Artifact) -> int:
     builds = artifact.manifest.builds
-    return artifact.only(next((number for number, build in enumerate(builds) if not unfit(build.target)), 0))
+    return next((number for number, build in enumerate(builds) if not unfit(build.target)), 0)
 
 
 def entry_summary(artifact: Artifact, entry: EntryRecord, threads: int) -> dict[str, Any]:
@@ -67,12 +71,10 @@ def print_plan(artifact: Artifact, threads: int, out: Output) -> None:
 
 def print_targets(artifact: Artifact, out: Output) -> list[dict[str, Any]]:
     """What the artifact has code for, the best first, a line each; and the same as JSON values."""
-    targets, taken = [], False
-    for build in artifact.manifest.builds:
-        why = unfit(build.target)
+    targets, best = [], _here(artifact)
+    for number, build in enumerate(artifact.manifest.builds):
+        here = "does not run" if unfit(build.target) else "runs" if number == best else "could run"
         code = sum(len(artifact.members[name]) for name in set(build.code))
-        here = why or ("fits" if taken else "runs")
-        taken = taken or not why
         targets.append({**asdict(build.target), "kernels": len(build.kernels), "code_bytes": code, "here": here})
     rows = [
         (level_of(t["features"]) or t["name"], t["triple"], t["kernels"], format_bytes(t["code_bytes"]), t["here"])

@@ -130,9 +130,10 @@ class Options:
     @property
     def recorded(self) -> dict[str, str]:
         """What the artifact says that was asked for, of all that has a part in what was made."""
-        names = ("target", "cpu_baseline", "arch", "precision", "memory_budget", "tune")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return {name: str(v) if isinstance(v, int | float) else " ".join(_several(v)) for name, v in given.items()}
+        lists = {"target": self.target, "cpu_baseline": self.cpu_baseline or (), "arch": self.arch or ()}
+        words = {name: " ".join(sorted(_several(value))) for name, value in lists.items() if value}
+        names = ("precision", "memory_budget", "tune")
+        return words | {name: str(value) for name in names if (value := getattr(self, name)) is not None}
 
     @property
     def checked(self) -> bool:

@@ -242,9 +242,11 @@ def _names(entry: EntryRecord) -> list[str]:
 
 
 def write(exported: Exported, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write ``NAME.h`` and ``libNAME.a``. Raises GC0610 where that is not possible."""
+    """Write ``NAME.h`` and ``libNAME.a`` into a folder, which is made if it is not there. Raises GC0610 where that is
+    not possible."""
     header, library = folder / f"{name}.h", folder / f"lib{name}.a"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         header.write_text(exported.header)
         library.write_bytes(exported.library)
     except OSError as problem:

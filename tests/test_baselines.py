@@ -187,6 +187,7 @@ def test_one_file_for_several_machines(tmp_path: Path, monkeypatch: pytest.Monke
     """Each machine runs the best code that it can run, with the bits of a file for it alone, and saves all of it."""
     path = tmp_path / "net.gcx"
     made = gc.compile_file(NET, cpu_baseline=["x86-64-v3", "native", "x86-64-v4"], threads=1)
+    assert made.artifact.manifest.options["cpu_baseline"] == "native x86-64-v3 x86-64-v4"
     assert [level_of(b.target.features) for b in made.artifact.manifest.builds] == ["x86-64-v4", "x86-64-v3"]
     made.save(path)
     for level in ("x86-64-v4", "x86-64-v3"):

@@ -142,6 +142,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert result["header"] == str(tmp_path / "my_net.h")
     assert Path(result["library"]).stat().st_size == result["bytes"]
     assert f"#define MY_NET_RUN_ARENA_BYTES {result['arena_bytes']['run']}" in (tmp_path / "my_net.h").read_text()
-    assert main(["export", str(path), "-o", str(tmp_path), "--json"]) == 0
+    assert main(["export", str(path), "-o", str(tmp_path / "new" / "folder"), "--json"]) == 0
+    assert (tmp_path / "new" / "folder" / "libmy_net.a").exists()
     assert "rebuilt from its graph" in capsys.readouterr().err
     assert main(["export", str(path), "--entry", "fly", "--json"]) == 1
