@@ -3,6 +3,7 @@
     python bench/memory.py                                      # in bench/results/memory.json and .md
     python bench/memory.py --workloads mlp vit --modes train    # those only; the other results stay
     python bench/memory.py --resume                             # what has no result yet
+    python bench/memory.py --only half budget space             # what budgets cost, and what fits into 4 GiB
 
 The workloads, settings and threads of `bench/run.py`, each system in a process of its own with the usual allocator;
 graphc runs a loaded artifact. What is measured is said in `bench/memory_worker.py`.
@@ -14,12 +15,14 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import report
 from child import LIMIT, Failed, last_line
+from memory_budget import MB, USUAL, halves, halves_text, largest, largest_text, mb, shares, shares_text
 from rich.console import Console
 from run import cpu_model, versions
 from suite import Case
@@ -28,8 +31,7 @@ from workloads import MODES, WORKLOADS
 
 RESULT = HERE / "results" / "memory.json"
 SYSTEMS = ("graphc", "torch", "jax")
-USUAL = {"GLIBC_TUNABLES": ""}  # blocks go back to the system, which takes time and saves memory
-MB = 2**20
+TABLES = ("steps", "half", "budget", "space")
 
 Row = dict[str, Any]
 
@@ -62,10 +64,6 @@ def run(case: Case, system: str, folder: Path) -> Row:
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
-
-
-def mb(n: float) -> str:
-    return f"{n / MB:.2f}" if n < 100 * MB else f"{n / MB:.0f}"
 
 
 def plans(rows: dict[str, Row]) -> str:
@@ -115,7 +113,31 @@ def page(results: Row) -> str:
         "allocator over a step, with the gradients; JAX's temporary buffers. Peak RSS is of the whole process, with "
         "the libraries that it loads."
     )
+    for table, (title, about, text) in BUDGETS.items():
+        if table in results:
+            parts += [f"## {title}", about, text(results[table])]
     return "\n\n".join(parts) + "\n"
+
+
+BUDGETS: dict[str, tuple[str, str, Callable[[Row], str]]] = {
+    "half": (
+        "Half of PyTorch's activations",
+        "Train steps without a budget, and with one of the state and half of what PyTorch's step takes beside it; "
+        "times of steps taken in turn.",
+        halves_text,
+    ),
+    "budget": (
+        "GPT-2 small under a budget",
+        "4 × 256 tokens; the first row has no budget. Times of steps taken in turn.",
+        shares_text,
+    ),
+    "space": (
+        "The largest batch of GPT-2 small in 4 GiB",
+        "Rows of 256 tokens; a process that may have 4 GiB of private memory (`RLIMIT_DATA`). graphc's batch is what "
+        "its plan says, and is then run once; those of the others are found by trying.",
+        largest_text,
+    ),
+}
 
 
 def main() -> None:
@@ -123,13 +145,19 @@ def main() -> None:
     ap.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME")
     ap.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     ap.add_argument("--threads", type=int, default=2)
+    ap.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
     ap.add_argument("--resume", action="store_true", help="leave out what has a result")
     args = ap.parse_args()
     console = Console()
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
     results |= {"cpu": cpu_model(), "threads": args.threads, "versions": versions()}
+    made: dict[str, Callable[[], Row]] = {
+        "half": lambda: halves(results["rows"], args.threads),
+        "budget": lambda: shares(args.threads),
+        "space": lambda: largest(args.threads),
+    }
     wanted = [(name, mode) for mode in args.modes for name in args.workloads if mode in WORKLOADS[name].modes]
-    for name, mode in wanted:
+    for name, mode in wanted if "steps" in args.only else ():
         case = Case(WORKLOADS[name], mode, args.threads)
         if args.resume and case.name in results["rows"]:
             continue
@@ -138,8 +166,16 @@ def main() -> None:
             f"{s} {mb(r['step_bytes'])} MiB" if "step_bytes" in r else f"{s}: {r['skipped']}" for s, r in row.items()
         ]
         console.print(f"{case.name}: {', '.join(parts)}", markup=False, highlight=False)
-        RESULT.write_text(json.dumps(results, indent=1) + "\n")
-        RESULT.with_suffix(".md").write_text(page(results))
+        write(results)
+    for table in [t for t in args.only if t in made and not (args.resume and t in results)]:
+        console.print(f"{BUDGETS[table][0]} …", markup=False, highlight=False)
+        results[table] = made[table]()
+        write(results)
+
+
+def write(results: Row) -> None:
+    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+    RESULT.with_suffix(".md").write_text(page(results))
 
 
 if __name__ == "__main__":

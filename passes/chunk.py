@@ -25,6 +25,8 @@ __all__ = ["chunk", "chunk_small"]
 LARGE = 1 << 26  # bytes of a product that is worth a loop
 WIDENING = 6  # columns of the product for each one that it sums over: more than a layer inside a network has
 ROWS = 512  # of a chunk at most: each reads the table again, which costs too much for few
+NEAR = 1 << 23  # bytes of a table that stays in the cache, so that few rows may read it again:
+NEAR_LARGE, NEAR_ROWS = 1 << 24, 256  # `LARGE` and `ROWS` then
 SMALL_ROWS = 128  # of a chunk where memory is short
 LEAST_ROWS = 64
 
@@ -61,10 +63,17 @@ def _chunked(graph: Graph, rows: int) -> Graph:
 def _strips(graph: Graph, rows: int) -> Iterator[Strip]:
     """What can be chunked, where that pays."""
     for node in graph.nodes:
-        if isinstance(get_op(node.op).lower, Contract) and node.types[0].nbytes >= LARGE:
-            strip = Strip(graph, node, rows)
+        if not isinstance(get_op(node.op).lower, Contract):
+            continue
+        large, most = (NEAR_LARGE, min(rows, NEAR_ROWS)) if _near(node) else (LARGE, rows)
+        if node.types[0].nbytes >= large:
+            strip = Strip(graph, node, most)
             if strip.widens() and strip.grow() and strip.saves():
                 yield strip
+
+
+def _near(product: Node) -> bool:
+    return product.inputs[1].type.nbytes <= NEAR
 
 
 class Strip:

@@ -29,6 +29,7 @@ Loss = Callable[[gc.Tensor, gc.Tensor], gc.Tensor]
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of any size count as large, and chunks are short."""
     monkeypatch.setattr(chunk, "LARGE", 0)
+    monkeypatch.setattr(chunk, "NEAR", 0)
     monkeypatch.setattr(chunk, "ROWS", CHUNK)
     monkeypatch.setattr(chunk, "SMALL_ROWS", CHUNK // 2)
     monkeypatch.setattr(chunk, "LEAST_ROWS", 2)
@@ -205,5 +206,6 @@ def test_only_where_it_saves_memory() -> None:
     assert loops_of(1024, 50257, 768) == 0, "the gradient of the table, from the beginning, is no smaller than logits"
     assert loops_of(1024, 50257, 768, gradients=False) == 1
     assert loops_of(128, 50257, 768, gradients=False) == 0, "logits are small"
+    assert loops_of(1024, 4096, 288) == 1, "a small table is read again for fewer logits"
     assert loops_of(65536, 3072, 768) == 0, "a layer inside a network, not a vocabulary"
     assert loops_of(2027, 50257, 768) == 0, "a prime number of rows has no chunks"
