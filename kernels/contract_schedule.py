@@ -13,6 +13,7 @@ from graphc.kernels.contract_problem import Problem
 __all__ = ["TEAMS", "Schedule", "Target", "alternatives", "choose", "cost", "even"]
 
 SLAB = 128  # rows of both factors that are fetched while as many are multiplied
+LONG_SLAB = 256  # the same, where a factor lies along k: its rows are longer runs
 K_BLOCK = 512  # rows of a panel per microkernel call: the tile of a stays in the first level of cache
 PACKED_BYTES = 3 << 18  # the panels that a task keeps packed, in the second level of cache
 COPIED_BYTES = 3 << 17  # the tiles of a that are copied at a time, beside the panels
@@ -21,7 +22,9 @@ PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # ranges that m and n are tried to be
 WIDE = 3  # times as many columns has a panel for few rows
 ALTERNATIVES = 7  # schedules that are compared when a program is tuned
 TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
+LEAST_ROWS = 1024  # of a, for slabs of which it lies along k
 LINE_COLUMNS = 16  # of float32 in a line of the cache
+SET_COLUMNS = 512  # of float32: rows that differ by as many share half of the sets of a first-level cache
 SET_BYTES = 4096  # rows this far apart share their sets in a first-level cache
 
 # Cycles, as measured on cores with two 512-bit FMA units; only their proportions matter.
@@ -153,28 +156,34 @@ def candidates(
     mr, nr = (block, block) if block else (even(p.m.size, mr), panel_width(p, nr, dtype, target, copied))
     by_rows = block > 0 or p.k.strides[0] == 1
     m_tiles, n_panels = -(-p.m.size // mr), -(-p.n.size // nr)
-    short = words is None and streams(p)
+    short = short_slab(p) if words is None else 0
     for rows in sorted({-(-m_tiles // parts) for parts in PARTS}):
         for panels in sorted({-(-n_panels // parts) for parts in PARTS}):
             chunk = even(panels, CHUNK_COLUMNS // nr)
             slab = even(p.k.size, max(64, PACKED_BYTES // (chunk * nr * dtype.itemsize)))
-            packed_b = "b" in copied or packs_b(p, rows, dtype, short)
+            packed_b = "b" in copied or packs_b(p, rows, dtype, short > 0)
             if short:
-                slab = even(p.k.size, SLAB)
+                slab = even(p.k.size, short)
             elif not packed_b or p.k_size * chunk * nr * dtype.itemsize <= PACKED_BYTES:
                 slab = p.k.size
             k_block = even(slab, K_BLOCK)
             a_tiles = 0
-            if "a" in copied or copies_a(p, chunk, k_block, dtype):
+            if "a" in copied or (not (short and by_rows) and copies_a(p, chunk, k_block, dtype)):
                 depth = slab if slab < p.k.size else p.k_size
                 a_tiles = even(rows, max(1, COPIED_BYTES // (mr * depth * dtype.itemsize)))
             yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, k_block, a_tiles, by_rows, packed_b)
 
 
-def streams(p: Problem) -> bool:
-    """Whether k is cut into short slabs, each of which is fetched while the one before it is multiplied: where it runs
-    across the rows of both factors, as in the gradient of a weight."""
-    return not p.k_outer and p.m.size > 1 and p.k.size >= 2 * SLAB and 1 not in p.k.strides[:2]
+def short_slab(p: Problem) -> int:
+    """The steps along k in a short slab, which is fetched while the one before it is multiplied; 0 for none. They pay
+    where k runs across the rows of both factors, as in the gradient of a weight, and where a tile of a can then be read
+    in place, though its rows share their sets of the cache: it is small, and used for many columns."""
+    if p.k_outer or p.m.size == 1:
+        return 0
+    if 1 not in p.k.strides[:2]:
+        return SLAB if p.k.size >= 2 * SLAB else 0
+    shared = p.k.strides[0] == 1 and p.m.strides[0] % SET_COLUMNS == 0
+    return LONG_SLAB if shared and p.m.size >= LEAST_ROWS and p.k.size >= 4 * LONG_SLAB else 0
 
 
 def panel_width(p: Problem, nr: int, dtype: DType, target: Target, copied: Collection[str]) -> int:
@@ -193,10 +202,12 @@ def cost(p: Problem, s: Schedule) -> float:
     panel = packing(p) if s.pack_b else FETCH_ROW if s.rows == 1 else READ_ROW
     calls = -(-p.k_size // s.k_block) * s.rows * s.panels
     products, moved = s.rows * s.panels * s.mr, s.panels * panel + s.rows * groups * tile
-    if s.k_slab <= SLAB < p.k.size:
+    if s.k_slab <= short_slab(p):
         lines = (s.rows * groups * s.mr + s.panels * s.nr) / LINE_COLUMNS
-        fetched = s.panels * (PACK_FETCHED if s.pack_b else READ_ROW) + s.rows * groups * COPY_FETCHED
-        first = s.panels * FETCH_ROW + s.rows * groups * COPY_TILE
+        fetched = s.panels * (PACK_FETCHED if s.pack_b else READ_ROW) + s.rows * groups * (
+            COPY_FETCHED if s.a_tiles else 1
+        )
+        first = s.panels * FETCH_ROW + s.rows * groups * tile
         task = p.k_size * (max(products, lines * FETCH_LINE) + fetched) + s.k_slab * first
     else:
         task = p.k_size * (products + moved)

@@ -230,6 +230,20 @@ def test_a_sum_across_the_rows_of_both_factors(m: int, n: int, k: int, epilogue:
     np.testing.assert_array_equal(outs[0], outs[2])
 
 
+@pytest.mark.parametrize("right", [0, 1])
+def test_slabs_of_rows_that_share_sets_of_the_cache(right: int) -> None:
+    """A tile of the left factor is read in place, a slab at a time, and both fetched ahead."""
+    a, b = array_input("a", (1030, 1024)), array_input("b", [(1024, 70), (70, 1024)][right])
+    dot = apply("dot", a, b, batch=((), ()), contract=((1,), (right,)))
+    graph = Graph.build("contract", [a, b], [("y0", apply("tanh", dot))])
+    arrays = [numbers(a.shape, "float32", 1), numbers(b.shape, "float32", 2)]
+    outs = [run_lowered(lower_contract, graph, arrays, [blank(dot.shape, "float32")], nthreads=t)[0] for t in (1, 2, 5)]
+    want = np.tanh(arrays[0].astype("float64") @ (arrays[1].T if right else arrays[1]))
+    np.testing.assert_allclose(outs[0], want, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(outs[0], outs[1])
+    np.testing.assert_array_equal(outs[0], outs[2])
+
+
 # Epilogues
 
 
