@@ -169,7 +169,10 @@ def main() -> None:
         write(results)
     for table in [t for t in args.only if t in made and not (args.resume and t in results)]:
         console.print(f"{BUDGETS[table][0]} …", markup=False, highlight=False)
-        results[table] = made[table]()
+        try:
+            results[table] = made[table]()
+        except Failed as why:
+            console.print(str(why), markup=False, highlight=False)
         write(results)
 
 

@@ -60,7 +60,9 @@ def halves(rows: Row, threads: int) -> Row:
     """By workload: a step without a budget, and with one of the state and half of what PyTorch's step takes."""
     found: Row = {}
     for name in HALVED:
-        row = rows[f"{name}/train"]
+        row = rows.get(f"{name}/train", {})
+        if not all("step_bytes" in row.get(system, {}) for system in ("graphc", "torch")):
+            continue
         half = row["torch"]["step_bytes"] // 2
         budgets = [None, row["graphc"]["state_bytes"] + half]
         found[name] = {"half": half} | start("compare", Case(WORKLOADS[name], "train", threads), budgets=budgets)
@@ -230,13 +232,14 @@ def plan(job: Row) -> Row:
 
 def fit(job: Row) -> Row:
     """Train for ``steps`` in `SPACE` bytes of private memory that can be written, and say how much was needed; where
-    that is too little, the process fails."""
-    resource.setrlimit(resource.RLIMIT_DATA, (SPACE, SPACE))
+    that is too little, the process fails. An artifact is mapped to be written, and not counted: nobody does."""
+    folder = Path(job["folder"])
+    mapped = sum(file.stat().st_size for file in folder.glob("program.gcx"))
+    resource.setrlimit(resource.RLIMIT_DATA, (SPACE + mapped, SPACE + mapped))
     system, work = SYSTEMS[job["system"]], replace(Workload(**job["workload"]), batch=job["batch"])
     import_module(system.package)
     before = status("VmData") - status("VmRSS")
     with np.load(job["weights"]) as weights:
-        folder = Path(job["folder"])
         given = Job(work, "train", *work.data("train"), weights, folder / "none", folder, job["threads"])
         running = import_module(system.module).prepare(given, **system.options)
     seconds = [timed(running.step) for _ in range(job["steps"])]
