@@ -15,13 +15,14 @@ from math import prod
 from graphc.dtype import DType
 from graphc.errors import Loc
 from graphc.ir import Attrs, Graph, Value
+from graphc.kernels.contract_ahead import PackedAhead
 from graphc.kernels.contract_direct import Direct, as_direct, cut_in_parts, in_place, panels_first, wants_panels
 from graphc.kernels.contract_direct_loops import DirectLoops, Panels
 from graphc.kernels.contract_epilogue import Epilogue
 from graphc.kernels.contract_factors import Stored, in_words, word_type, words_of
 from graphc.kernels.contract_loops import Loops
 from graphc.kernels.contract_problem import Problem, problem
-from graphc.kernels.contract_schedule import alternatives, choose
+from graphc.kernels.contract_schedule import alternatives, choose, choose_ahead
 from graphc.kernels.contract_simple import SimpleLoops, is_simple
 from graphc.kernels.contract_split import Sum, k_parts, partial_problem
 from graphc.kernels.contract_thin import ThinLoops, is_thin
@@ -78,7 +79,7 @@ def lower_contract(
         return work.turned(name, doc + then + ".", came_from)
     parts = k_parts(p, dtype, ctx.target, work.copied)
     if parts == 1:
-        return [work.whole(name, doc + then + ".", came_from)]
+        return work.ahead(name, doc + then + ".", came_from) or [work.whole(name, doc + then + ".", came_from)]
     return work.in_parts(parts, name, doc, then, came_from)
 
 
@@ -135,6 +136,30 @@ class Work:
         operands = self.factors + self.tiles
         made = launch(name, operands, builder.body(), doc=doc, lines=lines, flops=flops, scratch=builder.scratch())
         return self.with_others(made, self.p, self.epilogue) if isinstance(builder, Loops) else made
+
+    def ahead(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
+        """Panels of the right factor, and the product with those, if the panels can be prepared and that pays."""
+        a, b = self.factors
+        if not self.ctx.is_prepared(b.view.buffer):
+            return []
+        schedule = choose_ahead(self.p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
+        if schedule is None:
+            return []
+        lies = self.stored.get("b") or Stored(self.dtype, self.dtype)
+        panels = PackedAhead(self.p, schedule, lies)
+        view = View.whole(self.ctx.temp("panels", panels.size * lies.value.itemsize), lies.value, (panels.size,))
+        stored = {**self.stored, "b": Stored(lies.value, lies.value, lies.words)}
+        loops = Loops(panels.after, schedule, self.dtype, self.epilogue, stored, panels.panel)
+        return [
+            launch(
+                f"{name}_panels", [b, Operand("y0", view, writes=True)], panels.body(),
+                doc="The right factor in panels.", lines=lines,
+            ),
+            launch(
+                name, [a, replace(b, view=view), *self.tiles], loops.body(), doc=doc, lines=lines,
+                flops=self.size * (2 * self.depth + self.epilogue.cost), scratch=loops.scratch(),
+            ),
+        ]  # fmt: skip
 
     def turned(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """The right factor, turned, and the product with that."""

@@ -27,7 +27,8 @@ def share(total: int, among: int, unit: int = 1) -> int:
 
 
 class Loops:
-    """The statements of one contraction under one schedule.
+    """The statements of one contraction under one schedule; ``panel``: the distance of two panels of b, in elements,
+    where it lies in panels (`graphc.kernels.contract_ahead`).
 
     One PARALLEL loop over tasks (outer axes × m ranges × n ranges); in a task, for each group of panels: for each slab
     of k: pack the panels, then for each tile of rows: blocks of k × panels of microkernel calls, then the epilogue.
@@ -36,8 +37,17 @@ class Loops:
     (of all tiles of the task, where k has several slabs), where the result cannot hold them.
     """
 
-    def __init__(self, p: Problem, s: Schedule, dtype: DType, epilogue: Epilogue, stored: Mapping[str, Stored]):
+    def __init__(
+        self,
+        p: Problem,
+        s: Schedule,
+        dtype: DType,
+        epilogue: Epilogue,
+        stored: Mapping[str, Stored],
+        panel: int | None = None,
+    ):
         self.p, self.s, self.dtype, self.epilogue = p, s, dtype, epilogue
+        self.panel = s.nr * p.n.strides[B] if panel is None else panel
         self.code = Code(dtype, ("a", "b", "panels", "tiles_a", "tile_c"), stored)
         self.direct = epilogue.identity and p.n.strides[C] == 1
         self.slabbed = s.k_slab < p.k.size  # then the outer axes of k are slabs, too
@@ -156,7 +166,7 @@ class Loops:
         return self.base(A) + place([(tile, self.s.mr * self.p.m.strides[A]), (k, self.p.k.strides[A])])
 
     def b_at(self, k: Bound, panel: Bound) -> Affine:
-        return self.base(B) + place([(k, self.p.k.strides[B]), (panel, self.s.nr * self.p.n.strides[B])])
+        return self.base(B) + place([(k, self.p.k.strides[B]), (panel, self.panel)])
 
     def row_packed(self, k: Bound, start: Bound) -> Affine:
         """The position of ``k`` among the packed rows, of which ``start`` is the first."""

@@ -10,7 +10,7 @@ from typing import Protocol
 from graphc.dtype import DType
 from graphc.kernels.contract_problem import Problem
 
-__all__ = ["TEAMS", "Schedule", "Target", "alternatives", "choose", "cost", "even"]
+__all__ = ["TEAMS", "Schedule", "Target", "alternatives", "choose", "choose_ahead", "cost", "even"]
 
 SLAB = 128  # rows of both factors that are fetched while as many are multiplied
 LONG_SLAB = 256  # the same, where a factor lies along k: its rows are longer runs
@@ -25,6 +25,8 @@ TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
 LEAST_ROWS = 1024  # of a, for slabs of which it lies along k
 LINE_COLUMNS = 16  # of float32 in a line of the cache
 SET_COLUMNS = 512  # of float32: rows that differ by as many share half of the sets of a first-level cache
+AHEAD_BYTES = 2 << 20  # of a factor whose panels are packed ahead
+WORTH = 0.97  # of the cycles is what that must leave, for the memory that it takes
 SET_BYTES = 4096  # rows this far apart share their sets in a first-level cache
 
 # Cycles, as measured on cores with two 512-bit FMA units; only their proportions matter.
@@ -126,6 +128,18 @@ def alternatives(
     }
     found.pop(best, None)
     return sorted(found, key=lambda s: found[s])[:ALTERNATIVES]
+
+
+def choose_ahead(
+    p: Problem, dtype: DType, target: Target, copied: Collection[str] = (), words: DType | None = None
+) -> Schedule | None:
+    """The schedule of `choose` for panels of b that are packed already: the same bits. None where tasks would not pack
+    them, where that costs next to nothing, where slabs are fetched while others are multiplied, and where panels are so
+    large that they come from memory in each step: a task that packs streams them in faster than products can wait."""
+    s = choose(p, dtype, target, copied, words)
+    near = p.k_size * p.n.size * dtype.itemsize <= AHEAD_BYTES and not short_slab(p)
+    packed = replace(s, pack_b=False)
+    return packed if s.pack_b and near and cost(p, packed) < WORTH * cost(p, s) else None
 
 
 def packings(p: Problem, s: Schedule, dtype: DType, copied: Collection[str]) -> Iterator[Schedule]:

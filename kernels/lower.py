@@ -57,7 +57,7 @@ def lower(
     Before: the graph is fused (`graphc.passes.fuse`) and its nodes are in their final order. After: each call is one
     kernel or a few; no buffer has an address yet.
     """
-    ctx = LowerContext(target, others)
+    ctx = LowerContext(target, others, frozenset(name for name, _ in graph.updates) if prepared else None)
     assigned = lower_graph(graph, Frame(ctx.names, ctx.consts, orders=orders), ctx)
     plan = EntryPlan(
         graph.name,

@@ -25,10 +25,12 @@ REDUCES = 1000  # of a reduction in a kernel's name: what it reduces by comes be
 @dataclass
 class LowerContext:
     """The state of lowering one entry. ``target`` holds the facts of the machine that loops are shaped by; the rest is
-    what the entry has so far. ``others``: launches have other kernels to choose from."""
+    what the entry has so far. ``others``: launches have other kernels to choose from. ``written`` is the state that the
+    entry writes; None: nothing is prepared."""
 
     target: Target
     others: bool = False
+    written: frozenset[str] | None = None
     loc: Loc | None = None
     flags: list[Flag] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
@@ -41,6 +43,16 @@ class LowerContext:
         """Memory for the launches of the group that is being lowered."""
         self._temps += 1
         return Buffer(f"{name}.{self._temps}", space, nbytes, self.loc)
+
+    def is_prepared(self, buffer: Buffer) -> bool:
+        """Whether what is in ``buffer`` will have been prepared, as far as can be seen from the launches so far."""
+        if self.written is None:
+            return False
+        if buffer.space == "arena":
+            makers = [e for e in self.launches if any(a.writes and a.buffer == buffer for a in e.args)]
+            read = [a.buffer for e in makers for a in e.args if a.reads and a.buffer]
+            return len(makers) == 1 and buffer not in read and all(map(self.is_prepared, read))
+        return buffer.space == "const" or (buffer.space == "state" and buffer.name not in self.written)
 
     def flag(self, code: str, message: str, loc: Loc | None) -> Arg:
         """The word of a new run-time check, as an argument that the kernel may write."""

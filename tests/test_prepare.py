@@ -55,8 +55,8 @@ def inference(**options: Any) -> Program:
     return gc.compile(entries()["infer"], **options)
 
 
-def answer(program: Program) -> np.ndarray:
-    return program.infer(x=X)["y"]
+def answer(program: Program, x: np.ndarray = X) -> np.ndarray:
+    return program.infer(x=x)["y"]
 
 
 def preparations(program: Program) -> int:
@@ -224,6 +224,40 @@ def test_loops_and_branches_read_what_is_prepared() -> None:
             np.testing.assert_allclose(found["rows"], rows, rtol=1e-5)
             np.testing.assert_allclose(found["y"], h if turn[0].sum() > 1 else -h, rtol=1e-5)
         program.state["w"] = -np.linspace(-1, 1, 16, dtype=np.float32).reshape(4, 4)
+
+
+# Panels --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "columns", "precision"), [(96, 70, "float32"), (33, 128, "float32"), (96, 70, "bfloat16")]
+)
+def test_panels_are_packed_ahead(depth: int, columns: int, precision: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 200, depth)).astype(np.float32)
+    weights = rng.standard_normal((2, columns, depth)).astype(np.float32)
+    w = gc.state(weights, name="w")
+
+    @gc.entry(x=gc.spec(x.shape, "float32"))
+    def infer(x: gc.Tensor) -> dict[str, gc.Tensor]:
+        return {"y": gc.relu(x @ gc.permute_dims(w, (0, 2, 1)))}
+
+    def found(**options: Any) -> tuple[Program, list[bytes]]:
+        program = gc.compile(infer, precision=precision, **options)
+        answers = [answer(program, x)]
+        program.state["w"] = weights + 1
+        answers += [answer(program, x) for _ in range(2)]
+        exact = x.astype(np.float64) @ weights.swapaxes(1, 2)
+        bound = 1e-5 if precision == "float32" else 2e-2
+        assert np.abs(answers[0] - np.maximum(exact, 0)).max() <= bound * np.abs(exact).max()
+        return program, [y.tobytes() for y in answers]
+
+    program, want = found(threads=1)
+    memory = program.infer.memory
+    assert any(k.name.endswith("_panels") and k.prepared and not k.count for k in program.infer.kernels)
+    plain, without = found(threads=1, memory_budget=memory.peak_bytes - 1)
+    assert plain.infer.memory.prepared_bytes == 0
+    assert found(threads=2)[1] == without == want
 
 
 # Memory --------------------------------------------------------------------------------------------------------------
