@@ -77,11 +77,11 @@ def load(path: Any, *, threads: int | None = None, trust: bool = False) -> Any:
 
     Native code that this user did not build on this machine runs only with ``trust=True``. Otherwise, and where it does
     not fit this machine, the program is rebuilt from its graph (with a warning) if the compiler is installed, and
-    refused if not (`graphc.runtime.load` lists the errors).
+    refused if not (`graphc.runtime_load.load` lists the errors).
     """
-    from graphc import runtime
+    from graphc import runtime_load
 
-    return runtime.load(path, threads=threads, trusted=trust, rebuild=_rebuild)
+    return runtime_load.load(path, threads=threads, trusted=trust, rebuild=_rebuild)
 
 
 def _rebuild(artifact: Any, threads: int | None) -> Any:

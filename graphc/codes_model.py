@@ -310,6 +310,12 @@ MODEL: dict[str, Code] = {
         "the last batch of an epoch, with 17 rows for a spec of (128, 784).",
         "Leave it out, pad it, or compile another entry for its shape.",
     ),
+    "GC0404": Code(
+        "an argument is on another GPU",
+        "A program runs on the GPU that was CuPy's current one at its first call, and takes arrays of that alone.",
+        "an array that was made under cupy.cuda.Device(1), for a program on GPU 0.",
+        "Copy it there, or make the first call under `with cupy.cuda.Device(1):`.",
+    ),
     "GC0420": Code(
         "an index is out of range",
         "gc.take, embeddings, scatter_add and the labels of cross_entropy need 0 to size - 1; negative ones do not "

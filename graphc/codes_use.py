@@ -51,6 +51,14 @@ USE: dict[str, Code] = {
         "graphc run nothing.gcx train",
         "Check the path, from the folder in which graphc runs, and its permissions.",
     ),
+    "GC0508": Code(
+        "no GPU that can be used",
+        "The program was compiled for an NVIDIA GPU, and runs through CuPy: either that is not installed, or it finds "
+        "no driver or no GPU. The message says which.",
+        "an artifact of --target cuda on a laptop.",
+        "`graphc doctor` shows what is there. pip install 'graphc[cuda]' installs CuPy. Compile with --target cpu "
+        "to run on the processor.",
+    ),
     "GC0550": Code(
         "the graph text cannot be read",
         "The text of a graph has a defect in the line that the message names.",
@@ -147,6 +155,13 @@ USE: dict[str, Code] = {
         "lists the largest tensors, their lifetimes in launches, and their lines.",
         "--memory-budget 1GiB for a batch of 512.",
         "Make the batch smaller, or raise the budget to what the message says.",
+    ),
+    "GC0702": Code(
+        "the GPU has too little free memory",
+        "State, constants, arena and workspace of a program are reserved before its first step, and the GPU does not "
+        "have so much left.",
+        "a second program, or another process, on the same GPU.",
+        "Free it there, make the batch smaller, or compile with --memory-budget.",
     ),
     # 08xx state and checkpoints
     "GC0801": Code(

@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import llvmlite.binding as llvm
-import numpy as np
 
 from graphc import artifact_tensors, modelfile
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
@@ -41,7 +40,7 @@ from graphc.passes import pipeline
 from graphc.passes.precision import round_factors
 from graphc.passes.state_order import state_orders
 from graphc.runtime import Program
-from graphc.runtime_cuda import CudaProgram
+from graphc.runtime_load import program_of
 from graphc.runtime_memory import MemoryReport, format_bytes
 from graphc.text import parse, print_graph
 from graphc.tracing import Entry, trace_entries
@@ -183,7 +182,7 @@ def compile(*entries: Entry, report: CompileReport | None = None, **options: Any
     initial = {name: array for t in traced for name, array in t.initial.items()}
     artifact = build(sources, specs, opts, report)
     with report.phase("load"):
-        program = _program(artifact, opts, initial)
+        program = program_of(artifact, threads=opts.nthreads, state=initial)
     _say(report)
     return program
 
@@ -222,14 +221,7 @@ def rebuild(artifact: Artifact, report: CompileReport | None = None, **options: 
     specs = {s.name: StateSpec(s.name, s.type, s.trainable) for s in manifest.state}
     sources = [Source(e.name, e.loc, _graph_of(artifact, e, specs)) for e in manifest.entries]
     made = build(sources, list(specs.values()), opts, report)
-    return _program(made, opts, artifact.tensors(STATE_FILE))
-
-
-def _program(artifact: Artifact, options: Options, state: Mapping[str, np.ndarray]) -> Program:
-    """What was compiled, for this machine to run where it is for CPUs, too."""
-    if "cpu" in _several(options.target):
-        return Program(artifact, threads=options.nthreads, state=state)
-    return CudaProgram(artifact, state=state)
+    return program_of(made, threads=opts.nthreads, state=artifact.tensors(STATE_FILE))
 
 
 def _graph_of(artifact: Artifact, entry: EntryRecord, specs: Mapping[str, StateSpec]) -> Graph:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from graphc import artifact_tensors
-from graphc.artifact import CONSTS, STATE_FILE, Artifact, is_trusted, trust
+from graphc.artifact import CONSTS, STATE_FILE, Artifact, trust
 from graphc.artifact_records import (
     ARENA,
     CONST,
@@ -32,55 +31,18 @@ from graphc.artifact_records import (
 )
 from graphc.config import settings
 from graphc.dtype import TensorType, array_of
-from graphc.errors import GraphcError, Loc, error
-from graphc.runtime_arguments import bind
+from graphc.errors import Loc, error
+from graphc.runtime_arguments import bind, failed_check
 from graphc.runtime_memory import MemoryReport
 from graphc.runtime_native import Block, Code, Job, Team, best_build
 from graphc.runtime_state import StateView, Watch
 from graphc.runtime_table import PREPARED, LaunchTable
 
-__all__ = ["Entry", "KernelInfo", "Program", "StateView", "kernel_infos", "load", "state_view"]
+__all__ = ["Entry", "KernelInfo", "Program", "StateView", "kernel_infos", "state_view"]
 
 _FLOPS, _BYTES = 32, 32  # of one thread in a nanosecond, about
 ALONE = 10_000  # nanoseconds that one thread does by itself: to wake another one takes longer
 _GUARD = 4096  # bytes behind the arena in which a measured run shows that a kernel left it
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    threads: int | None = None,
-    trusted: bool = False,
-    rebuild: Callable[[Artifact, int | None], Program] | None = None,
-) -> Program:
-    """The program in a ``.gcx`` file, with the state that it was saved with.
-
-    Its native code runs if it fits this machine (else GC0505; of several targets, the first that fits is taken) and was
-    built by this user on this machine or ``trusted`` vouches for it (else GC0506). Instead of these errors,
-    ``rebuild(artifact, threads)`` makes the program again, with a warning that says why; an ImportError from it means
-    that the compiler is not installed here. Raises also GC0501 to GC0504 and GC0507 (`Artifact.read`).
-
-    State that no entry writes is used where the file is mapped: it is read when it is needed, and shared with other
-    processes. So the digest of the state is compared only where all is read anyway, as in a rebuild and by ``graphc
-    verify``. A file that is in use may be replaced (`Program.save` does that), but must not be cut short.
-    """
-    artifact = Artifact.read(path, mapped=True)
-    try:
-        best_build(artifact.manifest, os.fspath(path))
-        if not trusted and not is_trusted(artifact):
-            message = f"{os.fspath(path)} was not built by this user on this machine, so its native code is not run"
-            hint = "graphc.load(path, trust=True) runs it; with the compiler installed it is rebuilt from its graph."
-            raise error("GC0506", message, hint=hint)
-    except GraphcError as refused:
-        if rebuild is None:
-            raise
-        try:
-            program = rebuild(Artifact.read(path), threads)
-        except ImportError:
-            raise refused from None
-        warnings.warn(f"rebuilt from its graph: {refused.message}", stacklevel=3)
-        return program
-    return Program(artifact, threads=threads)
 
 
 @dataclass(frozen=True)
@@ -148,14 +110,17 @@ class Program:
             self.state.assign({p.name: values[p.name] for p in manifest.state if not p.mapped})
         else:
             self.state.assign(state, self.state)
-        # The state lives in its block from now on; the artifact's own copy is let go.
-        members = {name: bytes(data) for name, data in whole.members.items() if name != STATE_FILE}
-        self._whole = replace(whole, members=members)
-        self._artifact = replace(artifact, members={n: members[n] for n in artifact.members if n in members})
+        self._keep(whole, artifact)
         addresses = [code.address(k.symbol) for k in manifest.kernels]
         self.entries = {e.name: Entry(self, e, addresses) for e in manifest.entries}
         for entry in self.entries.values():
             entry.connect(self.entries.values())
+
+    def _keep(self, whole: Artifact, artifact: Artifact) -> None:
+        """The artifact, for all its targets and for this one, without the state: that has its own place by now."""
+        members = {name: bytes(data) for name, data in whole.members.items() if name != STATE_FILE}
+        self._whole = replace(whole, members=members)
+        self._artifact = replace(artifact, members={n: members[n] for n in artifact.members if n in members})
 
     @property
     def artifact(self) -> Artifact:
@@ -223,10 +188,7 @@ class Entry:
     """One entry of a program: call it with its arguments by name."""
 
     def __init__(self, program: Program, record: EntryRecord, kernels: list[int]):
-        self.name = record.name
-        self.specs: dict[str, TensorType] = {p.name: p.type for p in record.inputs}
-        self.outputs: dict[str, TensorType] = {p.name: p.type for p in record.outputs}
-        self._program, self._record = program, record
+        self._describe(program, record)
         arena, start = program._arena, record.prepared_bytes
         self._kept = Block(start)
         self._slots = {p.name: _view(arena, p, start) for p in record.inputs}
@@ -258,6 +220,12 @@ class Entry:
         writes = self._record.writes
         self._spoiled = [e._watch for e in entries if not e._watch.names.isdisjoint(writes)]
 
+    def _describe(self, program: Program, record: EntryRecord) -> None:
+        self.name = record.name
+        self.specs: dict[str, TensorType] = {p.name: p.type for p in record.inputs}
+        self.outputs: dict[str, TensorType] = {p.name: p.type for p in record.outputs}
+        self._program, self._record = program, record
+
     def __call__(self, /, *unnamed: Any, **arguments: Any) -> dict[str, np.ndarray]:
         """Run one step and return its outputs as fresh arrays.
 
@@ -269,6 +237,12 @@ class Entry:
             hint = f"{self.name}({', '.join(f'{name}=...' for name in self.specs)})"
             raise error("GC0401", f"{self.name}: arguments are given by name", loc=self._record.loc, hint=hint)
         return self._step(arguments, None)
+
+    def each(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, np.ndarray]]:
+        """The outputs of a step on each of ``batches``, which are arguments by name. On a GPU the next batch is sent
+        while a step runs."""
+        for batch in batches:
+            yield self(**batch)
 
     def timed(self, /, **arguments: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """As a call, and the nanoseconds of each launch ([launches] int64), of all its runs if a loop repeats it; 0 for
@@ -346,7 +320,7 @@ class Entry:
             for part, job in zip(self._table.parts, self._jobs, strict=True):
                 program._team.start(job, None if times is None else times[part])
                 if np.count_nonzero(self._flags):
-                    raise self._failure(changed=part.stop > self._table.cut)
+                    raise failed_check(self._record, self._flags, changed=part.stop > self._table.cut)
             return {name: slot.copy() for name, slot in self._results.items()}
 
     def _prepare(self, times: np.ndarray | None) -> None:
@@ -356,13 +330,6 @@ class Entry:
             part = self._table.prepared
             self._program._team.start(self._preparation, None if times is None else times[part])
             self._watch.fresh = not lent
-
-    def _failure(self, changed: bool) -> GraphcError:
-        """The first check that failed."""
-        failed = self._record.checks[int(np.flatnonzero(self._flags)[0])]
-        state = "this step has no outputs, and the state is what it made of it" if changed else "the state is unchanged"
-        # Not `error`: a newer compiler may have used a code that is not listed here.
-        return GraphcError(failed.code, failed.message, failed.loc, f"check the arrays given; {state}")
 
 
 def _worth_a_team(launches: Sequence[LaunchRecord]) -> bool:

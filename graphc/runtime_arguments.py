@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,21 @@ from graphc.artifact_records import EntryRecord
 from graphc.dtype import DType, TensorType, array_of
 from graphc.errors import GraphcError, error
 
-__all__ = ["bind", "described"]
+__all__ = ["as_array", "bind", "described", "failed_check"]
 
 
-def bind(entry: EntryRecord, specs: Mapping[str, TensorType], arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def bind(
+    entry: EntryRecord,
+    specs: Mapping[str, TensorType],
+    arguments: Mapping[str, Any],
+    convert: Callable[[Any, DType], Any] | None = None,
+) -> dict[str, Any]:
     """The arguments as arrays of exactly the declared dtype and shape (any strides).
 
     Arrays of NumPy and of other libraries (``__dlpack__``, ``__array__``) are taken as they are and never converted.
     Python numbers and (nested) lists of them become the declared dtype: floats for a float, integers in range for
     anything that holds integers, bools for a bool. Raises GC0401 (names), GC0402 (dtype), GC0403 (shape).
+    ``convert`` takes the place of `as_array`, where arrays may be elsewhere than in NumPy's memory.
     """
     if arguments.keys() != specs.keys():
         missing = [name for name in specs if name not in arguments]
@@ -30,14 +36,14 @@ def bind(entry: EntryRecord, specs: Mapping[str, TensorType], arguments: Mapping
         raise _refuse(entry, "GC0401", ", ".join(what), f"{entry.name} takes {wanted}")
     arrays = {}
     for name, spec in specs.items():
-        array = _as_array(arguments[name], spec.dtype)
+        array = (convert or as_array)(arguments[name], spec.dtype)
         # Equal dtypes have equal names, but a name takes longer to make than all else here.
         if array is None or (array.dtype != spec.dtype.numpy and array.dtype.name != spec.dtype.name):
             got = type(arguments[name]).__name__ if array is None else described(array)
-            convert = (
+            mended = (
                 f"np.asarray({name}, {spec.dtype.name!r})" if array is None else f"{name}.astype({spec.dtype.name!r})"
             )
-            hint = f"graphc never converts by itself: {entry.name}({name}={convert})"
+            hint = f"graphc never converts by itself: {entry.name}({name}={mended})"
             raise _refuse(entry, "GC0402", f"argument {name!r} must be {spec}, but is {got}", hint)
         if array.shape != spec.shape:
             message = f"argument {name!r} must have shape {spec.shape}, but has {array.shape}"
@@ -48,12 +54,20 @@ def bind(entry: EntryRecord, specs: Mapping[str, TensorType], arguments: Mapping
     return arrays
 
 
+def failed_check(entry: EntryRecord, flags: np.ndarray, changed: bool) -> GraphcError:
+    """The error of the first check whose flag word is set; ``changed``: the step had begun to write state."""
+    failed = entry.checks[int(np.flatnonzero(flags)[0])]
+    state = "this step has no outputs, and the state is what it made of it" if changed else "the state is unchanged"
+    # Not `error`: a newer compiler may have used a code that is not listed here.
+    return GraphcError(failed.code, failed.message, failed.loc, f"check the arrays given; {state}")
+
+
 def described(array: np.ndarray) -> str:
     """dtype and shape, as types are printed everywhere: ``float32[2,3]``."""
     return f"{array.dtype.name}[{','.join(map(str, array.shape))}]"
 
 
-def _as_array(value: Any, dtype: DType) -> np.ndarray | None:
+def as_array(value: Any, dtype: DType) -> np.ndarray | None:
     """``value`` as an array; None where it is no array and does not become one of ``dtype`` without loss."""
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value)

@@ -1,61 +1,193 @@
-"""A program for GPUs: everything but running it, which needs one.
+"""Programs on a GPU: the same as on a processor, but for where the state lies and who runs the launches.
 
-What was compiled for NVIDIA GPUs can be looked at, given weights, saved and shipped on any machine.
+What comes back is where the arguments were. If one of them is on the device (an array of CuPy, or of another library
+by ``__dlpack__`` or ``__cuda_array_interface__``), the results are CuPy arrays, and a call returns before they are
+made: the stream that is CuPy's current one waits for them. Else they are NumPy arrays, as on a processor. In the first
+case nothing goes by way of the host but the words of the checks, where an entry has some.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, NoReturn
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from graphc.artifact import STATE_FILE, Artifact
-from graphc.artifact_records import STATE, WEIGHTS, EntryRecord
-from graphc.errors import error
-from graphc.runtime import Entry, Program, state_view
-from graphc.runtime_native import Block
+from graphc.artifact import CONSTS, STATE_FILE, Artifact
+from graphc.artifact_records import ARENA, CONST, STATE, WEIGHTS, EntryRecord, StateRecord
+from graphc.runtime import Entry, Program
+from graphc.runtime_cuda_device import Device, DeviceBlock, Kernel
+from graphc.runtime_cuda_step import Batch, Feed, Step
 from graphc.runtime_state import StateView
 
-__all__ = ["CudaEntry", "CudaProgram"]
+__all__ = ["CudaEntry", "CudaProgram", "DeviceState"]
+
+_GUARD = 4096  # bytes behind the arena in which a measured run shows that a kernel left it
 
 
 class CudaProgram(Program):
-    """Entries over one state, as `Program`; the state is in this machine's memory."""
+    """A program whose entries run on the GPU that is CuPy's current one at the first call.
 
-    def __init__(self, artifact: Artifact, *, state: Mapping[str, np.ndarray] | None = None):
-        manifest = artifact.manifest
+    It can be looked at and saved where there is none; a call then is GC0508.
+    """
+
+    def __init__(self, artifact: Artifact, number: int = 0, *, state: Mapping[str, np.ndarray] | None = None):
+        """The program of build ``number`` of ``artifact``, with its state or with the values ``state``."""
+        whole, artifact = artifact, artifact.only(number)
         self.threads = 1
         self._lock = threading.RLock()
-        blocks = {STATE: Block(manifest.state_bytes), WEIGHTS: Block(manifest.weights_bytes)}
-        self.state = StateView({p.name: state_view(blocks[p.space], p) for p in manifest.state})
-        self.state.assign(artifact.tensors(STATE_FILE) if state is None else state, self.state)
-        members = {name: bytes(data) for name, data in artifact.members.items() if name != STATE_FILE}
-        self._whole = self._artifact = replace(artifact, members=members)
-        self.entries = {e.name: CudaEntry(self, e) for e in manifest.entries}
+        self.state = DeviceState(artifact.manifest.state, artifact.tensors(STATE_FILE) if state is None else state)
+        self._keep(whole, artifact)
+        self.entries = {e.name: CudaEntry(self, e) for e in artifact.manifest.entries}
+
+    def __repr__(self) -> str:
+        return f"<graphc.Program {', '.join(self.entries)}: {len(self.state)} state tensors, on a GPU>"
 
     def close(self) -> None:
-        """There are no threads to stop."""
+        """Nothing to stop: the device's memory is free when the program is gone."""
+
+    @cached_property
+    def on_device(self) -> Memory:
+        """The program on the device, to which its state moves now. Raises GC0505, GC0508 and GC0702."""
+        return Memory(self.code, self.state)
+
+
+class Memory:
+    """What the entries of a program share on a device: kernels, state, constants, one arena and one workspace."""
+
+    def __init__(self, artifact: Artifact, state: StateView):
+        manifest = artifact.manifest
+        self.device = device = Device()
+        self.kernels = Kernel.all_of(device, artifact)
+        self.grids = [k.grid for k in manifest.kernels]
+        arena = max((e.arena_bytes for e in manifest.entries), default=0)
+        sizes = {
+            STATE: manifest.state_bytes,
+            WEIGHTS: manifest.weights_bytes,
+            CONST: manifest.const_bytes,
+            ARENA: arena + _GUARD,
+        }
+        self.blocks = {space: device.alloc(nbytes, "the program") for space, nbytes in sizes.items()}
+        self.workspace = device.alloc(max((e.scratch_bytes for e in manifest.entries), default=0), "the program")
+        for port, array in zip(manifest.consts, _ordered(artifact), strict=True):
+            self.blocks[CONST].write(array, port.offset)
+        assert isinstance(state, DeviceState)
+        state.move(self.blocks)
+
+
+def _ordered(artifact: Artifact) -> list[np.ndarray]:
+    tensors = artifact.tensors(CONSTS)
+    return [tensors[port.name] for port in artifact.manifest.consts]
+
+
+class DeviceState(StateView):
+    """The state by name: ``state[name]`` is a copy in host memory, which cannot be written to, and ``state[name] =
+    values`` writes. Values wait in host memory until the program first runs."""
+
+    def __init__(self, records: Sequence[StateRecord], values: Mapping[str, np.ndarray]):
+        super().__init__({r.name: np.empty(r.shape, r.type.dtype.numpy) for r in records})
+        self._records = {r.name: r for r in records}
+        self._blocks: Mapping[int, DeviceBlock] | None = None
+        self.assign(values, self)
+
+    def move(self, blocks: Mapping[int, DeviceBlock]) -> None:
+        """To the device: the program runs from now on."""
+        waiting, self._blocks = dict(self._views), blocks
+        for name, values in waiting.items():
+            self._write(name, values)
+            # What `assign` compares with: shape and dtype, without the memory.
+            self._views[name] = np.broadcast_to(np.empty((), values.dtype), values.shape)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if self._blocks is None:
+            array = self._views[name].copy()
+        else:
+            r = self._records[name]
+            order = r.order or tuple(range(len(r.shape)))
+            dense = self._blocks[r.space].read(tuple(r.shape[d] for d in order), r.type.dtype.numpy, r.offset)
+            array = dense.transpose(np.argsort(order))
+        array.flags.writeable = False
+        return array
+
+    def _write(self, name: str, values: np.ndarray) -> None:
+        if self._blocks is None:
+            np.copyto(self._views[name], values)
+        else:
+            r = self._records[name]
+            self._blocks[r.space].write(values.transpose(r.order) if r.order else values, r.offset)
 
 
 class CudaEntry(Entry):
-    """One entry of a program for GPUs."""
+    """One entry of a program on a GPU: call it with its arguments by name; see `graphc.runtime_cuda` for what comes
+    back."""
 
     def __init__(self, program: CudaProgram, record: EntryRecord):
-        self.name = record.name
-        self.specs = {p.name: p.type for p in record.inputs}
-        self.outputs = {p.name: p.type for p in record.outputs}
-        self._program, self._record = program, record
+        self._describe(program, record)
 
-    def _step(self, arguments: dict[str, Any], times: np.ndarray | None) -> NoReturn:
-        have = ", ".join(self._program.code.manifest.target.features)
-        hint = 'Save it and run it there, or compile with target=["cuda", "cpu"] for a file that runs on both.'
-        raise error(
-            "GC0505", f"{self.name} was compiled for NVIDIA GPUs ({have}), and this machine has none", hint=hint
-        )
+    @property
+    def _memory(self) -> Memory:
+        assert isinstance(self._program, CudaProgram)
+        return self._program.on_device
+
+    @cached_property
+    def _ready(self) -> Step:
+        memory = self._memory
+        return Step(memory.device, self._record, memory.kernels, memory.grids, memory.blocks, memory.workspace)
+
+    def timed(self, /, **arguments: Any) -> tuple[dict[str, Any], np.ndarray]:
+        """As a call, launch by launch, and the nanoseconds of each ([launches] int64), of all its runs if a loop
+        repeats it."""
+        with self._program._lock:
+            step = self._ready
+            with step.device.gpu:
+                return step.timed(step.bind(arguments))
+
+    def each(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The outputs (NumPy) of a step on each of ``batches``, which are arguments by name, of NumPy. Batches are sent
+        to the device one ahead of their step, in memory of their own: twice that of the arguments."""
+        feed: Feed | None = None
+        sent: Batch | None = None
+        outputs: dict[str, Any] | None
+        for batch in _then_none(batches):
+            with self._program._lock:
+                step = self._ready
+                with step.device.gpu:
+                    feed = feed or Feed(step)
+                    if sent is not None:
+                        feed.start(sent)
+                    following = None if batch is None else feed.send(step.bind(batch))
+                    outputs = None if sent is None else step.finish()
+            sent = following
+            if outputs is not None:
+                yield outputs
 
     def measured_peak_bytes(self, /, **arguments: Any) -> int:
-        """Raises GC0505: nothing runs here."""
-        self._step(arguments, None)
+        """Run a step on a patterned arena and see which bytes changed: what `memory.peak_bytes` predicts, measured.
+
+        The state is put back afterwards. Missing arguments are zeros.
+        """
+        arguments = {n: np.zeros(t.shape, t.dtype.numpy) for n, t in self.specs.items()} | arguments
+        with self._program._lock:
+            step = self._ready
+            arena, before = self._memory.blocks[ARENA], dict(self._program.state)
+            touched = np.zeros(arena.nbytes, bool)
+            for pattern in (0x5A, 0xA5):  # a byte that happens to hold one pattern does not hold the other
+                arena.write(np.full(arena.nbytes, pattern, np.uint8))
+                step.run(step.bind(arguments))
+                self._program.state.assign(before)
+                touched |= arena.read((arena.nbytes,), np.dtype(np.uint8)) != pattern
+        changed = np.flatnonzero(touched)
+        return self.memory.peak_bytes - self.memory.arena_bytes + (int(changed[-1]) + 1 if len(changed) else 0)
+
+    def _step(self, arguments: dict[str, Any], times: np.ndarray | None) -> dict[str, Any]:
+        with self._program._lock:
+            step = self._ready
+            with step.device.gpu:
+                return step.run(step.bind(arguments))
+
+
+def _then_none(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any] | None]:
+    yield from batches
+    yield None

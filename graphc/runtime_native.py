@@ -29,6 +29,7 @@ import numpy as np
 from graphc.artifact import ALIGN, Artifact
 from graphc.artifact_records import Manifest, TargetRecord
 from graphc.errors import error
+from graphc.runtime_cuda_device import unfit_gpu
 from graphc.system import TILES, allow_tiles, features
 
 __all__ = ["Block", "Code", "Job", "Team", "best_build", "unfit"]
@@ -91,6 +92,8 @@ def best_build(manifest: Manifest, name: str = "the artifact") -> int:
 
 def unfit(target: TargetRecord) -> str:
     """Why native code for ``target`` cannot run here; empty if it can."""
+    if target.name == "cuda":
+        return unfit_gpu(target)
     here = llvm.get_process_triple().split("-")
     there = target.triple.split("-")
     if target.name != "cpu" or here[0] != there[0] or here[2:3] != there[2:3]:

@@ -74,8 +74,11 @@ class StateView(Mapping[str, np.ndarray]):
                 message = f"state {name!r} is {described(view)}, but the value given is {described(new)}"
                 raise error("GC0802", message, hint="it belongs to another configuration; nothing was overwritten")
         self._changed(tensors.keys())
-        for view, new, _ in pairs:
-            np.copyto(view, new)
+        for _, new, name in pairs:
+            self._write(name, new)
+
+    def _write(self, name: str, values: np.ndarray) -> None:
+        np.copyto(self._views[name], values)
 
     def watch(self, names: Iterable[str]) -> Watch:
         """A watch over the state ``names``."""

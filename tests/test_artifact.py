@@ -24,7 +24,7 @@ from graphc.artifact import MANIFEST, STATE_FILE, Artifact, is_trusted, trust
 from graphc.artifact_records import FORMAT, Manifest, decode, encode
 from graphc.dtype import bfloat16
 from graphc.errors import GraphcError
-from graphc.runtime import load
+from graphc.runtime_load import load
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from graphc.artifact_records import FORMAT, decode, encode
 from graphc.artifact_tensors import dump
 from graphc.errors import GraphcError
 from graphc.kernels.cpu.target import BASELINES
-from graphc.runtime import load
+from graphc.runtime_load import load
 
 GOLDEN = sorted(FOLDER.rglob("*.gcx"))
 WEIGHTS = FOLDER / "1.0" / "weights.gcx"

@@ -9,7 +9,7 @@ import pytest
 from mutations import KINDS, Mutants, packed, run, unpacked, with_digests
 
 import graphc as gc
-from graphc import runtime
+from graphc import runtime, runtime_load
 from graphc.errors import GraphcError
 
 
@@ -42,7 +42,7 @@ def test_machine_code_from_elsewhere_is_not_run(tmp_path: Path, monkeypatch: pyt
     linked: list[str] = []
     monkeypatch.setattr(runtime, "Code", lambda artifact: linked.append(artifact.digest) or pytest.fail("linked"))
     with pytest.raises(GraphcError) as caught:
-        runtime.load(path)
+        runtime_load.load(path)
     assert caught.value.code == "GC0506"
     assert not linked
 
@@ -57,14 +57,14 @@ def test_what_this_user_built_is_trusted_by_its_digest(tmp_path: Path) -> None:
 
     program = gc.compile(run_it, threads=1)
     program.save(tmp_path / "net.gcx")
-    assert runtime.load(tmp_path / "net.gcx", threads=1).run_it(x=2.0)["y"] == 3.0
+    assert runtime_load.load(tmp_path / "net.gcx", threads=1).run_it(x=2.0)["y"] == 3.0
     (tmp_path / "copy.gcx").write_bytes((tmp_path / "net.gcx").read_bytes())  # the same program in another place
-    assert runtime.load(tmp_path / "copy.gcx", threads=1).run_it(x=2.0)["y"] == 3.0
+    assert runtime_load.load(tmp_path / "copy.gcx", threads=1).run_it(x=2.0)["y"] == 3.0
     members = unpacked(tmp_path / "net.gcx")
     code = next(name for name in members if name.startswith("native/gc_"))
     (tmp_path / "evil.gcx").write_bytes(packed(with_digests(members | {code: members[code] + b"\0"})))
     with pytest.raises(GraphcError) as caught:
-        runtime.load(tmp_path / "evil.gcx")
+        runtime_load.load(tmp_path / "evil.gcx")
     assert caught.value.code == "GC0506"
     with pytest.warns(UserWarning, match="rebuilt from its graph"):
         assert gc.load(tmp_path / "evil.gcx", threads=1).run_it(x=2.0)["y"] == 3.0

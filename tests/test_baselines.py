@@ -19,7 +19,7 @@ from mutations import rewrite
 from native import elf_symbols
 
 import graphc as gc
-from graphc import nn, runtime
+from graphc import nn, runtime_load
 from graphc.errors import GraphcError
 from graphc.interp import interpret
 from graphc.kernels.cpu.build import compile_kernels, machine, optimise
@@ -159,7 +159,7 @@ def test_an_artifact_for_avx512_is_rebuilt_where_there_is_only_avx2(
     wide.save(tmp_path / "net.gcx")
     monkeypatch.setenv("GRAPHC_MAX_ISA", "x86-64-v3")
     with pytest.raises(GraphcError, match=r"net\.gcx needs a CPU with avx512bw, .*avx512f") as caught:
-        runtime.load(tmp_path / "net.gcx")
+        runtime_load.load(tmp_path / "net.gcx")
     assert caught.value.code == "GC0505"
     with pytest.warns(UserWarning, match=r"rebuilt from its graph: .* needs a CPU with avx512bw"):
         narrow = gc.load(tmp_path / "net.gcx", threads=1)
@@ -216,7 +216,7 @@ def test_no_code_for_this_machine(tmp_path: Path) -> None:
     gc.compile_file(NET, cpu_baseline=["native", "neon"]).save(tmp_path / "net.gcx")
     rewrite(tmp_path / "net.gcx", for_others)
     with pytest.raises(GraphcError, match=r"needs a CPU with avx9000; other code in it was built for .* on riscv") as e:
-        runtime.load(tmp_path / "net.gcx", trusted=True)
+        runtime_load.load(tmp_path / "net.gcx", trusted=True)
     assert e.value.code == "GC0505"
 
 

@@ -18,7 +18,7 @@ from graphc.cli import main
 from graphc.errors import GraphcError
 from graphc.export import Exported, export_c, write
 from graphc.kernels.cpu.target import BASELINES
-from graphc.runtime import load
+from graphc.runtime_load import load
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 GOLDEN = FOLDER / FORMAT

@@ -14,7 +14,8 @@ import graphc as gc
 from graphc import nn, optim
 from graphc.artifact import Artifact
 from graphc.errors import GraphcError
-from graphc.runtime import Program, load
+from graphc.runtime import Program
+from graphc.runtime_load import load
 
 SHAPE = (2, 16, 16, 16)
 X = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)

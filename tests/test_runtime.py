@@ -16,7 +16,8 @@ import pytest
 from graphc import runtime
 from graphc.artifact_tensors import write_file
 from graphc.errors import GraphcError
-from graphc.runtime import Program, load
+from graphc.runtime import Program
+from graphc.runtime_load import load
 from graphc.runtime_native import Team
 
 X = np.array([1, 2, 3, 4], np.float32)
@@ -138,14 +139,14 @@ def test_no_threads() -> None:
 
 def test_integers_must_fit() -> None:
     from graphc.dtype import int8, uint32
-    from graphc.runtime_arguments import _as_array
+    from graphc.runtime_arguments import as_array
 
-    assert _as_array([1, 127], int8) is not None
-    assert _as_array([1, 128], int8) is None
-    assert _as_array(-1, uint32) is None
-    assert _as_array(1.5, int8) is None
-    assert _as_array(True, int8) is None
-    assert _as_array([[1], [2, 3]], int8) is None
+    assert as_array([1, 127], int8) is not None
+    assert as_array([1, 128], int8) is None
+    assert as_array(-1, uint32) is None
+    assert as_array(1.5, int8) is None
+    assert as_array(True, int8) is None
+    assert as_array([[1], [2, 3]], int8) is None
 
 
 def test_a_failed_check_names_the_line(program: Program) -> None:
@@ -256,7 +257,7 @@ class Block:
 
 sys.meta_path.insert(0, Block())
 import numpy as np
-from graphc.runtime import load
+from graphc.runtime_load import load
 program = load(sys.argv[1])
 print(program.step(x=np.ones(4, np.float32))["y"].tolist())
 """

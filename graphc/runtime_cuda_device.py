@@ -1,0 +1,165 @@
+"""The GPU as programs use it, through CuPy: its memory, kernels and streams, and what is missing where there is none.
+
+CuPy is imported when a device is opened, so that artifacts for a GPU can be made, read and looked at without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from graphc.artifact import Artifact
+from graphc.artifact_records import TargetRecord
+from graphc.errors import error
+
+__all__ = ["Device", "DeviceBlock", "Kernel", "fitting", "missing", "unfit_gpu"]
+
+PACKAGE = "cupy"
+INSTALL = "pip install 'graphc[cuda]' installs CuPy for CUDA 13; nvidia-smi shows the driver and the GPUs that it finds"
+_CHUNK = 1 << 25  # bytes of pinned memory through which state goes
+_DEFAULT_SHARED = 48 * 1024  # bytes of dynamic shared memory that a kernel may have without being asked
+_ARCHITECTURE = re.compile(r"sm_([0-9]+)([0-9])([af]?)")
+
+
+def missing() -> str:
+    """Why no GPU can be used here; empty if one can."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        return "CuPy is not installed"
+    try:
+        cupy = importlib.import_module(PACKAGE)
+        count = cupy.cuda.runtime.getDeviceCount()
+    except (ImportError, RuntimeError) as problem:  # CUDARuntimeError is a RuntimeError
+        return f"CuPy finds no GPU ({str(problem).strip().splitlines()[0]})"
+    return "" if count else "CuPy finds no GPU"
+
+
+def fitting(architectures: Sequence[str], capability: str) -> str | None:
+    """The best of ``architectures`` ("sm_90") whose code runs on a device of a compute capability ("90"): code runs on
+    the minor versions from its own on; code for "sm_90a" on that alone ("CUDA C++ Programming Guide", 3.1.2)."""
+    major, minor = capability[:-1], capability[-1]
+    found = []
+    for name in architectures:
+        parts = _ARCHITECTURE.fullmatch(name)
+        if parts is None or parts[1] != major:
+            continue
+        exact = parts[2] == minor
+        if exact or (parts[2] < minor and parts[3] != "a"):
+            found.append((parts[2], parts[3], name))
+    return max(found)[2] if found else None
+
+
+def unfit_gpu(target: TargetRecord) -> str:
+    """Why code for ``target`` cannot run on the GPU of this machine; empty if it can."""
+    if why := missing():
+        return f"was built for an NVIDIA GPU, and {why}"
+    capability = str(importlib.import_module(PACKAGE).cuda.Device().compute_capability)
+    if fitting(target.features, capability) is None:
+        return f"was built for {', '.join(target.features)}, and this GPU is sm_{capability}"
+    return ""
+
+
+class Device:
+    """The GPU that is CuPy's current one when this is made. Raises GC0508 where there is none.
+
+    ``stream`` is the program's own: all its work is done there, in order.
+    """
+
+    def __init__(self) -> None:
+        if why := missing():
+            raise error("GC0508", f"this program runs on an NVIDIA GPU, and {why}", hint=INSTALL)
+        self.cupy: ModuleType = importlib.import_module(PACKAGE)
+        self.gpu: Any = self.cupy.cuda.Device()
+        self.stream: Any = self.cupy.cuda.Stream(non_blocking=True)
+        self._chunk = self.pinned(_CHUNK)
+
+    def alloc(self, nbytes: int, what: str) -> DeviceBlock:
+        """So many bytes, of any content. Raises GC0702."""
+        try:
+            return DeviceBlock(self, self.cupy.cuda.alloc(max(nbytes, 1)), nbytes)
+        except self.cupy.cuda.memory.OutOfMemoryError:
+            free, total = self.gpu.mem_info
+            message = f"{what} needs {nbytes} bytes of the GPU's memory, and {free} of {total} are free"
+            hint = "--memory-budget makes the plan smaller; cupy.get_default_memory_pool().free_all_blocks() frees more"
+            raise error("GC0702", message, hint=hint) from None
+
+    def pinned(self, nbytes: int) -> np.ndarray:
+        """Host memory, [nbytes] uint8, that asynchronous copies may use."""
+        return np.frombuffer(self.cupy.cuda.alloc_pinned_memory(max(nbytes, 1)), np.uint8, nbytes)
+
+    def event(self, timing: bool = False) -> Any:
+        return self.cupy.cuda.Event(disable_timing=not timing)
+
+    def chunks(self, nbytes: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """The parts of ``nbytes`` that go through pinned memory one after the other, and that memory."""
+        for start in range(0, nbytes, _CHUNK):
+            part = slice(start, min(start + _CHUNK, nbytes))
+            yield part, self._chunk[: part.stop - part.start]
+
+
+class DeviceBlock:
+    """``nbytes`` of a device's memory from ``address`` on; the memory lives as long as this."""
+
+    def __init__(self, device: Device, pointer: Any, nbytes: int):
+        self._device, self.pointer, self.nbytes = device, pointer, nbytes
+        self.address: int = pointer.ptr
+
+    def write(self, array: np.ndarray, offset: int = 0) -> None:
+        """Copy an array to ``offset``; done on return."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        stream = self._device.stream
+        for part, chunk in self._device.chunks(len(data)):
+            chunk[:] = data[part]
+            (self.pointer + offset + part.start).copy_from_host_async(chunk.ctypes.data, len(chunk), stream)
+            stream.synchronize()
+
+    def read(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> np.ndarray:
+        """The tensor at ``offset``, as a fresh array."""
+        array = np.empty(shape, dtype)
+        data = array.reshape(-1).view(np.uint8)
+        stream = self._device.stream
+        for part, chunk in self._device.chunks(len(data)):
+            (self.pointer + offset + part.start).copy_to_host_async(chunk.ctypes.data, len(chunk), stream)
+            stream.synchronize()
+            data[part] = chunk
+        return array
+
+
+class Kernel:
+    """A kernel that is loaded on a device: ``kernel(blocks, words)`` puts a launch on the device's stream."""
+
+    def __init__(self, device: Device, function: Any, threads: int, shared_bytes: int):
+        driver = device.cupy.cuda.driver
+        if shared_bytes > _DEFAULT_SHARED:
+            attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver.funcSetAttribute(function.ptr, attribute, shared_bytes)
+        # Code is loaded when it is first needed, which must not be while launches are captured.
+        driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_NUM_REGS, function.ptr)
+        self._function, self._threads, self._shared, self._stream = function, threads, shared_bytes, device.stream
+
+    def __call__(self, blocks: int, words: Sequence[int]) -> None:
+        """``words``: an address or a number for each parameter."""
+        args = tuple(map(np.int64, words))
+        self._function((blocks, 1, 1), (self._threads, 1, 1), args, shared_mem=self._shared, stream=self._stream)
+
+    @classmethod
+    def all_of(cls, device: Device, artifact: Artifact) -> list[Kernel]:
+        """The kernels of an artifact in their order. Raises GC0505 where it has no code for this device."""
+        manifest, capability = artifact.manifest, str(device.gpu.compute_capability)
+        architecture = fitting(manifest.target.features, capability)
+        if architecture is None:
+            message = f"the artifact has code for {', '.join(manifest.target.features)}; this GPU is sm_{capability}"
+            raise error("GC0505", message, hint=f"graphc compile FILE.py --target cuda --arch sm_{capability}")
+        made = []
+        for record in manifest.kernels:
+            assert record.grid is not None
+            module = device.cupy.cuda.Module()
+            module.load(bytes(artifact.members[record.cubins[architecture]]))
+            function = module.get_function(record.symbol)
+            made.append(cls(device, function, record.grid.threads, record.grid.shared_bytes))
+        return made
