@@ -14,6 +14,7 @@ Grammar::
             | Loop(var, start, stop, step, role, body)
             | If(cond, body)                       cond is scalar (never a lane value)
             | Contract(c, a, b, m, n, k, ...)      one block product on the target's microkernel
+            | BlockProduct(c, a, b, m, n, k, ...)  the same, larger, by the threads of a block
             | Transpose(c, a, m, n, ...)           one block turned round, on the target's shuffles
             | Prefetch(buffer, index)              a hint: memory that will be read soon
             | Barrier | Combine | LoadWide | StoreWide | Registers     of one thread of a GPU (see below)
@@ -38,9 +39,9 @@ from graphc.dtype import DType, bool_, holds, int64
 from graphc.errors import Loc
 
 __all__ = [
-    "COMBINE", "COMPARISONS", "LINE", "Acc", "Affine", "Ahead", "Barrier", "Call", "Combine", "Const", "Contract",
-    "Expr", "If", "Kernel", "Let", "Load", "LoadWide", "Loop", "Operand", "Param", "Prefetch", "Registers", "Role",
-    "Scratch", "Stmt", "Store", "StoreWide", "ThreadStmt", "Transpose", "Update", "Var", "call", "converted",
+    "COMBINE", "COMPARISONS", "LINE", "Acc", "Affine", "Ahead", "Barrier", "BlockProduct", "Call", "Combine", "Const",
+    "Contract", "Expr", "If", "Kernel", "Let", "Load", "LoadWide", "Loop", "Operand", "Param", "Prefetch", "Registers",
+    "Role", "Scratch", "Stmt", "Store", "StoreWide", "ThreadStmt", "Transpose", "Update", "Var", "call", "converted",
     "identity", "walk",
 ]  # fmt: skip
 
@@ -298,6 +299,28 @@ class Prefetch:
 
 LINE = 64  # bytes of a line of the cache
 
+
+@dataclass(frozen=True, slots=True)
+class BlockProduct:
+    """``c[m, n] = (c[m, n] if accumulate else 0) + sum_k a[m, k] * b[k, n]`` by all threads that share an iteration of
+    the PARALLEL loop: ``m`` × ``n`` is at most the ``tile``. a and b have any strides, and elements of ``factors``; c
+    has col == 1, and ``dtype``. ``repeats`` are as in `Contract`. What is ``wide``, a or b, may be read 16 bytes at a
+    time."""
+
+    c: Operand
+    a: Operand
+    b: Operand
+    m: int | Var
+    n: int | Var
+    k: int | Var
+    dtype: DType
+    factors: DType
+    tile: tuple[int, int]
+    accumulate: bool = False
+    repeats: tuple[tuple[int, int, int], ...] = ()
+    wide: tuple[bool, bool] = (False, False)
+
+
 # Of one thread of a GPU: targets put these in where they share out VECTOR loops; lowering makes none of them. A group
 # are the threads that share an iteration of the PARALLEL loop, some lanes of a warp or a block.
 
@@ -347,7 +370,7 @@ class StoreWide:
 
 
 ThreadStmt = Barrier | Combine | LoadWide | Registers | StoreWide
-Stmt = Let | Store | Acc | Update | Loop | If | Contract | Transpose | Prefetch | ThreadStmt
+Stmt = Let | Store | Acc | Update | Loop | If | Contract | BlockProduct | Transpose | Prefetch | ThreadStmt
 
 
 # Kernels -------------------------------------------------------------------------------------------------------------

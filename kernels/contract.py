@@ -26,6 +26,7 @@ from graphc.kernels.contract_schedule import alternatives, choose, choose_ahead
 from graphc.kernels.contract_simple import SimpleLoops, is_simple
 from graphc.kernels.contract_split import Sum, k_parts, partial_problem
 from graphc.kernels.contract_thin import ThinLoops, is_thin
+from graphc.kernels.contract_tiles import TileLoops, tile_parts
 from graphc.kernels.contract_turn import Turn, needs_turn
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import moved_inside
@@ -66,6 +67,8 @@ def lower_contract(
     came_from = lines(body, ctx)
     then = "" if epilogue.identity else ", then what follows per element"
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
+    if ctx.target.processors and left.dtype == right.dtype:
+        return work.tiled(name, doc, then, came_from)
     if whole:
         return [work.whole(name, doc + then + ".", came_from)]
     f = as_filter(p, dtype, ctx.target.lanes(dtype)) if not stored else None
@@ -161,6 +164,20 @@ class Work:
             ),
         ]  # fmt: skip
 
+    def tiled(self, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
+        """Tiles of the result, each by many threads; in parts of the sum, where these would be few."""
+        parts = tile_parts(self.p, self.dtype, self.ctx.target)
+        if parts > 1:
+            part, plain = partial_problem(self.p, parts), Epilogue.plain(self.dtype, (parts, self.size))
+            first = TileLoops(part, self.dtype, plain, self.stored, self.ctx.target)
+            return self.summed(first, self.factors, parts, name, doc, then, lines)
+        loops = TileLoops(self.p, self.dtype, self.epilogue, self.stored, self.ctx.target)
+        flops = self.size * (2 * self.depth + self.epilogue.cost)
+        operands = self.factors + self.tiles
+        return [
+            launch(name, operands, loops.body(), doc=f"{doc}{then}.", lines=lines, flops=flops, scratch=loops.scratch())
+        ]
+
     def turned(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """The right factor, turned, and the product with that."""
         a, b = self.factors
@@ -247,7 +264,7 @@ class Work:
 
     def summed(
         self,
-        first: Loops | DirectLoops,
+        first: Loops | DirectLoops | TileLoops,
         factors: list[Operand],
         parts: int,
         name: str,

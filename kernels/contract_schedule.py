@@ -52,6 +52,11 @@ class Target(Protocol):
         """Vector registers."""
         ...
 
+    @property
+    def processors(self) -> int:
+        """Blocks of threads that should have work at a time; 0: one thread does a unit of work by itself."""
+        ...
+
     def lanes(self, dtype: DType) -> int:
         """Elements of a vector register."""
         ...

@@ -31,6 +31,11 @@ class CpuTarget:
     tiles: tuple[tuple[int, tuple[int, int]], ...]
     name: str = "cpu"
 
+    @property
+    def processors(self) -> int:
+        """Of blocks of threads: a thread works by itself here."""
+        return 0
+
     def tile(self, dtype: DType) -> tuple[int, int]:
         """(MR, NR): rows and columns of C that stay in registers during a block product."""
         return dict(self.tiles)[dtype.itemsize]

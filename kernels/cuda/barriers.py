@@ -16,6 +16,7 @@ from math import gcd
 from graphc.kernels.cuda.facts import Facts
 from graphc.loop import (
     Affine,
+    BlockProduct,
     Call,
     Contract,
     Expr,
@@ -120,7 +121,7 @@ class Barriers:
             case Store():
                 yield Touch(stmt.buffer, True, By.ONE, stmt.index)
                 yield from _reads(stmt.expr, By.ALL)
-            case Contract():
+            case Contract() | BlockProduct():
                 yield from (Touch(x.buffer, False, By.SOME) for x in (stmt.a, stmt.b))
                 yield Touch(stmt.c.buffer, True, By.SOME)
             case Transpose():

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from graphc.dtype import DType
 from graphc.kernels.c import CDialect, functions_used
 from graphc.kernels.cuda.grid import WARP, Grid
+from graphc.kernels.cuda.product import passes_through_result, printed
 from graphc.kernels.cuda.threads import LANE, WARP_LANE, WARP_NUMBER, Threads
 from graphc.kernels.emit import Dialect, Place, Printer, emit, header, short, unwrap
 from graphc.loop import (
     COMBINE,
     Barrier,
+    BlockProduct,
     Combine,
     Contract,
     Kernel,
@@ -57,7 +59,8 @@ class CudaDialect(CDialect):
         text = "\n".join([head, *self.signature(kernel), *body, "}"])
         functions = "".join(map(self.function, functions_used(text)))
         comment = "\n".join(f"// {line}".rstrip() for line in header(kernel).splitlines())
-        return f'#include "graphc.cuh"\n\n{comment}\n{self.shape()}\n\n{functions}{text}\n'
+        file = "product.cuh" if any(isinstance(s, BlockProduct) for s in walk(kernel.body)) else "graphc.cuh"
+        return f'#include "{file}"\n\n{comment}\n{self.shape()}\n\n{functions}{text}\n'
 
     def signature(self, kernel: Kernel) -> list[str]:
         """The parameters, one on a line."""
@@ -140,6 +143,13 @@ class ThreadPrinter(Printer):
                 var, dtype = self.names[stmt.var.name], stmt.var.dtype
                 total = dialect.combine(stmt.combine, self.names[stmt.partial.name], stmt.lanes, dtype)
                 self.simple(f"{var} = {unwrap(dialect.call(COMBINE[stmt.combine], (var, total), dtype))}")
+            case BlockProduct():
+                operands = [self.place(x) for x in (stmt.c, stmt.a, stmt.b)]
+                sizes = [self.bound(x) for x in (stmt.m, stmt.n, stmt.k)]
+                through = dialect.grid.through and passes_through_result(stmt, self.kernel.scratch)
+                memory = operands[0][0] if through else f"shared + {dialect.grid.staging}"
+                for line in printed(stmt, operands, sizes, dialect.grid.threads, memory):
+                    self.line(line)
             case LoadWide():
                 at = f"{self.names[stmt.buffer]} + {self.affine(stmt.index)}"
                 self.simple(f"const {self.registers(stmt.into)} = *(const {wide(stmt.into)} *)({at})")

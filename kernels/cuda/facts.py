@@ -102,10 +102,16 @@ class Facts:
         start, stop = loop.start, loop.stop
         most = self.bound(stop).high - self.bound(start).low
         if isinstance(stop, Var) and isinstance(start, Var):
-            match self.lets.get(stop.name):
-                case Call(name="minimum", args=(Call(name="add", args=(Var() as first, Const(value=int(n)))), _)):
-                    most = min(most, n) if first == start else most
+            match self.expanded(stop):
+                case Call(name="minimum", args=(end, _)) | end:
+                    match self.expanded(end):
+                        case Call(name="add", args=(Var() as first, Const(value=int(n)))):
+                            most = min(most, n) if first == start else most
         return most
+
+    def expanded(self, of: Expr) -> Expr:
+        """What a variable is bound to."""
+        return self.lets.get(of.name, of) if isinstance(of, Var) else of
 
 
 def _applied(name: str, x: Interval, y: Interval) -> Interval:

@@ -17,6 +17,7 @@ typedef float f32;
 typedef double f64;
 
 #define CORE static __device__ inline
+#define CORE_MEMBER __device__ inline
 
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
@@ -74,6 +75,10 @@ INTEGER(i64, i64, u64)
 INTEGER(u8, u8, u32)
 INTEGER(u32, u32, u32)
 COMMON(b1, b1)
+
+template <typename T> CORE T multiply_add(T a, T b, T c) { return a * b + c; }
+template <> CORE_MEMBER f32 multiply_add(f32 a, f32 b, f32 c) { return fmaf(a, b, c); }
+template <> CORE_MEMBER f64 multiply_add(f64 a, f64 b, f64 c) { return fma(a, b, c); }
 
 // Float to integer truncates and saturates; NaN gives 0.
 #define SATURATE(F, f, T, t, LOW, HIGH) \

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from graphc.kernels.plan import Launch
 from graphc.loop import Kernel, Loop, Role, Scratch
 
-__all__ = ["WARP", "Grid"]
+__all__ = ["ALIGN", "WARP", "Grid", "padded", "parallel_loop"]
 
 WARP = 32  # lanes
 ALIGN = 128  # bytes: of arrays in shared memory and in a workspace
@@ -21,7 +21,8 @@ class Grid:
 
     ``shared`` and ``workspace`` say at which byte of a block's shared memory and workspace the scratch arrays begin;
     group number g has its own copy, g times the array's size further on. ``room`` is the place in shared memory where
-    the warps of a block combine what they have, ``staging`` that of block products.
+    the warps of a block combine what they have, ``staging`` that which the factors of block products pass through; if
+    ``through``, they pass through the result where that is possible.
     """
 
     threads: int
@@ -32,6 +33,7 @@ class Grid:
     workspace_bytes: int = 0
     room: int = 0
     staging: int = 0
+    through: bool = False
 
     @property
     def groups(self) -> int:

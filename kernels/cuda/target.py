@@ -22,6 +22,7 @@ class CudaTarget:
     architectures: tuple[str, ...] = ARCHITECTURES
     shared_bytes: int = 96 << 10
     registers: int = 255
+    processors: int = 132
 
     def tile(self, dtype: DType) -> tuple[int, int]:
         """Rows and columns of the result that a block product makes."""

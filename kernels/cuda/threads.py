@@ -13,11 +13,13 @@ from math import inf
 from graphc.dtype import int64
 from graphc.kernels.cuda.barriers import Barriers, Path, expressions
 from graphc.kernels.cuda.facts import Facts
-from graphc.kernels.cuda.grid import WARP, Grid, padded, parallel_loop
+from graphc.kernels.cuda.grid import ALIGN, WARP, Grid, padded, parallel_loop
+from graphc.kernels.cuda.product import as_block_product, memory_bytes, passes_through_result, with_wide_factors
 from graphc.kernels.cuda.wide import index, widened, widths
 from graphc.loop import (
     Acc,
     Barrier,
+    BlockProduct,
     Call,
     Combine,
     Const,
@@ -64,12 +66,13 @@ class Threads:
 def shared_out(kernel: Kernel, aligned: Collection[str], shared_bytes: int) -> Threads:
     """``kernel`` for the threads of a GPU. ``aligned`` are the parameters whose addresses are multiples of 16 bytes in
     every launch; a block may have ``shared_bytes`` of shared memory."""
+    kernel = replace(kernel, body=_with_block_products(kernel.body))
     loop = parallel_loop(kernel)
     facts = Facts.of(kernel.body)
     names = [s.name for s in kernel.scratch]
     wide = widths(loop.body, facts, {*aligned, *names})
     grid = _grid(kernel, loop, facts, wide, shared_bytes)
-    mapped = _Mapped(loop, facts, names, wide, grid)
+    mapped = _Mapped(loop, facts, names, wide, grid, aligned)
     top = [replace(s, body=tuple(mapped.body)) if s is loop else s for s in kernel.body]
     return Threads(replace(kernel, body=tuple(top)), grid)
 
@@ -82,24 +85,50 @@ def _grid(kernel: Kernel, loop: Loop, facts: Facts, wide: dict[str, int], shared
     lanes = _lanes(loop, statements, facts)
     units = loop.stop if isinstance(loop.stop, int) else ROWS
     threads = max(lanes, BLOCK if units * lanes >= BLOCK**2 else BLOCK // 2)
-    groups = threads // lanes
     room = padded(Scratch("room", int64, LARGEST // WARP), 1) if lanes > WARP else 0
-    used = room
+    products = [s for s in statements if isinstance(s, BlockProduct)]
+    through = [s for s in products if passes_through_result(s, kernel.scratch)]
+    grid = _placed(
+        Grid(threads, lanes, staging=room), kernel.scratch, [s for s in products if s not in through], shared_bytes
+    )
+    if all(s.c.buffer in grid.shared for s in through):
+        return replace(grid, through=True)
+    return _placed(Grid(threads, lanes, staging=room), kernel.scratch, products, shared_bytes)
+
+
+def _placed(grid: Grid, scratch: Sequence[Scratch], products: Sequence[BlockProduct], shared_bytes: int) -> Grid:
+    """``grid`` with places for the scratch arrays, small ones in shared memory first, beside what the factors of
+    ``products`` pass through."""
+    used = grid.staging + -(-max(map(memory_bytes, products), default=0) // ALIGN) * ALIGN
     shared: dict[str, int] = {}
     workspace: dict[str, int] = {}
     asked = 0
-    for s in sorted(kernel.scratch, key=lambda s: s.size * s.dtype.itemsize):
-        size = padded(s, groups)
+    for s in sorted(scratch, key=lambda s: s.size * s.dtype.itemsize):
+        size = padded(s, grid.groups)
         if used + size <= shared_bytes:
             shared[s.name], used = used, used + size
         else:
             workspace[s.name], asked = asked, asked + size
-    return Grid(threads, lanes, shared, workspace, used, asked)
+    return replace(grid, shared=shared, workspace=workspace, shared_bytes=used, workspace_bytes=asked)
+
+
+def _with_block_products(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+    """The products of a CPU's register tiles by whole blocks."""
+    out: list[Stmt] = []
+    for stmt in body:
+        if isinstance(stmt, Loop | If):
+            out.append(replace(stmt, body=_with_block_products(stmt.body)))
+        else:
+            out.append((as_block_product(stmt) or stmt) if isinstance(stmt, Contract) else stmt)
+    return tuple(out)
 
 
 def _lanes(loop: Loop, statements: Sequence[Stmt], facts: Facts) -> int:
     """How many threads share a unit: enough for its longest VECTOR loop."""
-    if any(isinstance(s, Contract | Transpose) or (isinstance(s, Loop) and s.role is Role.WARP) for s in statements):
+    if any(
+        isinstance(s, Contract | BlockProduct | Transpose) or (isinstance(s, Loop) and s.role is Role.WARP)
+        for s in statements
+    ):
         return BLOCK
     vectors = [s for s in statements if isinstance(s, Loop) and s.role is Role.VECTOR]
     if not vectors:
@@ -121,8 +150,16 @@ class _Mapped:
     """The body of the PARALLEL loop, shared out. ``partials`` are the accumulators whose lanes have partial values that
     were not combined yet."""
 
-    def __init__(self, loop: Loop, facts: Facts, scratch: Sequence[str], wide: dict[str, int], grid: Grid):
-        self.facts, self.wide, self.lanes = facts, wide, grid.lanes
+    def __init__(
+        self,
+        loop: Loop,
+        facts: Facts,
+        scratch: Sequence[str],
+        wide: dict[str, int],
+        grid: Grid,
+        aligned: Collection[str],
+    ):
+        self.facts, self.wide, self.lanes, self.aligned = facts, wide, grid.lanes, aligned
         self.before = Barriers(loop.body, facts, scratch, wide).before if grid.lanes > 1 else set[Path]()
         self.lane = LANE
         self.partials: dict[str, Combine] = {}
@@ -155,6 +192,8 @@ class _Mapped:
                 return [If(call("eq", self.lane, Const(0, int64)), (stmt,))]
             case Prefetch():
                 return []
+            case BlockProduct():
+                return [with_wide_factors(stmt, self.facts, self.aligned)]
         return [stmt]
 
     # Accumulators
