@@ -74,6 +74,6 @@ class TileLoops:
                 Operand("a", a + place([(row, m[A])]), m[A], k[A]),
                 Operand("b", b + place([(column, n[B])]), k[B], n[B]),
                 rows, columns, p.k.size, self.dtype, self.factors, (self.size, self.size),
-                repeats=tuple((axis.size, *axis.strides[:2]) for axis in p.k_outer),
+                repeats=tuple((axis.size, axis.strides[A], axis.strides[B]) for axis in p.k_outer),
             )
         )  # fmt: skip
