@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import svg
-from report import geometric_mean, of_mode, share, timed
+from report import geometric_mean, of_mode, share, timed, with_limits
 from scaling import AXES, roofline
 from systems import HERE
 
@@ -20,7 +20,8 @@ TITLES = {"train": "Train step: share of the FMA peak", "infer": "Inference: sha
 def suite(results: dict[str, Any]) -> dict[str, str]:
     pictures = {}
     for mode, title in TITLES.items():
-        rows = {work: row for work, row in of_mode(results, mode).items() if "machine" in row}
+        limited = {"rows": with_limits(results["rows"])}
+        rows = {work: row for work, row in of_mode(limited, mode).items() if "machine" in row}
         groups = {work: {s: share(row, s) for s in timed(row)} for work, row in rows.items()}
         if len(groups) > 1:
             complete = [s for s in svg.COLOURS if all(s in g for g in groups.values())]
@@ -34,7 +35,7 @@ def scaling(results: dict[str, Any]) -> dict[str, str]:
     """GFLOP/s over each axis; threads, of which there are few, as bars."""
     pictures = {}
     for axis, points in results["axes"].items():
-        found = {float(at): row for at, row in points.items() if "machine" in row}
+        found = {float(at): row for at, row in with_limits(points).items() if "machine" in row}
         if not found:
             continue
         series = {"roofline": [(at, roofline(row) / 1e9) for at, row in found.items()]}

@@ -43,6 +43,14 @@ def geometric_mean(values: Iterable[float]) -> float:
     return exp(sum(found) / len(found)) if found else float("nan")
 
 
+def with_limits(rows: dict[str, Row]) -> dict[str, Row]:
+    """The rows, each with the highest rates that any of them measured: while both threads of a measurement shared a
+    processor, as happens on machines with other work, it found half of the peak."""
+    machines = [row["machine"] for row in rows.values() if "machine" in row]
+    limits = {key: max(m[key] for m in machines) for key in (machines[0] if machines else ())}
+    return {name: row | {"machine": limits} if "machine" in row else row for name, row in rows.items()}
+
+
 def of_mode(results: Row, mode: str) -> dict[str, Row]:
     rows = results["rows"].items()
     return {name.split("/")[0]: row for name, row in rows if name.endswith(f"/{mode}")}
@@ -74,11 +82,12 @@ def markdown(head: list[str], body: Iterable[list[str]]) -> str:
 
 
 def replaced(text: str, new: str) -> str:
-    """``text`` with its table of this head replaced; a table ends at the first empty line."""
-    before, found, rest = text.partition(new.splitlines()[0])
+    """``text`` with its table of the same first cell replaced; a table ends at the first empty line."""
+    head = new[: new.index("|", 1) + 1]
+    before, found, rest = text.partition(f"\n{head}")
     if not found:
         return text
-    return before + new + "\n" + rest[rest.index("\n\n") + 1 :]
+    return before + "\n" + new + "\n" + rest[rest.index("\n\n") + 1 :]
 
 
 def per_system(rows: dict[str, Row], key: str, show: Callable[[float], str] = number) -> str:
@@ -159,20 +168,16 @@ def skipped(results: Row) -> list[str]:
 
 
 def limits(results: Row) -> str:
-    """What the machine can do: the range over the workloads' runs."""
-    machines = [row["machine"] for row in results["rows"].values() if "machine" in row]
-    if not machines:
+    """What the machine can do."""
+    found = next((row["machine"] for row in with_limits(results["rows"]).values() if "machine" in row), None)
+    if found is None:
         return ""
-
-    def span(key: str) -> str:
-        low, high = (f(m[key] for m in machines) / 1e9 for f in (min, max))
-        return f"{low:.0f} to {high:.0f}"
-
-    peak, copy = span("flops_per_second"), span("bytes_per_second")
-    return f"Measured in the same runs: {peak} GFLOP/s of FMA, {copy} GB/s through memory."
+    peak, copy = found["flops_per_second"] / 1e9, found["bytes_per_second"] / 1e9
+    return f"The most measured in these runs: {peak:.0f} GFLOP/s of FMA, {copy:.0f} GB/s through memory."
 
 
 def page(results: Row) -> str:
+    results = results | {"rows": with_limits(results["rows"])}
     packages = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts = [
         "# graphc beside its peers",

@@ -10,7 +10,7 @@ Float32 and the same number of threads everywhere, the same weights and data; ea
 `bench/systems.py`) in a process of its own. Before anything is timed, the losses of three train steps or the logits of
 all systems are compared. Then they have turns of a step or more, one system after the other, while all others are
 stopped, and the machine's limits are measured in each round. Times are medians over the rounds, ratios medians of the
-ratios within a round.
+ratios within a round, limits the most that was measured.
 
 "Compile" is a first process with empty caches, save that of Python's bytecode, from the end of its imports to the end
 of its first step, done once per version of a system and kept in build/bench; "load" is the same of a second process,

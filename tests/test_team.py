@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,6 +101,28 @@ def test_idle_workers_wake_up(code: tuple[Loaded, str]) -> None:
             it.run(1)
             threading.Event().wait(pause)
             it.run(2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system alone places threads")
+def test_a_worker_leaves_the_processor_of_the_caller(code: tuple[Loaded, str]) -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("needs two processors")
+    ours = min(allowed)
+    with team(code, 2) as it:
+        worker = it.threads[0].native_id
+        assert worker is not None
+        try:
+            for thread in (0, worker):
+                os.sched_setaffinity(thread, {ours})
+            it.run(1)  # there is nowhere to go: both stay
+            os.sched_setaffinity(worker, allowed)
+            it.run(2)
+            it.run(3)
+            assert int(Path(f"/proc/self/task/{worker}/stat").read_text().split()[38]) != ours
+            assert os.sched_getaffinity(worker) == allowed
+        finally:
+            os.sched_setaffinity(0, allowed)
 
 
 def test_times_add_up(code: tuple[Loaded, str]) -> None:

@@ -13,6 +13,7 @@ The C interface (every address and count is an int64)::
     16  barrier: threads that have arrived
     24  barrier: phase, one more each time it opens
     32  workers asleep
+    40  the processor of each of the first 64 threads, 16 bits each
 
 A record is four words: kernel, address of its words, 1 if a barrier comes before it, kind (0 call, 1 repeat, 2 branch:
 `graphc.runtime_table` describes them). Thread t has the scratch memory ``scratch + t * stride``, and its words are
@@ -26,6 +27,10 @@ keeps the awaited thread from running (2,000 looks: 27 us a launch and more, 300
 for 50 us, yields for 1 ms, and then sleeps until the next job: an idle program costs nothing, and work after a short
 pause starts at once. On Linux a worker sleeps on the epoch (futex, as pthread_cond_wait does), and whoever publishes a
 job wakes it, some 50 us later. Elsewhere it looks every eighth of the time that it has been idle, at most 10 ms.
+
+Place: threads that look and yield never sleep, so Linux, which chooses a processor when a thread wakes up, may leave
+two of them on one for seconds while another is idle (seen with two threads beside other work: half of the speed). So
+each worker compares its processor with those of the threads before it when it begins a job, and moves to a free one.
 """
 
 from __future__ import annotations
@@ -36,18 +41,24 @@ __all__ = ["team_ir"]
 
 
 def team_ir(target: CpuTarget) -> str:
-    """The team's module for ``target``. Undefined symbols, of libc: sched_yield, clock_gettime, and syscall on Linux or
-    else usleep."""
+    """The team's module for ``target``. Undefined symbols, of libc: sched_yield, clock_gettime, and sched_getcpu and
+    syscall on Linux or else usleep."""
     if target.triple.startswith("x86_64"):
         declare, pause = "declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"
     else:
         declare, pause = "declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"
     monotonic = 6 if "darwin" in target.triple or "macos" in target.triple else 1
-    sleep = _POLL
+    system = _POLL + _ANYWHERE
     if "linux" in target.triple:
-        sleep = _FUTEX.replace("SYS_FUTEX", "202" if target.triple.startswith("x86_64") else "98")
+        system = _FUTEX + _PLACE
+        for name, numbers in _SYSTEM_CALLS.items():
+            system = system.replace(name, str(numbers[not target.triple.startswith("x86_64")]))
     team = _TEAM.replace("DECLARE_PAUSE", declare).replace("PAUSE", pause)
-    return team.replace("CLOCK_MONOTONIC", str(monotonic)) + sleep
+    return team.replace("CLOCK_MONOTONIC", str(monotonic)) + system
+
+
+# On x86-64, and where Linux has its common numbers.
+_SYSTEM_CALLS = {"SYS_FUTEX": (202, 98), "SYS_SETAFFINITY": (203, 122), "SYS_GETAFFINITY": (204, 123)}
 
 
 _TEAM = """
@@ -295,6 +306,7 @@ publish:
   store i64 %scratch, ptr %scratch_at
   store i64 %stride, ptr %stride_at
   store i64 %words, ptr %words_at
+  call void @take_place(ptr %ctl, i64 0)
   %epoch = load atomic i64, ptr %ctl monotonic, align 8
   %next = add i64 %epoch, 1
   call void @announce(ptr %ctl, i64 %next)
@@ -327,6 +339,7 @@ work:
   %scratch = load i64, ptr %scratch_at
   %stride = load i64, ptr %stride_at
   %words = load i64, ptr %words_at
+  call void @take_place(ptr %ctl, i64 %tid)
   call void @walk(ptr %ctl, ptr %records, i64 %n, i64 %nthreads, i64 %scratch, i64 %stride, i64 %words, ptr null,
                   i64 %tid)
   br label %idle
@@ -385,6 +398,85 @@ define internal void @sleep_on(ptr %ctl, i64 %seen, i64 %waited) {
 
 define internal void @announce(ptr %ctl, i64 %epoch) {
   store atomic i64 %epoch, ptr %ctl release, align 8
+  ret void
+}
+"""
+
+# At the beginning of a job: @take_place sees to it that thread %tid has a processor to itself, if there is one.
+
+_PLACE = """
+declare i32 @sched_getcpu()
+
+define internal void @take_place(ptr %ctl, i64 %tid) {
+entry:
+  %known = icmp ult i64 %tid, 64
+  br i1 %known, label %ask, label %leave
+ask:
+  %cpu = call i32 @sched_getcpu()
+  %mine = trunc i32 %cpu to i16
+  %places = getelementptr i64, ptr %ctl, i64 40
+  %place = getelementptr i16, ptr %places, i64 %tid
+  store atomic i16 %mine, ptr %place monotonic, align 2
+  br label %next
+next:
+  %t = phi i64 [ 0, %ask ], [ %following, %compare ]
+  %more = icmp ult i64 %t, %tid
+  br i1 %more, label %compare, label %leave
+compare:
+  %at = getelementptr i16, ptr %places, i64 %t
+  %taken = load atomic i16, ptr %at monotonic, align 2
+  %same = icmp eq i16 %taken, %mine
+  %following = add i64 %t, 1
+  br i1 %same, label %move, label %next
+move:
+  call void @move_away(ptr %places, i64 %tid)
+  br label %leave
+leave:
+  ret void
+}
+
+; Ask for the processors that this thread may use but for those of the threads before it, which moves it there at once,
+; and then for all of them again. Where none is left, the kernel refuses, and the thread stays.
+define internal void @move_away(ptr %places, i64 %tid) {
+entry:
+  %all = alloca [16 x i64]  ; 1,024 processors
+  %free = alloca [16 x i64]
+  store [16 x i64] zeroinitializer, ptr %all
+  %size = call i64 (i64, ...) @syscall(i64 SYS_GETAFFINITY, i64 0, i64 128, ptr %all)
+  %known = icmp sgt i64 %size, 0
+  br i1 %known, label %copy, label %leave
+copy:
+  %mask = load [16 x i64], ptr %all
+  store [16 x i64] %mask, ptr %free
+  br label %next
+next:
+  %t = phi i64 [ 0, %copy ], [ %following, %next ]
+  %at = getelementptr i16, ptr %places, i64 %t
+  %taken = load atomic i16, ptr %at monotonic, align 2
+  %cpu = zext i16 %taken to i64
+  %word = udiv i64 %cpu, 64
+  %inside = and i64 %word, 15
+  %word_at = getelementptr i64, ptr %free, i64 %inside
+  %bit = and i64 %cpu, 63
+  %one = shl i64 1, %bit
+  %others = xor i64 %one, -1
+  %old = load i64, ptr %word_at
+  %new = and i64 %old, %others
+  store i64 %new, ptr %word_at
+  %following = add i64 %t, 1
+  %more = icmp ult i64 %following, %tid
+  br i1 %more, label %next, label %ask
+ask:
+  call i64 (i64, ...) @syscall(i64 SYS_SETAFFINITY, i64 0, i64 128, ptr %free)
+  call i64 (i64, ...) @syscall(i64 SYS_SETAFFINITY, i64 0, i64 128, ptr %all)
+  br label %leave
+leave:
+  ret void
+}
+"""
+
+_ANYWHERE = """
+define internal void @take_place(ptr %ctl, i64 %tid) {
   ret void
 }
 """
