@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from graphc.dtype import DType, uint8
-from graphc.kernels.plan import EntryPlan, Launch, Span, View
+from graphc.kernels.plan import Arg, EntryPlan, Launch, Span, View
 from graphc.kernels.spans import Nest, Tree, nested
 from graphc.loop import (
     Acc,
@@ -83,7 +83,12 @@ def run_plan(
         assert inputs[name].shape == view.shape
         assert inputs[name].dtype == view.dtype.numpy
         strided(pointer(view.buffer), view)[...] = inputs[name]
-    _Launches(plan, pointer, nthreads).run(nested(len(plan.launches), plan.spans))
+
+    def byte(at: Arg) -> int:
+        where = pointer(at.buffer, at.offset)
+        return int(where.memory[where.offset])
+
+    Launches(plan, lambda launch: run_launch(launch, pointer, nthreads), byte).all()
     for name, old in state.items():
         if name in memory:
             state[name] = memory[name].view(old.dtype).reshape(old.shape).copy()
@@ -93,44 +98,48 @@ def run_plan(
     return outputs
 
 
-class _Launches:
-    """The launches of a plan, with its loops and branches. ``moved`` is how far each argument has moved on."""
+class Launches:
+    """The launches of a plan in order, with its loops and branches: ``run`` is given each, with its addresses moved on;
+    ``byte`` reads the one that a decision depends on."""
 
-    def __init__(self, plan: EntryPlan, pointer: Any, nthreads: int):
-        self.plan, self.pointer, self.nthreads = plan, pointer, nthreads
-        self.moved: Counter[tuple[int, int]] = Counter()
+    def __init__(self, plan: EntryPlan, run: Callable[[Launch], None], byte: Callable[[Arg], int]):
+        self.plan, self.run, self.byte = plan, run, byte
+        self.moved: Counter[tuple[int, int]] = Counter()  # how far each argument has moved on
 
-    def run(self, tree: Tree) -> None:
+    def all(self) -> None:
+        self.walk(nested(len(self.plan.launches), self.plan.spans))
+
+    def walk(self, tree: Tree) -> None:
         for part in tree:
             if isinstance(part, int):
                 launch = self.plan.launches[part]
                 args = [replace(a, offset=a.offset + self.moved[part, i]) for i, a in enumerate(launch.args)]
-                run_launch(replace(launch, args=tuple(args)), self.pointer, self.nthreads)
+                self.run(replace(launch, args=tuple(args)))
             else:
                 {"repeat": self.repeat, "while": self.loop, "cond": self.branch}[part.span.kind](part)
 
     def repeat(self, nest: Nest) -> None:
         for _ in range(nest.span.count):
-            self.run(nest.after)
+            self.walk(nest.after)
             for launch, arg, stride in nest.span.steps:
                 self.moved[launch, arg] += stride
         for launch, arg, stride in nest.span.steps:
             self.moved[launch, arg] -= stride * nest.span.count
 
     def loop(self, nest: Nest) -> None:
-        self.run(nest.before)
+        self.walk(nest.before)
         while self.holds(nest.span):
-            self.run(nest.after)
-            self.run(nest.before)
+            self.walk(nest.after)
+            self.walk(nest.before)
 
     def branch(self, nest: Nest) -> None:
-        self.run(nest.before if self.holds(nest.span) else nest.after)
+        self.walk(nest.before if self.holds(nest.span) else nest.after)
 
     def holds(self, span: Span) -> bool:
         assert span.test is not None
-        where = self.pointer(span.test.buffer, span.test.offset)
-        assert where.memory[where.offset] in (0, 1)
-        return bool(where.memory[where.offset])
+        byte = self.byte(span.test)
+        assert byte in (0, 1)
+        return bool(byte)
 
 
 def _is_flags(plan: EntryPlan, name: str) -> bool:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
+from small_models import SMALL
 
 import graphc as gc
 from graphc import nn, optim
 from graphc.kernels.cpu.target import BASELINES
 from graphc.kernels.lower import lower
-from graphc.models import bert, clip, gpt2, llama, resnet, vit
 from graphc.passes import pipeline
 from graphc.tracing import Entry, trace_entry
 
@@ -112,24 +111,6 @@ def test_where_new_state_is_looked_up_the_step_says_so() -> None:
         assert "the state is unchanged" in str(caught.value)
     else:
         assert "the state is what it made of it" in str(caught.value)
-
-
-SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
-    "gpt2": (gpt2, {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 8, "batch_size": 2}),
-    "llama": (
-        llama,
-        {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "max_position_embeddings": 8,
-         "batch_size": 2},
-    ),
-    "bert": (bert, {"num_hidden_layers": 1, "hidden_size": 16, "max_length": 8, "batch_size": 2, "vocab_size": 50}),
-    "vit": (vit, {"num_hidden_layers": 1, "hidden_size": 16, "batch_size": 2}),
-    "resnet": (resnet, {"image_size": 8, "batch_size": 2}),
-    "clip": (
-        clip,
-        {"text_config": clip.TINY | {"num_hidden_layers": 1, "vocab_size": 50, "max_position_embeddings": 8},
-         "vision_config": clip.TINY | {"num_hidden_layers": 1, "image_size": 8, "patch_size": 4}, "batch_size": 2},
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -84,7 +84,8 @@ def _grid(kernel: Kernel, loop: Loop, facts: Facts, wide: dict[str, int], shared
     statements = walk(loop.body)
     lanes = _lanes(loop, statements, facts)
     units = loop.stop if isinstance(loop.stop, int) else ROWS
-    threads = max(lanes, BLOCK if units * lanes >= BLOCK**2 else BLOCK // 2)
+    # A group of several warps is the whole block: it meets at barriers of the block.
+    threads = lanes if lanes > WARP else BLOCK if units * lanes >= BLOCK**2 else BLOCK // 2
     room = padded(Scratch("room", int64, LARGEST // WARP), 1) if lanes > WARP else 0
     products = [s for s in statements if isinstance(s, BlockProduct)]
     through = [s for s in products if passes_through_result(s, kernel.scratch)]

@@ -15,7 +15,6 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -310,8 +309,7 @@ class Module:
     @classmethod
     def kernel(cls, name: str) -> Any:
         if cls.waiting:
-            texts = {f"{symbol}.cu": f"#define GRAPHC_HOST\n{text}" for symbol, text in cls.waiting.items()}
-            cls.compiled |= compile_kernels(texts, BUILD, [Path(nvrtc.__file__).parent], batch=1)
+            cls.compiled |= compile_kernels({f"{symbol}.cu": text for symbol, text in cls.waiting.items()}, BUILD)
             cls.waiting.clear()
         return cls.compiled[name]
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from cases import CASES
@@ -88,15 +87,10 @@ def outcome(bug: Bug, kernel: Kernel, schedule: Schedule) -> str:
 
 def compiled(build: str) -> dict[str, Kernel]:
     """The kernel of each bug, by the bug's name."""
-    texts = {f"{bug.kernel}_{i}.cu": renamed(bug.text, f"_{i}") for i, bug in enumerate(BUGS)}
+    names = {bug: f"{bug.kernel}_{i}" for i, bug in enumerate(BUGS)}
+    texts = {f"{name}.cu": bug.text.replace(f" {bug.kernel}(", f" {name}(") for bug, name in names.items()}
     kernels = compile_kernels(texts, build)
-    return {bug.name: kernels[f"{bug.kernel}_{i}"] for i, bug in enumerate(BUGS)}
-
-
-def renamed(text: str, suffix: str) -> str:
-    """With other names for all functions, so that many versions of a file can be compiled as one."""
-    functions = set(re.findall(r"(\w+)\([^()]*\) {$", text, re.M))
-    return re.sub(r"\b(\w+)(?=[(<])", lambda m: m[1] + suffix * (m[1] in functions), text)
+    return {bug.name: kernels[name] for bug, name in names.items()}
 
 
 def table() -> list[tuple[Bug, list[str], list[str]]]:

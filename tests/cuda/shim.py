@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -23,16 +24,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import graphc.kernels.cuda
 from graphc.config import cpus, settings
 
 RUNTIME = Path(__file__).parent / "simt"
+HEADERS = Path(graphc.kernels.cuda.__file__).parent
 COMPILER = shutil.which("g++")
 MISSING = "no g++ here, which compiles CUDA kernels for the CPU"  # why a test is skipped
 
 FAULTS = ("none", "divergence", "lanes", "race", "bounds", "unwritten", "alignment", "undefined")
 
 COMMON = (
-    "-std=c++20", "-O1", "-g1", "-fPIC", "-w", "-march=native", "-ffp-contract=off", "-fno-math-errno",
+    "-std=c++20", "-DGRAPHC_HOST", "-O1", "-g1", "-fPIC", "-w", "-ffp-contract=off", "-fno-math-errno",
     "-fno-strict-aliasing",
     "-fno-extern-tls-init",  # `extern __shared__` needs no constructor
     "-ftrivial-auto-var-init=pattern",  # what a thread leaves uninitialised is not 0 by chance
@@ -245,32 +248,33 @@ def _fault_text() -> str:
 # Compiling -----------------------------------------------------------------------------------------------------------
 
 
-def compile_kernels(
-    sources: Mapping[str, str], build: str = "checked", headers: Sequence[Path] = (), batch: int = 16
-) -> dict[str, Kernel]:
+def compile_kernels(sources: Mapping[str, str], build: str = "checked", batch: int = 16) -> dict[str, Kernel]:
     """The kernels in ``sources`` (file name → CUDA C++ text) by name, compiled ``batch`` files at a time, in parallel.
 
-    ``headers`` are folders of files that they include. Raises subprocess.CalledProcessError with what g++ said.
+    Raises RuntimeError with what g++ says.
     """
     names = list(sources)
     batches = [names[i : i + batch] for i in range(0, len(names), batch)]
     _runtime()
     with ThreadPoolExecutor(cpus()) as pool:
-        made = pool.map(lambda b: _library({n: sources[n] for n in b}, build, tuple(headers)), batches)
+        made = pool.map(lambda b: _library({n: sources[n] for n in b}, build), batches)
         return {name: Kernel(library, name) for library, found in made for name in found}
 
 
-def _library(sources: Mapping[str, str], build: str, headers: tuple[Path, ...]) -> tuple[Library, list[str]]:
-    """A batch, with the names of its kernels."""
-    found = [name for text in sources.values() for name in KERNEL.findall(text)]
-    lines = [f'#include "{name}"' for name in sources]
-    lines += [f"SIMT_KERNEL({name})" for name in found]
-    lines.append(f"__shared__ __align__(128) unsigned char shared[{SHARED_LIMIT}];")  # that `extern` declarations mean
+def _library(sources: Mapping[str, str], build: str) -> tuple[Library, list[str]]:
+    """A batch, with the names of its kernels. Each file has a namespace, for functions that several have."""
+    headers = {f.name: f.read_text() for f in sorted(HEADERS.glob("*.cuh"))}
+    lines, found = [f'#include "{name}"' for name in headers], list[str]()
+    for number, (file, text) in enumerate(sources.items()):
+        kernels = KERNEL.findall(text)
+        lines += [f"namespace file{number} {{", f'#include "{file}"', *(f"SIMT_KERNEL({k})" for k in kernels), "}"]
+        found += kernels
+    lines.append(f"__shared__ __align__(128) unsigned char shared[{SHARED_LIMIT}];")  # that graphc.cuh declares
     lines.append('extern "C" void *simt_shared() { return shared; }')
     texts = {**sources, "batch.cpp": "\n".join([*lines, ""])}
-    stamp = _digest([build, *COMMON, *BUILDS[build], *_texts(headers), *_texts([RUNTIME]), *texts, *texts.values()])
-    library = _made(f"{build}-{stamp}", texts, [*COMMON, *BUILDS[build], *(f"-I{h}" for h in headers)])
-    return Library(library, build), found
+    flags = [*COMMON, *BUILDS[build]]
+    stamp = _digest([*flags, *_texts(RUNTIME), *headers.values(), *texts, *texts.values()])
+    return Library(_made(f"{build}-{stamp}", texts, flags), build), found
 
 
 def _made(name: str, texts: Mapping[str, str], flags: Iterable[str]) -> Path:
@@ -281,12 +285,11 @@ def _made(name: str, texts: Mapping[str, str], flags: Iterable[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in texts.items():
             (folder / file).write_text(text)
-        assert COMPILER is not None, MISSING
-        include = [f"-I{RUNTIME}", "-include", "graphc_host.h"]
-        _run([COMPILER, *flags, *include, "-c", "batch.cpp", "-o", "kernels.o"], folder)
+        unlinked, part = (f"kernels-{os.getpid()}.{kind}" for kind in ("o", "part"))
+        _run(["g++", *flags, f"-I{RUNTIME}", f"-I{HEADERS}", "-c", "batch.cpp", "-o", unlinked], folder)
         # Linked without the sanitizers' own libraries: what the code calls is in the runtime.
-        _run([COMPILER, "-shared", "kernels.o", str(_runtime_path()), "-o", "kernels.part"], folder)
-        (folder / "kernels.part").rename(library)
+        _run(["g++", "-shared", unlinked, str(_runtime_path()), "-o", part], folder)
+        (folder / part).rename(library)
     return library
 
 
@@ -304,20 +307,20 @@ def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _texts(folders: Iterable[Path]) -> list[str]:
-    return [f.read_text() for folder in folders for f in sorted(folder.iterdir()) if f.is_file()]
+def _texts(folder: Path) -> list[str]:
+    return [f.read_text() for f in sorted(folder.iterdir())]
 
 
 @cache
 def _runtime_path() -> Path:
     """The executor, compiled once for all kernels."""
     flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
-    library = _folder() / f"runtime-{_digest([*flags, *_texts([RUNTIME])])}" / "simt.so"
+    library = _folder() / f"runtime-{_digest([*flags, *_texts(RUNTIME)])}" / "simt.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
-        assert COMPILER is not None, MISSING
-        _run([COMPILER, *flags, *map(str, sorted(RUNTIME.glob("*.cpp"))), "-o", "simt.part"], library.parent)
-        (library.parent / "simt.part").rename(library)
+        part = f"simt-{os.getpid()}.part"
+        _run(["g++", *flags, *map(str, sorted(RUNTIME.glob("*.cpp"))), "-o", part], library.parent)
+        (library.parent / part).rename(library)
     return library
 
 

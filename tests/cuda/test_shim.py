@@ -49,9 +49,9 @@ def test_every_detector_has_a_bug() -> None:
     ("bug", "text"),
     [
         ("missing barrier before reuse", r"block 0, thread 0: writes byte 0 of shared of_warps of softmax_\d+, which "
-         r"several warps read without a barrier between \(softmax_\d+.cu:17\)"),
+         r"several warps read without a barrier between \(softmax_\d+.cu:19\)"),
         ("exit before a barrier", r"threads 0-103 wait at __syncthreads, reduction_\d+.cu:\d+; 104-127 ended"),
-        ("off by one: write", r"reads \d+ bytes, up to \d+ past the end of input 0 \(800 bytes\) \(scale_\d+.cu:6\)"),
+        ("off by one: write", r"reads \d+ bytes, up to \d+ past the end of input 0 \(800 bytes\) \(scale_\d+.cu:8\)"),
     ],
 )  # fmt: skip
 def test_faults_say_where(planted: dict[str, dict[str, Kernel]], bug: str, text: str) -> None:

@@ -1,7 +1,8 @@
 // c[m, n] = a[m, k] b[k, n] by 16 x 16 tiles of both factors in dynamic shared memory.
 
+#include "graphc.cuh"
+
 extern "C" __global__ void matmul(const float *a, const float *b, float *c, int m, int n, int k) {
-    extern __shared__ __align__(128) unsigned char shared[];
     float(*tile_a)[16] = (float(*)[16])shared, (*tile_b)[16] = tile_a + 16;
     int row = blockIdx.y * 16 + threadIdx.y, column = blockIdx.x * 16 + threadIdx.x;
     float sum = 0;

@@ -1,5 +1,7 @@
 // Each block sums every (grid)th element: a tree in shared memory, the last steps within a warp.
 
+#include "graphc.cuh"
+
 extern "C" __global__ void reduction(const float *x, float *sums, int n) {
     __shared__ float part[128];
     int t = threadIdx.x;

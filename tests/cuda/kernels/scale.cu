@@ -1,5 +1,7 @@
 // y = 2 x, four elements at a time.
 
+#include "graphc.cuh"
+
 extern "C" __global__ void scale(const float *x, float *y, int n) {
     int i = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
     if (i >= n) return;

@@ -1,5 +1,7 @@
 // One row per block: warp shuffles, then one value of each warp in shared memory.
 
+#include "graphc.cuh"
+
 __device__ float warp_max(float v) {
     for (int o = 16; o > 0; o >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
     return v;

@@ -1,6 +1,8 @@
 // c[16 m, 8 n] = a[16 m, k] b[8 n, k]^T on tensor cores, a warp per 16 x 8 tile. Factors arrive asynchronously, the
 // next ones while the present ones are used.
 
+#include "graphc.cuh"
+
 extern "C" __global__ void tensor_cores(const unsigned short *a, const unsigned short *b, float *c, int n, int k) {
     __shared__ __align__(16) unsigned short tile_a[2][16][16], tile_b[2][8][16];
     int lane = threadIdx.x, group = lane / 4, pair = lane % 4 * 2;

@@ -1,5 +1,5 @@
-// CUDA C++ on a CPU: the words that kernels use, by the executor in simt.h. A test compiles kernels with this header in
-// front, as C++20; what they cannot have here is asm, so the functions at the end stand for PTX instructions.
+// CUDA C++ on a CPU: the words that kernels use, by the executor in simt.h. graphc.cuh includes this where GRAPHC_HOST is
+// defined. What kernels cannot have here is asm, so the functions at the end stand for PTX instructions.
 #pragma once
 
 #include <math.h>
