@@ -13,6 +13,7 @@ from graphc.ir import Attrs, Graph
 from graphc.kernels.attention_backward import Backward
 from graphc.kernels.attention_forward import Forward
 from graphc.kernels.attention_shape import Shape
+from graphc.kernels.attention_tiles import TileForward, TileKeys, TileQueries, in_tiles
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines
 from graphc.kernels.plan import Launch, View
 
@@ -27,7 +28,9 @@ def lower_attention(
 ) -> list[Launch]:
     """o [B, H, T, D] and lse [B, H, T] of q, k, v [B, H, T, D] under ``is_causal``, ``scale`` and ``dropout_p``."""
     names = ["q", "k", "v", *KEYS[: len(operands) - 3]]
-    return lower(Forward, 2, names, ["o", "lse"], body, attrs, operands, results, ctx)
+    bound = zip([*names, "o", "lse"], [*operands, *results], strict=True)
+    kind = TileForward if ctx.target.processors and in_tiles(dict(bound)) else Forward
+    return lower(kind, 2, names, ["o", "lse"], body, attrs, operands, results, ctx)
 
 
 def lower_attention_vjp(
@@ -35,11 +38,14 @@ def lower_attention_vjp(
 ) -> list[Launch]:
     """dq, dk, dv from the cotangents ``do`` of o and ``dlse`` of lse; scores are computed again from lse."""
     names = ["q", "k", "v", *KEYS[: len(operands) - 7], "o", "lse", "do", "dlse"]
-    return lower(Backward, 5, names, ["dq", "dk", "dv"], body, attrs, operands, results, ctx)
+    if not (ctx.target.processors and in_tiles(dict(zip(names, operands, strict=True)))):
+        return lower(Backward, 5, names, ["dq", "dk", "dv"], body, attrs, operands, results, ctx)
+    of_keys = lower(TileKeys, 4, names, ["dk", "dv"], body, attrs, operands, results[1:], ctx)
+    return [*of_keys, *lower(TileQueries, 3, names, ["dq"], body, attrs, operands, results[:1], ctx)]
 
 
 def lower(
-    kind: type[Forward] | type[Backward],
+    kind: type[Forward | Backward | TileForward | TileKeys | TileQueries],
     products: int,
     reads: Sequence[str],
     writes: Sequence[str],

@@ -57,6 +57,17 @@ class Target(Protocol):
         """Blocks of threads that should have work at a time; 0: one thread does a unit of work by itself."""
         ...
 
+    @property
+    def units(self) -> int:
+        """Iterations of a PARALLEL loop that are enough for the machine, where each does a vector's work."""
+        ...
+
+    @property
+    def chunk(self) -> int:
+        """Elements of one iteration of the PARALLEL loop of elementwise work: small against a step, large against what
+        an iteration costs by itself."""
+        ...
+
     def lanes(self, dtype: DType) -> int:
         """Elements of a vector register."""
         ...

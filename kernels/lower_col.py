@@ -8,6 +8,7 @@ result. Here is the case in which the innermost dimension is reduced; the other 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 from graphc.ir import Attrs, Graph
@@ -22,6 +23,7 @@ from graphc.loop import Acc, Affine, Const, Expr, Let, Load, Loop, Role, Stmt, S
 __all__ = ["lower_col"]
 
 FLAT_CHUNK = 8192  # elements that one unit of work reduces to one
+LEAST = 32  # elements of a column in a chunk
 UNROLL = 4  # vectors at a time, with an accumulator each
 
 
@@ -32,7 +34,9 @@ def lower_col(
     if 0 in results[0].shape:
         return []
     job = Reduction(body, dict(zip(body.inputs, operands, strict=True)), results, ctx)
-    return _flat(job) if job.flat else lower_columns(job)
+    if job.flat:
+        return _flat(job)
+    return _by_column(job, ctx.target.units) if ctx.target.processors else lower_columns(job)
 
 
 def _flat(job: Reduction) -> list[Launch]:
@@ -41,17 +45,40 @@ def _flat(job: Reduction) -> list[Launch]:
     rows = prod(job.inner.sizes[:-1])
     # A chunk is some whole rows, or part of the only one.
     per_chunk = FLAT_CHUNK if rows == 1 else max(1, FLAT_CHUNK // max(1, length))
-    chunks = max(1, -(-(length if rows == 1 else rows) // per_chunk))
-    if chunks == 1:
-        return [job.launch("col", job.elements.reads(), job.results, _flat_body(job, chunks, per_chunk, job.results))]
-    partials = job.partials(chunks)
+    return _in_chunks(job, _Cut(max(1, -(-(length if rows == 1 else rows) // per_chunk)), per_chunk, Role.VECTOR))
+
+
+def _by_column(job: Reduction, units: int) -> list[Launch]:
+    """A unit for each column and chunk of rows, where neighbouring units run on neighbouring threads: they read what
+    lies side by side."""
+    length = job.inner.sizes[-1] if job.inner.sizes else 1
+    rows = prod(job.inner.sizes[:-1])
+    each = max(LEAST, -(-rows * length * prod(job.outer.sizes) // units))
+    per_chunk = each if rows == 1 else max(1, each // length)
+    return _in_chunks(job, _Cut(max(1, -(-(length if rows == 1 else rows) // per_chunk)), per_chunk, Role.SERIAL))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What is reduced in ``chunks`` of ``size``: elements of the only row, or rows. ``role`` is that of the loop over a
+    row's elements."""
+
+    chunks: int
+    size: int
+    role: Role
+
+
+def _in_chunks(job: Reduction, cut: _Cut) -> list[Launch]:
+    if cut.chunks == 1:
+        return [job.launch("col", job.elements.reads(), job.results, _flat_body(job, cut, job.results))]
+    partials = job.partials(cut.chunks)
     return [
-        job.launch("col", job.elements.reads(), partials, _flat_body(job, chunks, per_chunk, partials)),
-        _flat_combine(job, chunks, partials),
+        job.launch("col", job.elements.reads(), partials, _flat_body(job, cut, partials)),
+        _flat_combine(job, cut.chunks, partials),
     ]
 
 
-def _flat_body(job: Reduction, chunks: int, per_chunk: int, outs: Sequence[View]) -> list[Stmt]:
+def _flat_body(job: Reduction, cut: _Cut, outs: Sequence[View]) -> list[Stmt]:
     env: dict[int, Expr] = {}
     top = job.uniform(env)
     kept = [Var(f"k{d}") for d in range(len(job.outer.sizes))]
@@ -68,26 +95,29 @@ def _flat_body(job: Reduction, chunks: int, per_chunk: int, outs: Sequence[View]
     accs = [Var(f"{how}{k}", v.dtype) for k, (how, v) in enumerate(zip(job.how, outs, strict=True))]
     lanes += [Update(acc, env[root]) for acc, root in zip(accs, job.elements.roots, strict=True)]
     unit, chunk = Var("unit"), Var("chunk")
-    inside = unravel(unit, (*job.outer.sizes, chunks), [*kept, chunk])
+    if cut.role is Role.VECTOR:
+        inside = unravel(unit, (*job.outer.sizes, cut.chunks), [*kept, chunk])
+    else:
+        inside = unravel(unit, (cut.chunks, *job.outer.sizes), [chunk, *kept])
     inside += [Acc(acc, how) for acc, how in zip(accs, job.how, strict=True)]
-    inside += _chunk_loops(job, chunk, per_chunk, inner, lanes)
+    inside += _chunk_loops(job, chunk, cut, inner, lanes)
     for k, (acc, view) in enumerate(zip(accs, outs, strict=True)):
         inside.append(Store(f"y{k}", job.place(k, view, kept, chunk), acc))
-    return [*top, Loop(unit, prod(job.outer.sizes) * chunks, tuple(inside), Role.PARALLEL)]
+    return [*top, Loop(unit, prod(job.outer.sizes) * cut.chunks, tuple(inside), Role.PARALLEL)]
 
 
-def _chunk_loops(job: Reduction, chunk: Var, per_chunk: int, inner: Sequence[Var], lanes: Sequence[Stmt]) -> list[Stmt]:
+def _chunk_loops(job: Reduction, chunk: Var, cut: _Cut, inner: Sequence[Var], lanes: Sequence[Stmt]) -> list[Stmt]:
     """The loops over one chunk of the reduced dimensions around ``lanes``."""
     sizes = job.inner.sizes or (1,)
     rows = prod(sizes[:-1])
     limit = sizes[-1] if rows == 1 else rows
-    bounds = segment(chunk, per_chunk, limit, Var("start"), Var("stop"))
+    bounds = segment(chunk, cut.size, limit, Var("start"), Var("stop"))
     if rows == 1:
         fixed: list[Stmt] = [Let(v, Const(0, v.dtype)) for v in inner[:-1]]
-        vector = Loop(inner[-1], Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"), unroll=UNROLL)
+        vector = Loop(inner[-1], Var("stop"), tuple(lanes), cut.role, start=Var("start"), unroll=UNROLL)
         return [*bounds, *fixed, vector]
     row = Var("row")
-    vector = Loop(inner[-1], sizes[-1], tuple(lanes), Role.VECTOR, unroll=UNROLL)
+    vector = Loop(inner[-1], sizes[-1], tuple(lanes), cut.role, unroll=UNROLL)
     inside = (*unravel(row, sizes[:-1], inner[:-1]), vector)
     return [*bounds, Loop(row, Var("stop"), inside, Role.SERIAL, start=Var("start"))]
 

@@ -22,6 +22,7 @@ __all__ = ["lower_gather", "lower_scatter", "scatter_in_place"]
 
 BLOCK = 64  # columns of one unit of a scatter: a few vectors
 RANGES = 16  # units of a scatter whose rows are too short to be cut into blocks
+WARPS = 8  # units for each processor, where many threads share one
 
 
 def _row(name: str, index: Affine, view: View, size: int) -> tuple[list[Stmt], Var, Var]:
@@ -125,7 +126,7 @@ def lower_scatter(
     """
     if 0 in results[0].shape:
         return []
-    return [_Scatter(body, operands, results).launch(ctx)]
+    return [_Scatter(body, operands, results, ctx.target.processors).launch(ctx)]
 
 
 def scatter_in_place(body: Graph, operand: int) -> bool:
@@ -135,7 +136,7 @@ def scatter_in_place(body: Graph, operand: int) -> bool:
 
 
 class _Scatter:
-    def __init__(self, body: Graph, operands: Sequence[View], results: Sequence[View]):
+    def __init__(self, body: Graph, operands: Sequence[View], results: Sequence[View], processors: int):
         self.body = body
         (self.node,) = (n for n in body if n.op == "scatter_add")
         views = dict(zip(body.inputs, operands, strict=True))
@@ -151,7 +152,8 @@ class _Scatter:
         self.blocks = -(-self.columns // BLOCK)
         self.size = self.result.shape[0]
         # Enough blocks for a few threads, or ranges of rows.
-        self.ranges = 1 if self.blocks > 1 else min(RANGES, self.size)
+        enough = -(-WARPS * processors // self.blocks) if processors else 1 if self.blocks > 1 else RANGES
+        self.ranges = min(enough, self.size)
         self.outer_vars = [Var(f"n{d}") for d in range(len(self.outer.sizes))]
 
     def launch(self, ctx: LowerContext) -> Launch:

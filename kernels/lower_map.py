@@ -15,6 +15,7 @@ from math import prod
 
 from graphc.dtype import Shape
 from graphc.ir import Attrs, Graph
+from graphc.kernels.contract_schedule import Target
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import Array, Elements, mentions
 from graphc.kernels.lower_space import Loops, fetched, merge, nest, order_by, parallel_prefix, segment, unravel
@@ -22,8 +23,6 @@ from graphc.kernels.plan import Launch, View
 from graphc.loop import Affine, Call, Expr, If, Let, Load, Loop, Prefetch, Role, Stmt, Store, Var
 
 __all__ = ["lower_map", "parallel_chunks"]
-
-CHUNK = 4096  # elements of one step of the PARALLEL loop: small against a step, large against a call
 
 
 def lower_map(
@@ -41,7 +40,7 @@ def lower_map(
         loops = Loops((1,), ((1,),) * len(strides))
     number = {a: k for k, a in enumerate(elements.arrays)}
     over = {a.name for a in elements.arrays if a.view and [a.view] == [*results] and a.strides == a.view.strides}
-    kernel = _MapLoops(elements, loops, number, [name for name, _ in outs], over)
+    kernel = _MapLoops(elements, loops, number, [name for name, _ in outs], over, ctx.target)
     flops = prod(space) * sum(i.cost for i in elements.items if i.dims)
     return [
         launch(
@@ -60,13 +59,20 @@ class _MapLoops:
     """The statements of one map kernel: uniform items first, then those of the outer loops, then the vector loop."""
 
     def __init__(
-        self, elements: Elements, loops: Loops, number: dict[Array, int], outs: Sequence[str], over: Collection[str]
+        self,
+        elements: Elements,
+        loops: Loops,
+        number: dict[Array, int],
+        outs: Sequence[str],
+        over: Collection[str],
+        target: Target,
     ):
         """``over``: what the result is written over, element by element."""
         self.elements, self.loops, self.number, self.outs, self.over = elements, loops, number, outs, over
         self.vars = [Var(f"i{k}") for k in range(len(loops.sizes))]
         self.single = len(loops.sizes) == 1
-        self.scalars = [("n", loops.sizes[0]), ("chunks", -(-loops.sizes[0] // CHUNK))] if self.single else []
+        self.target = target
+        self.scalars = [("n", loops.sizes[0]), ("chunks", -(-loops.sizes[0] // target.chunk))] if self.single else []
 
     def index(self, array: Array | int) -> Affine:
         k = array if isinstance(array, int) else self.number[array]
@@ -87,7 +93,8 @@ class _MapLoops:
         lanes: list[Stmt] = [*self.ahead(), *lets, *stores]
         if not self.vars:  # one element: no vector, and the other threads have nothing to do
             return [Loop(Var("unit"), 1, (*top, *lanes), Role.PARALLEL)]
-        return [*top, *parallel_chunks(self.loops.sizes, self.vars, outer, lanes, single=self.single, where=where)]
+        cut = parallel_chunks(self.loops.sizes, self.vars, outer, lanes, self.target, single=self.single, where=where)
+        return [*top, *cut]
 
     def guarded(self, lets: list[Let], value: Expr) -> tuple[Expr | None, list[Let], Expr]:
         """When a value of the inner loop is to be stored (None: always), and the lets and the value of that case."""
@@ -124,6 +131,7 @@ def parallel_chunks(
     variables: Sequence[Var],
     outer: Sequence[Stmt],
     lanes: Sequence[Stmt],
+    target: Target,
     *,
     single: bool,
     where: Expr | None = None,
@@ -139,11 +147,11 @@ def parallel_chunks(
 
     if single:
         unit = Var("chunk")
-        bounds = segment(unit, CHUNK, Var("n"), Var("start"), Var("stop"))
+        bounds = segment(unit, target.chunk, Var("n"), Var("start"), Var("stop"))
         vector = Loop(lane, Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"))
         return [Loop(unit, Var("chunks"), (*bounds, *outer, guarded(vector)), Role.PARALLEL)]
-    split = parallel_prefix(sizes[:-1])
-    chunks = -(-sizes[-1] // CHUNK)
+    split = parallel_prefix(sizes[:-1], target.units)
+    chunks = -(-sizes[-1] // target.chunk)
     unit = Var("unit")
     if chunks == 1:
         start: list[Stmt] = unravel(unit, sizes[:split], variables[:split])
@@ -151,7 +159,7 @@ def parallel_chunks(
     else:
         chunk = Var("chunk")
         start = unravel(unit, (*sizes[:split], chunks), [*variables[:split], chunk])
-        start += segment(chunk, CHUNK, sizes[-1], Var("start"), Var("stop"))
+        start += segment(chunk, target.chunk, sizes[-1], Var("start"), Var("stop"))
         vector = Loop(lane, Var("stop"), tuple(lanes), Role.VECTOR, start=Var("start"))
     inner = nest(variables[split:-1], sizes[split:-1], [*outer, guarded(vector)])
     return [Loop(unit, prod(sizes[:split]) * chunks, (*start, *inner), Role.PARALLEL)]

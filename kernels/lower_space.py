@@ -87,7 +87,7 @@ def segment(number: Var, size: int, limit: int | Var, start: Var, stop: Var) -> 
     ]
 
 
-def parallel_prefix(sizes: Shape, enough: int = 64) -> int:
+def parallel_prefix(sizes: Shape, enough: int) -> int:
     """How many leading loops to run in parallel: as few as give ``enough`` units of work."""
     for k in range(1, len(sizes) + 1):
         if prod(sizes[:k]) >= enough:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from graphc import nn, optim
 from graphc.artifact import Artifact
 from graphc.errors import GraphcError
 from graphc.kernels.cuda import nvrtc
+from graphc.kernels.cuda.build import OPTIONS, headers
+from graphc.kernels.cuda.cubin import usage
 
 pytestmark = pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed: pip install nvidia-cuda-nvrtc")
 
@@ -40,6 +43,11 @@ def train(x: gc.Tensor, y: gc.Tensor) -> dict[str, gc.Tensor]:
 @gc.entry(x=gc.spec((5, 8), "float32"))
 def infer(x: gc.Tensor) -> dict[str, gc.Tensor]:
     return {"y": net(x)}
+
+
+@gc.entry(x=gc.spec((64, 256), "float32"))
+def soften(x: gc.Tensor) -> dict[str, gc.Tensor]:
+    return {"y": gc.softmax(x)}
 
 
 DATA = {"x": np.ones((5, 8), np.float32), "y": np.zeros(5, np.int32)}
@@ -91,3 +99,25 @@ def test_without_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvrtc, "available", lambda: False)
     with pytest.raises(GraphcError, match="GC0011"):
         gc.compile(infer, target="cuda")
+
+
+def test_wide_accesses_are_one_instruction() -> None:
+    """A row's sum and what is made with it: every load and store of the row takes 16 bytes."""
+    program = gc.compile(soften, target="cuda", arch="sm_90")
+    (source,) = (k.source for k in program.soften.kernels)
+    ptx = nvrtc.compile_ptx(source, "compute_90", headers(), OPTIONS)
+    assert (
+        ptx.count("ld.global.v4.f32") + ptx.count("ld.global.v4.b32") == 2
+    )  # the third pass has exponentials in shared memory
+    assert ptx.count("st.global.v4.f32") + ptx.count("st.global.v4.b32") == 1
+    assert not re.search(r"(ld|st)\.global\.[a-z0-9]+ ", ptx)
+
+
+def test_registers_and_stack_are_read_from_the_cubin() -> None:
+    """As the compiler's own log says, for a kernel that spills and one that does not."""
+    body = 'extern "C" __global__ void k(float *x, int n) {{ {} }}'
+    for text in ("x[0] = n;", "float a[40]; for (int i = 0; i < 40; i++) a[i] = x[i]; x[0] = a[n];"):
+        cubin, log = nvrtc.compile_cubin(body.format(text), "sm_90", {}, ("--ptxas-options=-v",))
+        found = usage(cubin)
+        assert f"Used {found.registers} registers" in log
+        assert f"{found.stack} bytes stack frame" in log

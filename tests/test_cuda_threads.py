@@ -174,6 +174,13 @@ def test_warps_take_rows() -> None:
     assert "i64 j_first = warp_lane * 4;" in text
 
 
+def test_indices_that_are_known_are_divided_in_32_bits() -> None:
+    quotient = Let(i, call("div", row, Const(7, int64)))
+    stored = Store("y", Affine.of(i), x)
+    assert "i64 i = (i64)div_u32((u32)row, 7u);" in source_of(shared(kernel(quotient, stored)), "test")
+    assert "i64 i = div_i64(row, 7);" in source_of(shared(kernel(quotient, stored, units=n)), "test")
+
+
 def test_facts() -> None:
     start, stop = Var("start"), Var("stop")
     body = (
@@ -219,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(256) gc_rows(
         i64 j_first = lane * 8;
         for (i64 j_wide = j_first; j_wide < 256; j_wide += 256) {
             const bf16x8 h_j_0x = *(const bf16x8 *)(h + 256 * row + j_wide);
-            #pragma unroll
+            #pragma unroll 8
             for (i64 j_e = 0; j_e < 8; j_e++) {
                 total_lanes = total_lanes + f32_from_bf16(h_j_0x.of[j_e]);
             }

@@ -36,6 +36,16 @@ class CpuTarget:
         """Of blocks of threads: a thread works by itself here."""
         return 0
 
+    @property
+    def units(self) -> int:
+        """Enough for any team of threads."""
+        return 64
+
+    @property
+    def chunk(self) -> int:
+        """16 KiB of float32: a part of the first level of cache."""
+        return 4096
+
     def tile(self, dtype: DType) -> tuple[int, int]:
         """(MR, NR): rows and columns of C that stay in registers during a block product."""
         return dict(self.tiles)[dtype.itemsize]

@@ -169,7 +169,7 @@ class ThreadPrinter(Printer):
 
     def loop(self, loop: Loop) -> None:
         if loop.unroll > 1:
-            self.line("#pragma unroll")
+            self.line(f"#pragma unroll {loop.unroll}")
         if loop.role is not Role.PARALLEL:
             super().loop(loop)
             return

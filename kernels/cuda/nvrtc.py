@@ -11,7 +11,7 @@ from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 
-__all__ = ["CompileError", "available", "compile_cubin", "version"]
+__all__ = ["CompileError", "available", "compile_cubin", "compile_ptx", "version"]
 
 _NAMES = ("libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll")
 
@@ -62,6 +62,13 @@ def version() -> tuple[int, int]:
 def compile_cubin(source: str, arch: str, headers: dict[str, str], options: tuple[str, ...]) -> tuple[bytes, str]:
     """The cubin of ``source`` for an architecture ("sm_90"), and the compiler's log. ``headers`` are files that it may
     include, by name. Raises CompileError."""
+    return _compiled(source, arch, headers, options, "nvrtcGetCUBIN")
+
+
+def _compiled(
+    source: str, arch: str, headers: dict[str, str], options: tuple[str, ...], what: str
+) -> tuple[bytes, str]:
+    """What NVRTC makes of ``source``, and its log."""
     program = c_void_p()
     names, texts = ((c_char_p * len(headers))(*(x.encode() for x in part)) for part in (headers, headers.values()))
     _call("nvrtcCreateProgram", byref(program), source.encode(), b"kernel.cu", len(headers), texts, names)
@@ -71,9 +78,14 @@ def compile_cubin(source: str, arch: str, headers: dict[str, str], options: tupl
             _call("nvrtcCompileProgram", program, len(flags), (c_char_p * len(flags))(*flags))
         except CompileError as problem:
             raise CompileError(f"{problem}\n{_text(program, 'nvrtcGetProgramLog')}") from None
-        return _bytes(program, "nvrtcGetCUBIN"), _text(program, "nvrtcGetProgramLog")
+        return _bytes(program, what), _text(program, "nvrtcGetProgramLog")
     finally:
         _call("nvrtcDestroyProgram", byref(program))
+
+
+def compile_ptx(source: str, arch: str, headers: dict[str, str], options: tuple[str, ...]) -> str:
+    """The PTX of ``source`` for a virtual architecture ("compute_90"). Raises CompileError."""
+    return _compiled(source, arch, headers, options, "nvrtcGetPTX")[0].rstrip(b"\0").decode()
 
 
 def _bytes(program: c_void_p, what: str) -> bytes:

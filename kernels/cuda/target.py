@@ -23,6 +23,8 @@ class CudaTarget:
     shared_bytes: int = 96 << 10
     registers: int = 255
     processors: int = 132
+    units: int = 1 << 17
+    chunk: int = 512
 
     def tile(self, dtype: DType) -> tuple[int, int]:
         """Rows and columns of the result that a block product makes."""
