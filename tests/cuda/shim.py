@@ -273,7 +273,7 @@ def _library(sources: Mapping[str, str], build: str) -> tuple[Library, list[str]
     lines.append('extern "C" void *simt_shared() { return shared; }')
     texts = {**sources, "batch.cpp": "\n".join([*lines, ""])}
     flags = [*COMMON, *BUILDS[build]]
-    stamp = _digest([*flags, *_texts(RUNTIME), *headers.values(), *texts, *texts.values()])
+    stamp = _digest([*flags, *_texts("*.h"), *headers.values(), *texts, *texts.values()])
     return Library(_made(f"{build}-{stamp}", texts, flags), build), found
 
 
@@ -287,8 +287,8 @@ def _made(name: str, texts: Mapping[str, str], flags: Iterable[str]) -> Path:
             (folder / file).write_text(text)
         unlinked, part = (f"kernels-{os.getpid()}.{kind}" for kind in ("o", "part"))
         _run(["g++", *flags, f"-I{RUNTIME}", f"-I{HEADERS}", "-c", "batch.cpp", "-o", unlinked], folder)
-        # Linked without the sanitizers' own libraries: what the code calls is in the runtime.
-        _run(["g++", "-shared", unlinked, str(_runtime_path()), "-o", part], folder)
+        # Linked without the sanitizers' own libraries: what the code calls is in the runtime, which this process has.
+        _run(["g++", "-shared", unlinked, "-o", part], folder)
         (folder / part).rename(library)
     return library
 
@@ -307,15 +307,16 @@ def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _texts(folder: Path) -> list[str]:
-    return [f.read_text() for f in sorted(folder.iterdir())]
+def _texts(names: str) -> list[str]:
+    """The runtime's files of such names."""
+    return [f.read_text() for f in sorted(RUNTIME.glob(names))]
 
 
-@cache
 def _runtime_path() -> Path:
     """The executor, compiled once for all kernels."""
     flags = ["-std=c++20", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
-    library = _folder() / f"runtime-{_digest([*flags, *_texts(RUNTIME)])}" / "simt.so"
+    stamp = _digest([*flags, *_texts("*")])
+    library = _folder() / f"runtime-{stamp}" / "simt.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         part = f"simt-{os.getpid()}.part"

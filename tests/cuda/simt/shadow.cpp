@@ -4,6 +4,7 @@
 // accesses of different threads are in order if a barrier lies between them: one of the block, or a __syncwarp that
 // both took part in. Blocks of a launch are never in order.
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "executor.h"
@@ -140,9 +141,12 @@ void access(const void *where, size_t size, bool write, void *pc, int writer = -
     if (write && !region->writable) fail(Fault::bounds, pc, "writes %s, which is read only", region->name);
     if (!region->cells) return;
     if (writer < 0) writer = run.self->id;
-    Cell *cells = region->cells + (at - region->base);
-    for (size_t i = 0; i < size; i++)
-        write ? write_byte(*region, cells[i], writer, pc) : read_byte(*region, cells[i], pc);
+    Cell *cells = region->cells + (at - region->base), first = cells[0];
+    for (size_t i = 0; i < size; i++) {
+        if (i > 0 && !memcmp(&cells[i], &first, sizeof first)) cells[i] = cells[0];  // the bytes of one element
+        else if (write) write_byte(*region, cells[i], writer, pc);
+        else read_byte(*region, cells[i], pc);
+    }
 }
 
 }  // namespace
