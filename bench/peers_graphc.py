@@ -38,7 +38,11 @@ def model(work: Workload) -> nn.Module:
     if work.family == "mlp":
         return MLP(work.config["sizes"])
     family = import_module(f"graphc.models.{work.family}")
-    keys = {key: value for key, value in work.config.items() if (work.family, key) != ("resnet", "layers")}
+    keys = {
+        key: value
+        for key, value in work.config.items()
+        if work.family != "resnet" or key not in ("layers", "bottleneck")
+    }
     made: nn.Module = family.Model(family.Config(**keys))
     return made
 

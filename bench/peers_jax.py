@@ -204,8 +204,11 @@ def resnet(p: Params, c: Config, x: jax.Array, train: bool = False) -> tuple[jax
     for stage, count in enumerate(c["layers"], 1):
         for i in range(count):
             h, stride = f"layer{stage}.{i}", 2 if stage > 1 and not i else 1
-            y = jax.nn.relu(norm(f"{h}.bn1", convolve(p, f"{h}.conv1", x, stride)))
-            y = norm(f"{h}.bn2", convolve(p, f"{h}.conv2", y))
+            first, second = (1, stride) if c.get("bottleneck") else (stride, 1)
+            y = jax.nn.relu(norm(f"{h}.bn1", convolve(p, f"{h}.conv1", x, first)))
+            y = norm(f"{h}.bn2", convolve(p, f"{h}.conv2", y, second))
+            if c.get("bottleneck"):
+                y = norm(f"{h}.bn3", convolve(p, f"{h}.conv3", jax.nn.relu(y)))
             if f"{h}.downsample.0.weight" in p:
                 x = norm(f"{h}.downsample.1", convolve(p, f"{h}.downsample.0", x, stride))
             elif stride == 2:

@@ -212,8 +212,25 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
 
 
+class Bottleneck(nn.Module):
+    """1 × 1, 3 × 3 with the stride, 1 × 1 to four times as many channels."""
+
+    def __init__(self, n_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv(n_in, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width)
+        self.downsample: nn.Module = nn.Identity()
+        if n_in != 4 * width:
+            self.downsample = nn.Sequential(conv(n_in, 4 * width, 1, stride), nn.BatchNorm2d(4 * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
 class ResNet(nn.Module):
-    """The networks of basic blocks: of three stages for small images (He et al., section 4.2), or of four."""
+    """The networks of three stages for small images (He et al., section 4.2), or of four."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -222,10 +239,15 @@ class ResNet(nn.Module):
         self.conv1 = conv(3, width, 3) if self.small else conv(3, width, 7, 2)
         self.bn1 = nn.BatchNorm2d(width)
         for stage, count in enumerate(c["layers"]):
-            blocks = []
+            blocks: list[nn.Module] = []
             for i in range(count):
-                blocks.append(BasicBlock(channels, width << stage, 2 if stage and not i else 1, self.small))
-                channels = width << stage
+                stride = 2 if stage and not i else 1
+                if c.get("bottleneck"):
+                    blocks.append(Bottleneck(channels, width << stage, stride))
+                    channels = 4 * width << stage
+                else:
+                    blocks.append(BasicBlock(channels, width << stage, stride, self.small))
+                    channels = width << stage
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self.head = "linear" if self.small else "fc"
         setattr(self, self.head, nn.Linear(channels, c["num_classes"]))

@@ -65,7 +65,7 @@ def is_done(record: dict[str, Any] | None, systems: list[str]) -> bool:
 
 
 def arguments() -> argparse.Namespace:
-    known = [name for name, s in SYSTEMS.items() if s.modes and name != BASE]
+    known = [name for name, s in SYSTEMS.items() if s.modes and name != BASE and s.device == "cpu"]
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME")
     ap.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))

@@ -47,6 +47,10 @@ class Case:
     mode: str
     threads: int
     tell: Callable[[str], None] = lambda text: None
+    base: str = BASE  # what the others are divided by
+    reference: str = REFERENCE
+    machine: str = "machine"
+    tolerance: float = TOLERANCE
 
     @property
     def name(self) -> str:
@@ -131,11 +135,11 @@ class Case:
         """Take away what does not compute the same as the reference: its times would mean nothing."""
         if not candidates:
             return
-        reference = REFERENCE if REFERENCE in candidates else next(iter(candidates))
+        reference = self.reference if self.reference in candidates else next(iter(candidates))
         want = candidates[reference][0].result
         for system, variants in list(candidates.items()):
             gaps = {c.variant: difference(c.result, want) for c in variants}
-            candidates[system] = [c for c in variants if gaps[c.variant] <= TOLERANCE]
+            candidates[system] = [c for c in variants if gaps[c.variant] <= self.tolerance]
             if not candidates[system]:
                 del candidates[system]
                 records[system] = {"skipped": f"differs from {reference} by {min(gaps.values()):.1e}"}
@@ -153,9 +157,9 @@ class Case:
                     runners[system] = stack.enter_context(closing(self.runner(variants)))
                 except Failed as why:
                     record["systems"][system] = {"skipped": str(why)}
-            folder = self.folder / "machine"
+            folder = self.folder / self.machine
             folder.mkdir(exist_ok=True)
-            machine = stack.enter_context(closing(self.start("machine", "", folder)))
+            machine = stack.enter_context(closing(self.start(self.machine, "", folder)))
             machine.rest()
             limits: dict[str, list[float]] = {}
             for i in range(rounds):
@@ -166,10 +170,10 @@ class Case:
                     for name, rate in machine.ask("facts").items():
                         limits.setdefault(name, []).append(rate)
             record["machine"] = {name: max(rates) for name, rates in limits.items()}
-            base = runners[BASE].seconds if BASE in runners else None
+            base = runners[self.base].seconds if self.base in runners else None
             record["systems"] |= {system: runner.record(base) for system, runner in runners.items()}
-            if profile and BASE in runners:
-                with runners[BASE].child.turn() as child:
+            if profile and self.base in runners:
+                with runners[self.base].child.turn() as child:
                     record["profile"] = child.ask(f"profile {profile}")["kernels"]
 
     def runner(self, variants: list[Candidate]) -> Runner:

@@ -38,12 +38,13 @@ class Job:
 class Running:
     """``step()`` runs once over the job's data and returns the loss or the logits. ``keep()`` writes to the folder what
     the system does not keep by itself; ``facts()``: what else it knows of itself; ``profile(steps)``: its kernels with
-    their seconds, FLOP and bytes."""
+    their seconds, FLOP and bytes. ``wait()`` returns when all steps are done."""
 
     step: Callable[[], Any]
     keep: Callable[[], object] = lambda: None
     facts: Callable[[], dict[str, Any]] = dict
     profile: Callable[[int], list[dict[str, Any]]] = lambda steps: []
+    wait: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class System:
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {"": {}})
     optional: bool = False  # only when it is asked for by name
     onnx: bool = False  # runs the model of an ONNX file, which `system_onnx` exports
+    device: str = "cpu"
 
     def missing(self) -> list[str]:
         return [p for p in (self.package, *self.needs) if p != "graphc" and find_spec(p) is None]
@@ -92,6 +94,12 @@ SYSTEMS = {
     "onnxruntime": System("system_onnx", "onnxruntime", INFER, {"runtime": "onnxruntime"}, EXPORT, onnx=True),
     "openvino": System("system_onnx", "openvino", INFER, {"runtime": "openvino"}, EXPORT, onnx=True),
     "machine": System("system_machine", "graphc", modes=()),
+    "gpu-graphc": System("system_gpu_graphc", "graphc", device="gpu"),
+    "gpu-torch": System("system_gpu_torch", "torch", device="gpu"),
+    "gpu-torch-compile": System("system_gpu_torch", "torch", options={"style": "compile"}, device="gpu"),
+    "gpu-torch-max-autotune": System("system_gpu_torch", "torch", options={"style": "max-autotune"}, device="gpu"),
+    "gpu-jax": System("system_gpu_jax", "jax", device="gpu"),
+    "gpu-machine": System("system_gpu_machine", "graphc", modes=(), device="gpu"),
 }
 BASE = "graphc"  # what the others are divided by
 

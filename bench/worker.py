@@ -58,9 +58,11 @@ class Answers:
     def steps(self, count: str) -> dict[str, Any]:
         step, n = self.running.step, int(count)
         step()
+        self.running.wait()
         start = time.perf_counter()
         for _ in range(n):
             step()
+        self.running.wait()
         seconds = (time.perf_counter() - start) / n
         return {"seconds": seconds, "rss_added": peak_rss() - self.base_rss}
 

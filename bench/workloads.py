@@ -169,7 +169,7 @@ def clip_flops(w: Workload, batch: int) -> tuple[int, int]:
 
 
 def resnet_flops(w: Workload, batch: int) -> tuple[int, int]:
-    """Basic blocks; the small networks narrow without parameters where the large have a 1 × 1 convolution."""
+    """The small networks narrow without parameters where the large have a 1 × 1 convolution."""
     blocks, side = w.config["layers"], w.config["image_size"]
     small = len(blocks) == 3
     width, window, stride = (16, 3, 1) if small else (64, 7, 2)
@@ -183,7 +183,14 @@ def resnet_flops(w: Workload, batch: int) -> tuple[int, int]:
     channels = width
     for stage, count in enumerate(blocks):
         out = width << stage
-        side //= 2 if stage else 1
+        before, side = side, side // 2 if stage else side
+        if w.config.get("bottleneck"):
+            for _ in range(count):  # the 3 × 3 convolution has the stride
+                first_product = linear(batch * before**2, channels, out)
+                shortcut = conv(channels, 4 * out, 1) if channels != 4 * out else 0
+                total += first_product + conv(out, out, 3) + conv(out, 4 * out, 1) + shortcut
+                before, channels = side, 4 * out
+            continue
         shortcut = conv(channels, out, 1) if stage and not small else 0
         total += conv(channels, out, 3) + (2 * count - 1) * conv(out, out, 3) + shortcut
         channels = out

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import platform
-import shutil
 import sys
 import textwrap
 from importlib.metadata import PackageNotFoundError, version
@@ -18,8 +16,10 @@ from graphc.cli_output import Output
 from graphc.cli_plan import entry_summary, print_kernels, print_plan, print_targets, shown, write_report
 from graphc.config import DEBUG_LADDER, VARIABLES, settings
 from graphc.errors import CODES, error
+from graphc.kernels.cuda import nvrtc
 from graphc.modelfile import close_matches, load_model_file, make_config
 from graphc.runtime import KernelInfo, kernel_infos
+from graphc.runtime_cuda_device import found
 from graphc.runtime_memory import MemoryReport
 
 __all__ = ["chosen_entries", "doctor", "explain", "inspect"]
@@ -109,7 +109,8 @@ def doctor(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         "threads": now.threads,
         "cache": str(now.cache),
         **{name: _version(name) for name in ("graphc", "numpy", "numba", "llvmlite", "safetensors")},
-        "cuda": _cuda(),
+        **found(),
+        "nvrtc": _nvrtc(),
         "metal": "not on this system" if sys.platform != "darwin" else _version("pyobjc-framework-Metal"),
     }
     out.table(["", ""], facts.items())
@@ -127,12 +128,11 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _cuda() -> str:
-    if shutil.which("nvidia-smi") is None:
-        return "no NVIDIA driver found"
-    return "driver found; this version compiles for the CPU only" + (
-        "" if importlib.util.find_spec("cupy") else ", and CuPy is not installed"
-    )
+def _nvrtc() -> str:
+    """The compiler of target cuda."""
+    if not nvrtc.available():
+        return "not installed; pip install nvidia-cuda-nvrtc compiles for GPUs, also without one"
+    return ".".join(map(str, nvrtc.version()))
 
 
 def explain(args: argparse.Namespace, out: Output) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def bench(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """
     program = open_program(args.artifact, args.threads)
     entry = find_entry(program, args.artifact, args.entry)
-    peaks = measure(program.threads)
+    peaks = measure(program.threads, program.code.manifest.target.name)
     inputs = sample_inputs(entry.specs, 0)
     entry.timed(**inputs)  # touches all memory once
     seconds = 1e-9 * np.median([entry.timed(**inputs)[1] for _ in range(args.steps)], axis=0)
@@ -168,7 +168,8 @@ def bench(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     _print_bench(rows, total, out)
     out.line()
     running, before = len(seconds) - prepared, f"; {prepared} ran before, for the state" if prepared else ""
-    out.line(f"{entry.name}: {total * 1e3:.3f} ms a step in {running} kernels on {program.threads} threads{before}")
+    where = f"{program.threads} threads" if program.code.manifest.team else "a GPU"
+    out.line(f"{entry.name}: {total * 1e3:.3f} ms a step in {running} kernels on {where}{before}")
     out.line(f"this machine at best: {peaks}")
     return {
         "entry": entry.name,

@@ -268,10 +268,10 @@ def build(
         ]
     orders = state_orders(specs, [source.graph for source in sources])
 
-    def plans(target: CpuTarget | CudaTarget, prepared: bool) -> list[Planned]:
+    def plans(target: CpuTarget | CudaTarget, prepared: bool = True) -> list[Planned]:
         return [plan(final, target, report.phase, orders, options.tune is not None, prepared) for final in finals]
 
-    planned = {t: plans(t, prepared=isinstance(t, CpuTarget)) for t in options.processors(finals)}
+    planned = {t: plans(t) for t in options.processors(finals)}
     state = lay_out_state(specs, orders, [p.plan for entries in planned.values() for p in entries])
     if options.memory_budget is not None:
         for target, whole in planned.items():

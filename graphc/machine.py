@@ -18,8 +18,12 @@ from graphc.runtime import KernelInfo
 
 __all__ = ["Peaks", "measure"]
 
-SIDE = 1024  # of the matrices of the product: large enough for full speed, 4 MB each
-LEVELS = (1 << 17, 1 << 20, 1 << 23, 1 << 28)  # bytes of traffic: within L1, L2, L3, and far beyond
+# By target, the side of the matrices of the product, large enough for full speed; and bytes of traffic: within each
+# cache (L1, L2, L3; of a GPU the one that its multiprocessors share), and far beyond.
+SIZES = {
+    "cpu": (1024, (1 << 17, 1 << 20, 1 << 23, 1 << 28)),
+    "cuda": (4096, (1 << 24, 1 << 30)),
+}
 SECONDS = 0.05  # of each measurement; the best run counts: a roof is what the machine can do, not what it did
 
 
@@ -56,23 +60,25 @@ class Peaks:
 
 
 @lru_cache(maxsize=2)
-def measure(threads: int) -> Peaks:
+def measure(threads: int, target: str = "cpu") -> Peaks:
     """Time a matrix product and streams through each level of memory; about a second."""
-    matrix = np.ones((SIDE, SIDE), np.float32)
-    arrays = [gc.state(np.zeros(nbytes // 8, np.float32), name=f"stream.{nbytes}") for nbytes in LEVELS]
-    program = gc.compile(_product(), *[_traffic(a, f"stream_{i}") for i, a in enumerate(arrays)], threads=threads)
+    side, sizes = SIZES[target]
+    matrix = np.ones((side, side), np.float32)
+    arrays = [gc.state(np.zeros(nbytes // 8, np.float32), name=f"stream.{nbytes}") for nbytes in sizes]
+    streams = [_traffic(a, f"stream_{i}") for i, a in enumerate(arrays)]
+    program = gc.compile(_product(side), *streams, threads=threads, target=target)
     try:
-        flops = 2 * SIDE**3 / _best(program.product, a=matrix, b=matrix)
-        rates = [nbytes / _best(program.entries[f"stream_{i}"]) for i, nbytes in enumerate(LEVELS)]
+        flops = 2 * side**3 / _best(program.product, a=matrix, b=matrix)
+        rates = [nbytes / _best(program.entries[f"stream_{i}"]) for i, nbytes in enumerate(sizes)]
     finally:
         program.close()
     # A smaller level is never slower: what was measured so is the cost of a launch, not of memory.
-    levels = tuple((nbytes, max(rates[i:])) for i, nbytes in enumerate(LEVELS))
+    levels = tuple((nbytes, max(rates[i:])) for i, nbytes in enumerate(sizes))
     return Peaks(flops, levels, threads)
 
 
-def _product() -> gc.Entry:
-    @gc.entry(a=gc.spec((SIDE, SIDE)), b=gc.spec((SIDE, SIDE)))
+def _product(side: int) -> gc.Entry:
+    @gc.entry(a=gc.spec((side, side)), b=gc.spec((side, side)))
     def product(a: gc.Tensor, b: gc.Tensor) -> dict[str, gc.Tensor]:
         return {"c": a @ b}
 

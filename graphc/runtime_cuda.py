@@ -41,6 +41,8 @@ class CudaProgram(Program):
         self.state = DeviceState(artifact.manifest.state, artifact.tensors(STATE_FILE) if state is None else state)
         self._keep(whole, artifact)
         self.entries = {e.name: CudaEntry(self, e) for e in artifact.manifest.entries}
+        for entry in self.entries.values():
+            entry.connect(self.entries.values())
 
     def __repr__(self) -> str:
         return f"<graphc.Program {', '.join(self.entries)}: {len(self.state)} state tensors, on a GPU>"
@@ -62,7 +64,7 @@ class Memory:
         self.device = device = Device()
         self.kernels = Kernel.all_of(device, artifact)
         self.grids = [k.grid for k in manifest.kernels]
-        arena = max((e.arena_bytes for e in manifest.entries), default=0)
+        arena = max((e.arena_bytes - e.prepared_bytes for e in manifest.entries), default=0)
         sizes = {
             STATE: manifest.state_bytes,
             WEIGHTS: manifest.weights_bytes,
@@ -71,15 +73,11 @@ class Memory:
         }
         self.blocks = {space: device.alloc(nbytes, "the program") for space, nbytes in sizes.items()}
         self.workspace = device.alloc(max((e.scratch_bytes for e in manifest.entries), default=0), "the program")
-        for port, array in zip(manifest.consts, _ordered(artifact), strict=True):
-            self.blocks[CONST].write(array, port.offset)
+        constants = artifact.tensors(CONSTS)
+        for port in manifest.consts:
+            self.blocks[CONST].write(constants[port.name], port.offset)
         assert isinstance(state, DeviceState)
         state.move(self.blocks)
-
-
-def _ordered(artifact: Artifact) -> list[np.ndarray]:
-    tensors = artifact.tensors(CONSTS)
-    return [tensors[port.name] for port in artifact.manifest.consts]
 
 
 class DeviceState(StateView):
@@ -125,6 +123,7 @@ class CudaEntry(Entry):
 
     def __init__(self, program: CudaProgram, record: EntryRecord):
         self._describe(program, record)
+        self._watch = program.state.watch(record.prepared_from)
 
     @property
     def _memory(self) -> Memory:
@@ -142,11 +141,13 @@ class CudaEntry(Entry):
         with self._program._lock:
             step = self._ready
             with step.device.gpu:
-                return step.timed(step.bind(arguments))
+                arrays = step.bind(arguments)
+                return step.timed(arrays, self._prepare)
 
     def each(self, batches: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The outputs (NumPy) of a step on each of ``batches``, which are arguments by name, of NumPy. Batches are sent
-        to the device one ahead of their step, in memory of their own: twice that of the arguments."""
+        """The outputs of a step on each of ``batches``, which are arguments by name. Those of NumPy are sent to the
+        device while the step before theirs runs, in memory of their own: twice that of the arguments. So ``batches`` is
+        asked for one more than there are outputs."""
         feed: Feed | None = None
         sent: Batch | None = None
         outputs: dict[str, Any] | None
@@ -154,10 +155,12 @@ class CudaEntry(Entry):
             with self._program._lock:
                 step = self._ready
                 with step.device.gpu:
+                    arrays = None if batch is None else step.bind(batch)
                     feed = feed or Feed(step)
                     if sent is not None:
+                        self._prepare()
                         feed.start(sent)
-                    following = None if batch is None else feed.send(step.bind(batch))
+                    following = None if arrays is None else feed.send(arrays)
                     outputs = None if sent is None else step.finish()
             sent = following
             if outputs is not None:
@@ -175,6 +178,8 @@ class CudaEntry(Entry):
             touched = np.zeros(arena.nbytes, bool)
             for pattern in (0x5A, 0xA5):  # a byte that happens to hold one pattern does not hold the other
                 arena.write(np.full(arena.nbytes, pattern, np.uint8))
+                self._watch.fresh = False
+                self._prepare()
                 step.run(step.bind(arguments))
                 self._program.state.assign(before)
                 touched |= arena.read((arena.nbytes,), np.dtype(np.uint8)) != pattern
@@ -185,7 +190,17 @@ class CudaEntry(Entry):
         with self._program._lock:
             step = self._ready
             with step.device.gpu:
-                return step.run(step.bind(arguments))
+                arrays = step.bind(arguments)
+                self._prepare()
+                return step.run(arrays)
+
+    def _prepare(self, times: np.ndarray | None = None) -> None:
+        """Run the launches that depend on state alone, if that may have changed since they ran."""
+        for watch in self._spoiled:
+            watch.fresh = False
+        if self._record.prepared and not self._watch.fresh:
+            self._ready.prepare()
+            self._watch.fresh = True
 
 
 def _then_none(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any] | None]:

@@ -18,7 +18,7 @@ from graphc.artifact import Artifact
 from graphc.artifact_records import TargetRecord
 from graphc.errors import error
 
-__all__ = ["Device", "DeviceBlock", "Kernel", "fitting", "missing", "unfit_gpu"]
+__all__ = ["Device", "DeviceBlock", "Kernel", "fitting", "found", "missing", "unfit_gpu"]
 
 PACKAGE = "cupy"
 INSTALL = "pip install 'graphc[cuda]' installs CuPy for CUDA 13; nvidia-smi shows the driver and the GPUs that it finds"
@@ -37,6 +37,23 @@ def missing() -> str:
     except (ImportError, RuntimeError) as problem:  # CUDARuntimeError is a RuntimeError
         return f"CuPy finds no GPU ({str(problem).strip().splitlines()[0]})"
     return "" if count else "CuPy finds no GPU"
+
+
+def found() -> dict[str, str]:
+    """For people: the GPUs that CuPy finds, its version, and the versions of CUDA; or what is missing."""
+    if why := missing():
+        return {"cuda": f"{why}; {INSTALL}"}
+    cupy = importlib.import_module(PACKAGE)
+    cuda = cupy.cuda.runtime
+    gpus = [cuda.getDeviceProperties(i) for i in range(cuda.getDeviceCount())]
+    described = [
+        f"{g['name'].decode()} (sm_{g['major']}{g['minor']}, {g['totalGlobalMem'] / 2**30:.0f} GiB,"
+        f" {g['multiProcessorCount']} multiprocessors)"
+        for g in gpus
+    ]
+    versions = {"driver": cuda.driverGetVersion(), "runtime": cuda.runtimeGetVersion()}
+    texts = [f"{name} {v // 1000}.{v % 1000 // 10}" for name, v in versions.items()]
+    return {"cuda": "; ".join(described), "cupy": f"{cupy.__version__}, for CUDA of {' and '.join(texts)}"}
 
 
 def fitting(architectures: Sequence[str], capability: str) -> str | None:
@@ -113,20 +130,22 @@ class DeviceBlock:
         """Copy an array to ``offset``; done on return."""
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         stream = self._device.stream
-        for part, chunk in self._device.chunks(len(data)):
-            chunk[:] = data[part]
-            (self.pointer + offset + part.start).copy_from_host_async(chunk.ctypes.data, len(chunk), stream)
-            stream.synchronize()
+        with self._device.gpu:
+            for part, chunk in self._device.chunks(len(data)):
+                chunk[:] = data[part]
+                (self.pointer + offset + part.start).copy_from_host_async(chunk.ctypes.data, len(chunk), stream)
+                stream.synchronize()
 
     def read(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> np.ndarray:
         """The tensor at ``offset``, as a fresh array."""
         array = np.empty(shape, dtype)
         data = array.reshape(-1).view(np.uint8)
         stream = self._device.stream
-        for part, chunk in self._device.chunks(len(data)):
-            (self.pointer + offset + part.start).copy_to_host_async(chunk.ctypes.data, len(chunk), stream)
-            stream.synchronize()
-            data[part] = chunk
+        with self._device.gpu:
+            for part, chunk in self._device.chunks(len(data)):
+                (self.pointer + offset + part.start).copy_to_host_async(chunk.ctypes.data, len(chunk), stream)
+                stream.synchronize()
+                data[part] = chunk
         return array
 
 

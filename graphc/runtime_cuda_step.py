@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from graphc.dtype import DType
 from graphc.errors import error
 from graphc.runtime_arguments import as_array, bind, failed_check
 from graphc.runtime_cuda_device import Device, DeviceBlock, Kernel
-from graphc.runtime_cuda_walk import Walk
+from graphc.runtime_cuda_walk import Node, Walk
+from graphc.runtime_table import PREPARED
 
 __all__ = ["Batch", "Feed", "Step"]
 
@@ -35,10 +36,11 @@ class Step:
         workspace: DeviceBlock,
     ):
         self.device, self.record = device, record
-        self._arena = blocks[ARENA]
         self._flags = device.alloc(4 * len(record.checks), f"entry {record.name!r}")
         self._seen = device.pinned(4 * len(record.checks)).view(np.int32)
-        self.walk = Walk(device, record, kernels, grids, {**blocks, FLAGS: self._flags}, workspace)
+        kept = device.alloc(record.prepared_bytes, f"entry {record.name!r}")
+        own = {FLAGS: self._flags, PREPARED: kept}
+        self.walk = Walk(device, record, kernels, grids, {**blocks, **own}, workspace)
         self._sources, self._sinks = _Pinned(device), _Pinned(device)  # of arguments and results on the host
         self._fed = device.event()  # all arguments are in the arena
         self._held: Arrays = {}  # until then
@@ -83,13 +85,18 @@ class Step:
         self.start(arrays, on_device=any(not isinstance(a, np.ndarray) for a in arrays.values()))
         return self.finish()
 
-    def timed(self, arrays: Arrays) -> tuple[dict[str, Any], np.ndarray]:
-        """As `run`, with nothing captured, and the nanoseconds of each launch ([launches] int64)."""
+    def timed(self, arrays: Arrays, prepare: Callable[[], None]) -> tuple[dict[str, Any], np.ndarray]:
+        """As `run` after ``prepare``, with nothing captured, and the nanoseconds of each launch ([launches] int64)."""
         self._times = times = np.zeros(len(self.record.launches), np.int64)
         try:
+            prepare()
             return self.run(arrays), times
         finally:
             self._times = None
+
+    def prepare(self) -> None:
+        """Run what depends on state alone."""
+        self._run(self.walk.prepared)
 
     def start(self, arrays: Arrays, on_device: bool) -> None:
         """Put the step on the stream, up to where the host has to look at something."""
@@ -120,18 +127,21 @@ class Step:
 
     def _run_part(self) -> None:
         for part in self.walk.parts[self._started : self._started + 1]:  # an entry may have nothing to launch
-            if self._times is None:
-                self.walk.run(part)
-            else:
-                self._times += self.walk.timed(part)
+            self._run(part)
         self._started += 1
+
+    def _run(self, nodes: Sequence[Node]) -> None:
+        if self._times is None:
+            self.walk.run(nodes)
+        else:
+            self._times += self.walk.timed(nodes)
 
     # Arguments and results
 
     def _put(self, port: PortRecord, array: Any) -> None:
         if not port.nbytes:
             return
-        stream, slot = self.device.stream, self._arena.pointer + port.offset
+        stream, slot = self.device.stream, self.walk.place(ARENA, port.offset)
         if isinstance(array, np.ndarray):
             pinned = self._sources.of(port)
             pinned[...] = array
@@ -149,7 +159,7 @@ class Step:
         self._flags.pointer.copy_to_host_async(self._seen.ctypes.data, self._flags.nbytes, stream)
         stream.synchronize()
         if np.count_nonzero(self._seen):
-            raise failed_check(self.record, self._seen, changed=self._started == len(self.walk.parts))
+            raise failed_check(self.record, self._seen, changed=self.walk.changes[self._started - 1])
 
     def _copied(self, results: dict[str, Any]) -> dict[str, Any]:
         """The results in memory of their own; the caller's stream waits for them."""
@@ -157,7 +167,7 @@ class Step:
         for port in self.record.outputs:
             if port.nbytes:
                 into = results[port.name].data
-                into.copy_from_device_async(self._arena.pointer + port.offset, port.nbytes, stream)
+                into.copy_from_device_async(self.walk.place(ARENA, port.offset), port.nbytes, stream)
         done = self.device.event()
         done.record(stream)
         self.device.cupy.cuda.get_current_stream().wait_event(done)
@@ -167,7 +177,7 @@ class Step:
         stream = self.device.stream
         for port in self.record.outputs:
             if port.nbytes:
-                start = self._arena.pointer + port.offset
+                start = self.walk.place(ARENA, port.offset)
                 start.copy_to_host_async(self._sinks.of(port).ctypes.data, port.nbytes, stream)
         stream.synchronize()
         return {port.name: self._sinks.of(port).copy() for port in self.record.outputs}
@@ -188,13 +198,16 @@ class _Pinned:
 
 
 class Batch:
-    """A batch in pinned memory and on the device: ``sent`` when it is there, ``taken`` when the step has copied it."""
+    """A batch in pinned memory and on the device: ``sent`` when it is there, ``taken`` when the step has copied it.
+    ``arrays``: its memory, and ``given``: the arguments, of which some may have been on the device anyway."""
 
     def __init__(self, device: Device, inputs: tuple[PortRecord, ...]):
         cupy = device.cupy
         self.sent, self.taken = device.event(), device.event()
         self.pinned = _Pinned(device)
         self.arrays: dict[str, Any] = {}
+        self.given: dict[str, Any] = {}
+        self.on_device = False
         at = [0]
         for port in inputs:
             at.append(at[-1] + -(-port.nbytes // ALIGN) * ALIGN)
@@ -214,12 +227,15 @@ class Feed:
         self._turn = 0
 
     def send(self, arrays: Arrays) -> Batch:
-        """Begin to copy a batch from the host."""
+        """Begin to copy what of a batch is on the host."""
         buffer, self._turn = self._buffers[self._turn], 1 - self._turn
         buffer.sent.synchronize()
         self._stream.wait_event(buffer.taken)
+        here = {name for name, array in arrays.items() if isinstance(array, np.ndarray)}
+        buffer.given = {name: buffer.arrays[name] if name in here else array for name, array in arrays.items()}
+        buffer.on_device = len(here) < len(arrays)
         for port in self._step.record.inputs:
-            if port.nbytes:
+            if port.nbytes and port.name in here:
                 pinned = buffer.pinned.of(port)
                 pinned[...] = arrays[port.name]
                 target = buffer.arrays[port.name].data
@@ -231,5 +247,5 @@ class Feed:
         """Start the step on a batch that was sent."""
         stream = self._step.device.stream
         stream.wait_event(buffer.sent)
-        self._step.start(buffer.arrays, on_device=False)
+        self._step.start(buffer.given, buffer.on_device)
         buffer.taken.record(stream)

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from graphc.artifact_records import EntryRecord, GridRecord, SpanRecord
+from graphc.artifact_records import ARENA, VALUE, EntryRecord, GridRecord, SpanRecord
 from graphc.runtime_cuda_device import Device, DeviceBlock, Kernel
+from graphc.runtime_table import PREPARED
 
 __all__ = ["Walk"]
 
@@ -44,10 +45,11 @@ Node = int | Nest | Captured
 
 
 class Walk:
-    """Puts the launches of an entry on the device's stream. ``parts``: those before the entry's commit, if there is
-    anything to check before it, and the others.
+    """Puts the launches of an entry on the device's stream. ``prepared`` are those that need not run in every step;
+    ``parts`` are the others: before the entry's commit, if there is anything to check before it, and from there on;
+    ``changes`` says of each part whether it writes state.
 
-    ``base``: where each space begins; ``blocks``: the block of each space, in which tests are read.
+    ``blocks`` are the memory of each space, that of `PREPARED` for the part of the arena that the entry keeps.
     """
 
     def __init__(
@@ -63,16 +65,25 @@ class Walk:
         self._words: list[list[int]] = []
         self._kernels = [kernels[launch.kernel] for launch in entry.launches]
         for launch in entry.launches:
-            words = [where + (blocks[space].address if space in blocks else 0) for space, where, _ in launch.args]
+            words = [where if space == VALUE else self.place(space, where).ptr for space, where, _ in launch.args]
             grid = grids[launch.kernel]
             has_workspace = grid is not None and grid.workspace_bytes > 0
             self._words.append([*words, workspace.address] if has_workspace else words)
         self._moved: Counter[tuple[int, int]] = Counter()
         self._test = device.pinned(1)
         self._clock: list[tuple[int, Any, Any]] | None = None
-        count = len(entry.launches)
-        ends = sorted({0, entry.commit if entry.checks else 0, count})
+        first, count = entry.prepared, len(entry.launches)
+        self.prepared = planned(nested(entry.spans, 0, first))
+        ends = sorted({first, entry.commit if entry.checks else first, count})
         self.parts = [planned(nested(entry.spans, a, b)) for a, b in pairwise(ends)]
+        self.changes = [end > entry.commit for end in ends[1:]]
+
+    def place(self, space: int, where: int) -> Any:
+        """The address ``where`` bytes into a space, as CuPy has it."""
+        kept = self._entry.prepared_bytes if space == ARENA else 0
+        if where < kept:
+            space, kept = PREPARED, 0
+        return self._blocks[space].pointer + (where - kept)
 
     def run(self, nodes: Sequence[Node]) -> None:
         """Put these on the stream; returns before they are done, but waits for tests."""
@@ -146,7 +157,7 @@ class Walk:
         assert span.test is not None
         space, where, _ = span.test
         stream = self._device.stream
-        (self._blocks[space].pointer + where).copy_to_host_async(self._test.ctypes.data, 1, stream)
+        self.place(space, where).copy_to_host_async(self._test.ctypes.data, 1, stream)
         stream.synchronize()
         return bool(self._test[0])
 

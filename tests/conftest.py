@@ -17,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--mutations", type=int, default=4000, help="how many damaged artifacts to read (a long run: 100000)"
     )
+    parser.addoption("--target", default="cpu", help="what ops are compiled for in test_op_grid.py: cpu, or cuda")
     parser.addoption("--thorough", action="store_true", help="compile every op, dtype and shape, and keep no kernels")
 
 
@@ -38,6 +39,11 @@ def teams_for_small_programs() -> Iterator[None]:
 @pytest.fixture
 def bless(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--bless"))
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption("--target"))
 
 
 @pytest.fixture

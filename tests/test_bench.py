@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
 import decode
+import gpu_report
 import plots
 import readme
 import report
 import suite
 import svg
+from gpu_workloads import LARGE, TINY
 from systems import SYSTEMS
 from workloads import MODES, WORKLOADS, Workload
+
+ROOT = Path(__file__).parent.parent
 
 # Forward FLOP of the products, counted by hand elsewhere: GFLOP of the published measurements of these networks.
 PUBLISHED = {"resnet18": 2 * 1.814, "resnet20": 64 * 2 * 0.0406, "bert-base": 22.36}
@@ -31,13 +37,17 @@ def test_flops_of_known_networks(name: str) -> None:
     assert WORKLOADS[name].flops("infer") / 1e9 == pytest.approx(PUBLISHED[name], rel=5e-3)
 
 
+def test_flops_of_resnet50() -> None:
+    assert LARGE["resnet50"].flops("infer") / 128e9 == pytest.approx(2 * 4.089, rel=5e-3)
+
+
 def test_a_train_step_takes_three_times_the_flops_but_for_the_gradient_of_the_data() -> None:
     mlp = WORKLOADS["mlp"]
     assert mlp.flops("train") == 3 * mlp.flops("infer") - 2 * 128 * 784 * 512
     assert WORKLOADS["gpt2-nano"].flops("train") == 3 * WORKLOADS["gpt2-nano"].flops("infer")
 
 
-@pytest.mark.parametrize("work", WORKLOADS.values(), ids=lambda w: w.name)
+@pytest.mark.parametrize("work", [*WORKLOADS.values(), *TINY.values()], ids=lambda w: w.name)
 def test_data(work: Workload) -> None:
     for mode in work.modes:
         inputs, labels = work.data(mode)
@@ -120,3 +130,40 @@ def test_pictures_are_xml() -> None:
 
 def test_every_system_has_a_colour() -> None:
     assert {name for name, s in SYSTEMS.items() if s.modes} <= set(svg.COLOURS)
+
+
+# On a GPU ------------------------------------------------------------------------------------------------------------
+
+
+def test_page_of_a_gpu() -> None:
+    times = {"ms": 10.0, "ratio": 1.0, "compile_s": 3.0, "device_bytes": 2**30}
+    systems = {"gpu-graphc": times, "gpu-torch": times | {"ms": 15.0, "ratio": 1.5}, "gpu-jax": {"skipped": "no GPU"}}
+    row = {"flops": 10**12, "machine": {"flops_per_second": 2e14, "bytes_per_second": 4e12}, "systems": systems}
+    stages = {
+        "doctor": {"status": "ok", "seconds": 1.0, "result": {"cuda": "A GPU", "cupy": "14"}},
+        "ops": {"status": "failed", "seconds": 2.0, "tail": "1 failed"},
+        "sanitizer memcheck": {"status": "skipped", "why": "not installed"},
+        "bench mlp/train": {"status": "ok", "seconds": 3.0, "result": row},
+    }
+    page = gpu_report.page({"stages": stages, "versions": {"torch": "2"}, "dry": False})
+    assert "A GPU; CuPy 14. torch 2." in page
+    assert "| mlp | 10.0 | 15.0 |  | torch | 1.50 | 50% |" in page
+    assert "| ops | failed | 2.00 |" in page
+    assert "| sanitizer memcheck | not installed |  |" in page
+    assert "200.0 to 200.0 TFLOP/s" in page
+    assert "- gpu-jax: no GPU (mlp)" in page
+    assert "1 failed" in page.split("## ops")[1]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here, which compiles CUDA kernels for the CPU")
+def test_a_dry_run_on_a_gpu_that_is_a_fake(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "bench/gpu.py", "--dry", "--modes", "infer", "--rounds", "1", "--out", str(out)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    stages = json.loads(out.read_text())["stages"]
+    status = {name: s["status"] for name, s in stages.items() if not name.startswith("sanitizer")}
+    assert status == {"doctor": "ok", "models": "ok", "ops": "skipped", "bench mlp/infer": "ok"}
+    found = stages["bench mlp/infer"]["result"]["systems"]["gpu-graphc"]
+    assert found["device_bytes"] == found["measured_device_bytes"]
+    assert "A dry run on a fake" in out.with_suffix(".md").read_text()

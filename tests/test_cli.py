@@ -196,7 +196,7 @@ def test_report_is_one_page_that_needs_nothing_else(graphc: Any) -> None:
 
 def test_doctor_and_explain(graphc: Any) -> None:
     values, _ = graphc("doctor")
-    assert values.keys() >= {"python", "numpy", "numba", "llvmlite", "threads", "vectors"}
+    assert values.keys() >= {"python", "numpy", "numba", "llvmlite", "threads", "vectors", "cuda", "nvrtc"}
     assert graphc("explain", "gc0601")[0]["title"] == CODES["GC0601"].title
     assert graphc("explain")[0]["codes"].keys() == CODES.keys()
 

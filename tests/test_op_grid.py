@@ -21,7 +21,7 @@ from graphc.interp import interpret
 from graphc.ir import Graph, Value
 from graphc.ops import OPS, get_op
 from graphc.ops.base import Sample, apply, apply_node
-from graphc.runtime import Program
+from graphc.runtime_load import program_of
 
 OUTSIDE = {"input", "state", "grad"}  # they compute nothing
 FEW = 12  # without --thorough, one case of so many is compiled
@@ -96,11 +96,11 @@ def terms(case: OpCase) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_compiled_agrees_with_eval(name: str, thorough: bool):
+def test_compiled_agrees_with_eval(name: str, thorough: bool, target: str):
     cases = one_per_shape(cases_of(name)) if thorough else cases_of(name, FEW * attributes(name))
     graph, inputs = graph_of(cases)
-    options = Options(threads=2, cache=not thorough)
-    program = Program(build([Source("ops", None, graph)], [], options, CompileReport()), threads=2, state={})
+    options = Options(target=target, threads=2, cache=not thorough)
+    program = program_of(build([Source("ops", None, graph)], [], options, CompileReport()), threads=2, state={})
     got = program.ops(**inputs)
     want, _ = interpret(graph, inputs)
     for output in want:

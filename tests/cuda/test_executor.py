@@ -15,10 +15,12 @@ from golden_artifacts import loops
 from shim import COMPILER, MISSING
 
 import graphc as gc
-from graphc import nn, optim
+from graphc import machine, nn, optim
+from graphc.cli import main
 from graphc.errors import GraphcError
 from graphc.runtime import Program
 from graphc.runtime_cuda import CudaProgram
+from graphc.runtime_cuda_device import found
 from graphc.runtime_cuda_walk import Captured
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=MISSING)
@@ -125,6 +127,34 @@ def test_loops_and_branches() -> None:
     np.testing.assert_allclose(on_gpu.state["total"], on_cpu.state["total"], rtol=1e-5)
 
 
+def test_what_depends_on_state_alone_runs_when_that_has_changed() -> None:
+    weight = gc.state(np.full((40, 5), 0.1, np.float32), name="weight")
+
+    @gc.entry(x=gc.spec((3, 40), "float32"))
+    def infer(x: gc.Tensor) -> dict[str, gc.Tensor]:
+        return {"y": x @ gc.cumsum(weight, axis=1)}
+
+    @gc.entry()
+    def grow() -> dict[str, gc.Tensor]:
+        weight.assign(weight + 1.0)
+        return {}
+
+    on_cpu, on_gpu = gc.compile(infer, grow, threads=1), for_a_gpu(infer, grow)
+    record = on_gpu.infer._record
+    assert 0 < record.prepared < len(record.launches)
+    prepared = []
+    for change in (None, None, "call", None, "write", None):
+        for program in (on_cpu, on_gpu):
+            if change == "call":
+                program.grow()
+            if change == "write":
+                program.state["weight"] = np.ones((40, 5), np.float32)
+        got, times = on_gpu.infer.timed(x=X)
+        np.testing.assert_allclose(got["y"], on_cpu.infer(x=X)["y"], rtol=1e-5)
+        prepared.append(bool(times[: record.prepared].any()))
+    assert prepared == [True, False, True, False, True, False]
+
+
 def test_times_of_launches() -> None:
     program = for_a_gpu(scale)
     outputs, nanoseconds = program.scale.timed(x=X)
@@ -190,6 +220,9 @@ def test_batches_are_sent_ahead() -> None:
     ahead = [out["loss"] for out in for_a_gpu(*entries()).train.each(iter(data))]
     np.testing.assert_array_equal(ahead, one_by_one)
     assert list(program.train.each([])) == []
+    again = for_a_gpu(*entries())
+    mixed = ({"x": fake_cupy.array(b["x"]), "y": b["y"]} for b in data)
+    np.testing.assert_array_equal([out["loss"].get() for out in again.train.each(mixed)], one_by_one)
 
 
 def test_arrays_that_do_not_fit() -> None:
@@ -291,3 +324,20 @@ def test_without_code_for_this_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_cupy, "CAPACITY", 1000)
     assert "of the GPU's memory, and" in refused(for_a_gpu(scale), "GC0702", x=X)
+
+
+def test_graphc_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(machine.SIZES, "cuda", (16, (1 << 9, 1 << 10)))
+    monkeypatch.setattr(machine, "SECONDS", 0.0)
+    for_a_gpu(scale).save(tmp_path / "net.gcx")
+    assert main(["bench", str(tmp_path / "net.gcx"), "--steps", "1"]) == 0
+    assert "kernels on a GPU" in capsys.readouterr().out
+
+
+def test_what_doctor_shows(monkeypatch: pytest.MonkeyPatch, cupy: ModuleType) -> None:
+    assert found() == {
+        "cuda": "Fake GPU (sm_90, 1 GiB, 4 multiprocessors)",
+        "cupy": "14.2.0, for CUDA of driver 13.0 and runtime 13.0",
+    }
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 0)
+    assert found()["cuda"].startswith("CuPy finds no GPU; pip install")
