@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import graphc as gc
-from graphc import runtime
+from graphc import runtime_load
 from graphc.artifact import MANIFEST, Artifact
 from graphc.cli import main
 from graphc.codes import CODES
@@ -230,7 +230,7 @@ def test_mistakes_in_a_call(title: str, bless: bool, folder: Path, monkeypatch: 
     monkeypatch.chdir(folder)
     names = {"program": program(folder), "x": np.zeros((2, 3), np.float32), "y": np.zeros(2, np.int32)}
     with pytest.raises(gc.GraphcError) as caught:
-        eval(golden("call")[1][title][0], {"gc": gc, "np": np, "runtime": runtime, **names})
+        eval(golden("call")[1][title][0], {"gc": gc, "np": np, "runtime_load": runtime_load, **names})
     compare("call", title, str(caught.value), bless)
 
 

@@ -5,8 +5,8 @@ The numbers come from one generator, which `graphc.seed` sets.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from math import prod, sqrt
 
@@ -26,7 +26,7 @@ __all__ = [
 _SKIPPED: ContextVar[bool] = ContextVar("skipped", default=False)
 
 
-@contextmanager
+@contextlib.contextmanager
 def skipped() -> Iterator[None]:
     """Inside, nothing is drawn: parameters that start at random numbers start at zeros. For models whose weights are
     read from a file, which then are made in no time::
