@@ -142,7 +142,7 @@ def train(name: str, system: str, recipe: Recipe, config: Any, kept: Path) -> No
     module = import_module(f"graphc.models.{name}")
     model = make(name, system, module, config)
     kept.mkdir(parents=True, exist_ok=True)
-    part = Part(part_file(kept, name, system, config.seed), described(recipe, config), model.weights())
+    part = Part(part_file(kept, name, system, recipe, config.seed), described(recipe, config), model.weights())
     values = part.values
     if part.step:
         model.load(part.checkpoint)
@@ -163,8 +163,9 @@ def train(name: str, system: str, recipe: Recipe, config: Any, kept: Path) -> No
     print(name, system, values["final"], flush=True)
 
 
-def part_file(kept: Path, name: str, system: str, seed: int) -> Path:
-    return kept / (f"{name}-{system}-{seed}.json" if seed else f"{name}-{system}.json")
+def part_file(kept: Path, name: str, system: str, recipe: Recipe, seed: int | None) -> Path:
+    """Where a run is kept; those of a recipe's further seeds beside that of its first."""
+    return kept / (f"{name}-{system}-{seed}.json" if seed in recipe.seeds[1:] else f"{name}-{system}.json")
 
 
 def described(recipe: Recipe, config: Any) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def final(model: Any, module: ModuleType, config: Any, split: str) -> Scores:
 def merge(name: str, recipe: Recipe, overrides: Mapping[str, Any], data: str, kept: Path) -> dict[str, Any]:
     """The result of both systems: the curves of the first seed, and the scores of all where there are several."""
     seeds = seeds_of(recipe, overrides)
-    pairs = [pair(name, seed, kept) for seed in seeds]
+    pairs = [pair(name, recipe, seed, kept) for seed in seeds]
     extra = [f"--set {key}={json.dumps(value)}" for key, value in overrides.items()]
     packages = ("numpy", "numba", "llvmlite", "torch", "transformers")
     first = pairs[0]
@@ -228,16 +229,17 @@ def merge(name: str, recipe: Recipe, overrides: Mapping[str, Any], data: str, ke
     }
 
 
-def seeds_of(recipe: Recipe, overrides: Mapping[str, Any]) -> tuple[int, ...]:
-    return (overrides["seed"],) if "seed" in overrides else recipe.seeds
+def seeds_of(recipe: Recipe, overrides: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """None stands for the model's own."""
+    return (overrides["seed"],) if "seed" in overrides else recipe.seeds or (None,)
 
 
 Pair = dict[str, dict[str, Any]]
 
 
-def pair(name: str, seed: int, kept: Path) -> Pair:
+def pair(name: str, recipe: Recipe, seed: int | None, kept: Path) -> Pair:
     """What both systems did from one seed. Exits where they are not two runs of the same."""
-    parts = {s: json.loads(part_file(kept, name, s, seed).read_text()) for s in SYSTEMS}
+    parts = {s: json.loads(part_file(kept, name, s, recipe, seed).read_text()) for s in SYSTEMS}
     for key in ("config", "initial_weights", "batches"):
         if parts["graphc"][key] != parts["pytorch"][key]:
             raise SystemExit(f"{name}: the two systems differ in {key}; run both anew, without what is in {kept}")
@@ -257,7 +259,7 @@ def gaps(parts: Pair) -> dict[str, float]:
     return {"largest_gap_of_first_losses": float(first.max()), "largest_gap_of_heldout_losses": max(held)}
 
 
-def of_seed(seed: int, parts: Pair) -> dict[str, Any]:
+def of_seed(seed: int | None, parts: Pair) -> dict[str, Any]:
     first_losses = {s: [round(loss, 6) for loss in parts[s]["train"][:EXACT]] for s in SYSTEMS}
     finals = {s: parts[s]["final"] for s in SYSTEMS}
     return {"seed": seed, **identities(parts), **gaps(parts), **finals, "first_losses": first_losses}
@@ -304,15 +306,16 @@ def main() -> None:
     data = str(args.data_root / recipe.data)
     make_config = import_module(f"graphc.models.{name}").Config
     for seed in seeds_of(recipe, overrides):
-        config = make_config(**(recipe.config | overrides | {"data": data, "seed": seed}))
+        own = {} if seed is None else {"seed": seed}
+        config = make_config(**(recipe.config | overrides | own | {"data": data}))
         for system in SYSTEMS if args.only is None else (args.only,):
-            if "final" in read(part_file(args.keep, name, system, seed), described(recipe, config)):
+            if "final" in read(part_file(args.keep, name, system, recipe, seed), described(recipe, config)):
                 continue
             if args.only:
                 train(name, system, recipe, config, args.keep)
                 continue
             # Each in a process of its own, so that their threads do not meet.
-            command = [sys.executable, __file__, *sys.argv[1:], "--set", f"seed={seed}", "--only", system]
+            command = [sys.executable, __file__, *sys.argv[1:], "--set", f"seed={config.seed}", "--only", system]
             subprocess.run(command, env=os.environ | ENV, check=True)
     if args.only is None:
         learning_report.write(merge(name, recipe, overrides, data, args.keep))

@@ -26,7 +26,7 @@ class Recipe:
     """A model file with ``config``, trained on ``data`` (below the folder of all data) and judged on ``split`` by
     ``score``. ``floor`` computes, from the path of the data, what is reached without a network. Through the first
     ``steady`` steps, weights changed in their last bit leave no mark on the loss. Where they soon do, one pair of runs
-    does not decide between two systems, and ``seeds`` are several."""
+    does not decide between two systems, and ``seeds`` are several; else the model's own is used."""
 
     title: str
     data: str
@@ -37,7 +37,7 @@ class Recipe:
     split: str = "heldout"
     evaluations: int = 12  # of all held-out data, during training
     steady: int = 20
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = ()
 
 
 def text_floor(path: str) -> Scores:

@@ -40,7 +40,7 @@ def test_both_systems_saw_the_same(r: dict) -> None:
         gaps = np.abs(np.subtract(losses["graphc"], losses["pytorch"]))
         assert gaps[:2].max() < 1e-5
         assert gaps[: recipe.steady].max() < 1e-2
-    assert [seed["seed"] for seed in r.get("seeds", [{"seed": 0}])] == list(recipe.seeds)
+    assert [seed["seed"] for seed in r.get("seeds", [])] == list(recipe.seeds)
     assert r["graphc"]["heldout"][-1]["step"] == r["pytorch"]["heldout"][-1]["step"] == r["config"]["max_iters"]
     assert r["data"] == r["config"]["data"] == recipes.RECIPES[r["model"]].data
 
@@ -76,3 +76,18 @@ def test_nearest_neighbour() -> None:
     train = np.array([[0, 0], [200, 200], [0, 250]], np.uint8), np.array([0, 1, 2])
     heldout = np.array([[10, 10], [190, 220], [20, 200], [240, 10]], np.uint8), np.array([0, 1, 1, 1])
     assert recipes.nearest_neighbour_accuracy(train, heldout, rows=3) == 0.75
+
+
+def test_scores_of_several_seeds() -> None:
+    finals = [(0.80, 0.82), (0.84, 0.83), (0.85, 0.87)]
+    r = {"score": "accuracy", "seeds": [{"seed": i, **_finals(*pair)} for i, pair in enumerate(finals)]}
+    assert report.scored(r, "graphc") == "83.0 ± 1.5 %"
+    assert report.scored(r, "pytorch") == "84.0 ± 1.5 %"
+    text = report.seeds(r)
+    assert "| 1 | 84.00 % | 83.00 % | +1.00 |" in text
+    assert "Mean difference -1.00 ± 1.00 points" in text
+    assert report.seeds({"score": "loss"}) == ""
+
+
+def _finals(ours: float, theirs: float) -> dict:
+    return {"graphc": {"accuracy": ours}, "pytorch": {"accuracy": theirs}}
