@@ -59,7 +59,7 @@ def roofline(row: dict[str, Any]) -> float:
 def page(results: dict[str, Any]) -> str:
     parts = ["# How a train step grows", "`python bench/scaling.py`; milliseconds, medians of interleaved runs."]
     for axis, points in results["axes"].items():
-        parts += [f"## {axis}", f"{AXES[axis].title}.", report.speed(points, "train")]
+        parts += [f"## {axis}", f"{AXES[axis].title}.", report.speed(report.with_limits(points), "train")]
     return "\n\n".join(parts) + "\n"
 
 
