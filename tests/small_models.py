@@ -19,7 +19,8 @@ SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
     "resnet": (resnet, {"image_size": 8, "batch_size": 2}),
     "clip": (
         clip,
-        {"text_config": clip.TINY | {"num_hidden_layers": 1, "vocab_size": 50, "max_position_embeddings": 8},
+        {"text_config": clip.TINY | {"num_hidden_layers": 1, "vocab_size": 50, "eos_token_id": 1,
+                                      "max_position_embeddings": 8},
          "vision_config": clip.TINY | {"num_hidden_layers": 1, "image_size": 8, "patch_size": 4}, "batch_size": 2},
     ),
 }  # fmt: skip
