@@ -7,7 +7,7 @@ QUIET  := PYTHONWARNINGS=ignore
 TORCH  ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint format types peers parity bench clean
+.PHONY: help demo test fuzz fuzz-artifacts fuzz-programs lint format types peers parity bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */  make \1|/' | column -t -s '|' 2>/dev/null \
@@ -30,7 +30,12 @@ test: $(VENV)/dev  ## run the tests
 	$(BIN)/python -m pytest
 
 fuzz: $(VENV)/dev  ## compile 2,000 random graphs and every op, dtype and shape; read 100,000 damaged artifacts
+	$(MAKE) --jobs 2 --output-sync=target fuzz-artifacts fuzz-programs
+
+fuzz-artifacts: $(VENV)/dev
 	$(BIN)/python -m pytest tests/test_artifact_fuzz.py --mutations 100000
+
+fuzz-programs: $(VENV)/dev
 	$(BIN)/python -m pytest tests/test_fuzz.py tests/test_op_grid.py --graphs 2000 --thorough
 
 lint: $(VENV)/dev  ## check style
