@@ -257,7 +257,8 @@ class Contract:
     type, whose products are all added: two bfloat16 (``dtype`` is float32), two int16 or four int8 (int32). Words of
     uint8 hold int8: in b as they are, in a with 128 added to each. Memory past column n of b and c is not touched.
     ``repeats`` are further loops that the sum goes over, outer first: each (count, step of a, step of b) in elements.
-    They stay inside of the register tile. ``ahead``, where there are none, is what is needed after the product.
+    They stay inside of the register tile. ``ahead`` is what is needed after the product; each repeat brings in as many
+    of its rows.
     """
 
     c: Operand

@@ -16,7 +16,7 @@ from graphc.dtype import DType
 from graphc.kernels.contract_problem import Axis, Problem
 from graphc.kernels.contract_schedule import Target, even
 
-__all__ = ["Direct", "as_direct", "cut_in_parts", "in_place", "panels_first", "readers", "wants_panels"]
+__all__ = ["NEAR_BYTES", "Direct", "as_direct", "cut_in_parts", "in_place", "panels_first", "readers", "wants_panels"]
 
 A, B, C = 0, 1, 2
 
@@ -105,6 +105,8 @@ def scheduled(d: Direct, dtype: DType) -> Direct:
         d = replace(d, parts=max((n for n in divisors(d.levels[0].size) if n <= most), default=1))
     near = d.n_panels if deep else NEAR_BYTES // (d.depth * d.nr * dtype.itemsize)
     tasks, panels, rows = d.parts * prod(axis.size for axis in d.outer), d.n_panels, d.m_tiles
+    if deep and d.n.size > d.m.size * prod(axis.size for axis in d.inside):
+        near = 1  # b is the larger factor: a task for each panel, which fetches the next one meanwhile
     while panels > 1 and (panels > near or tasks * -(-d.n_panels // panels) < TASKS):
         panels = -(-panels // 2)
     tasks *= -(-d.n_panels // panels)

@@ -8,10 +8,10 @@ from math import prod
 
 from graphc.dtype import DType
 from graphc.kernels.contract_code import Bound, Code, place
-from graphc.kernels.contract_direct import Direct
+from graphc.kernels.contract_direct import NEAR_BYTES, Direct
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
 from graphc.kernels.contract_problem import Axis
-from graphc.loop import Affine, Operand, Role, Scratch, Stmt
+from graphc.loop import LINE, Affine, Ahead, Operand, Role, Scratch, Stmt
 
 __all__ = ["DirectLoops", "Panels"]
 
@@ -88,12 +88,13 @@ class DirectLoops:
         right = at([*axes, *slabs], B)
 
         def panel(number: Bound, n: int) -> None:
+            b = Operand("b", right + place([(number, d.panel)]), k.strides[B])
             c.contract(
                 replace(into, index=into.index + place([(number, d.nr)])),
                 Operand("a", left, d.m.strides[A], k.strides[A]),
-                Operand("b", right + place([(number, d.panel)]), k.strides[B]),
-                m, n, k.size, accumulate=bool(d.slabs),
+                b, m, n, k.size, accumulate=bool(d.slabs),
                 repeats=tuple((axis.size, axis.strides[A], axis.strides[B]) for axis in repeats),
+                ahead=self.next_panel([*axes, (Axis(d.m_tiles, (0, 0)), tile)], b) if (m, n) == (d.mr, d.nr) else (),
             )  # fmt: skip
 
         c.tiles(*panels, d.n.size, d.nr, panel)
@@ -101,6 +102,22 @@ class DirectLoops:
             with c.loop("r", 0, m) as r:
                 row = [*axes, (d.m, place([(tile, d.mr), (r, 1)]))]
                 finish_row(c, self.epilogue, row, d.n, columns, (into.buffer, into.index + Affine.of(r, into.row)))
+
+    def next_panel(self, axes: Indexed, b: Operand) -> tuple[Ahead, ...]:
+        """A tile's share of the panel that is read after ``b``, by as many tiles: in the next slab or part of the sum,
+        or else in the next task. Nothing, where b is in no panels, or all of it stays near."""
+        d, line = self.d, LINE // self.dtype.itemsize
+        if d.panel == d.nr or d.n_panels * d.panel * self.dtype.itemsize <= 2 * NEAR_BYTES:
+            return ()
+        *repeats, k = d.levels[d.slabs :]
+        rounds = prod(axis.size for axis in repeats)
+        same = [(axis, i) for axis, i in axes if not axis.strides[B]]  # that read this panel
+        rows = rounds * -(-k.size * d.nr // (line * prod(axis.size for axis, _ in same)))
+        further = [axis.strides[B] for axis in (*d.outer, *d.levels[: d.slabs]) if axis.size > 1 and axis.strides[B]]
+        at, below = b.index + (further[-1] if further else d.panels * d.panel), rows * line
+        for axis, i in reversed(same):
+            at, below = at + place([(i, below)]), below * axis.size
+        return (Ahead("b", at, line, rows, line, self.dtype),)
 
 
 class Panels:

@@ -100,6 +100,31 @@ def test_direct_products_for_every_target(sizes: Shape, target: str) -> None:
     np.testing.assert_allclose(outs[0], np.maximum(want, want * want), atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "deep"), [((1, 9, 9, 512, 200), True), ((2, 6, 6, 512, 528), True), ((1, 10, 16, 256, 136), False)]
+)
+def test_wide_filters_come_from_memory_panel_by_panel(sizes: Any, deep: bool, tmp_path: Path) -> None:
+    """Filters that no cache holds: each tile fetches its share of the next panel, in parts of the sum or not."""
+    b, h, w, c, o = sizes
+    arrays = [values(b, h, w, c), values(3, 3, c, o)]
+    x, f = inputs(*arrays)
+    y = apply("dot", windows(x, (3, 3)), f, batch=((), ()), contract=((4, 5, 3), (0, 1, 2)))
+    left = (y.node.inputs[0].shape, (h * w * c, w * c, c, 1, w * c, c))
+    p = problem(left, (f.shape, contiguous_strides(f.shape)), y.node.attrs, [contiguous_strides(y.shape)])
+    direct = as_direct(p, float32, host())
+    assert direct is not None
+    assert (direct.parts > 1, direct.panels) == (deep, 1)
+    body = Graph.build("contract", [x, f], [("y0", y)])
+    outs = [
+        run_lowered(lower_contract, body, arrays, [blank(y.shape, "float32")], compiled=tmp_path, nthreads=n)[0]
+        for n in (1, 2, 7)
+    ]
+    seen = np.lib.stride_tricks.sliding_window_view(arrays[0], (3, 3), (1, 2))
+    np.testing.assert_allclose(outs[0], np.einsum("bhwckl,klco->bhwo", seen, arrays[1], optimize=True), atol=1e-3)
+    for other in outs[1:]:
+        np.testing.assert_array_equal(other, outs[0])
+
+
 @pytest.mark.parametrize(("sizes", "parts", "slabs"), [((8, 58, 58, 32, 32), 8, True), ((2, 14, 14, 4, 8), 1, False)])
 def test_long_sums_run_in_parts_and_slabs(sizes: Any, parts: int, slabs: bool, tmp_path: Path) -> None:
     """The gradient of a weight: long windows [C, 3, 3, B, H', W'] and the cotangent [B, H', W', O]."""

@@ -400,6 +400,18 @@ def test_memory_ahead_of_a_product_changes_nothing(run: Runner, rows: int, depth
     check(run, Kernel(f"ahead_{rows}_{depth}", params, (stmt,)), arrays, rtol=1e-4)
 
 
+@pytest.mark.parametrize("fetched", [0, 5, 18, 1000])
+def test_memory_ahead_of_repeats_changes_nothing(run: Runner, fetched: int) -> None:
+    """Each of 2 × 3 repeats fetches as many rows, or none; they are more than there are steps, or leave a rest."""
+    repeats, depth, rows = ((2, 3 * 28 * 5, 3 * 28 * 32), (3, 28 * 5, 28 * 32)), 28, 5
+    a, b, c = Operand("a", Affine(), 1, rows), Operand("b", Affine(), 32), Operand("c", Affine(), 32)
+    ahead = tuple(Ahead("b", Affine(offset), 16, fetched, 16, float32) for offset in (8, 1 << 40))
+    stmt = Contract(c, a, b, rows, 32, depth, float32, repeats=repeats, ahead=ahead)
+    params = (Param("a", float32), Param("b", float32), Param("c", float32, written=True))
+    arrays = [values(float32, size, seed) for seed, size in enumerate((6 * depth * rows, 6 * depth * 32, rows * 32))]
+    check(run, Kernel(f"ahead_repeats_{fetched}", params, (stmt,)), arrays, rtol=1e-4)
+
+
 # Text ----------------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from llvmlite import ir
@@ -93,6 +94,11 @@ class _Tile:
         return -(-self.columns // self.lanes)
 
     @property
+    def rounds(self) -> int:
+        """How often k is gone through."""
+        return prod(count for count, _, _ in self.repeats)
+
+    @property
     def partials(self) -> int:
         """Accumulators per element of C: several where the tile is too small to keep the units busy."""
         return 1 << max(0, (_IN_FLIGHT // (self.rows * self.vectors)).bit_length() - 1)
@@ -122,12 +128,7 @@ class _Tile:
         """The sum over all repeats and all of k, then C."""
         zero = constant(ir.VectorType(self.element, self.lanes), 0.0 if dtype_of(self.dtype).is_float else 0)
         sums = [zero] * (self.partials * self.size)
-        if ahead and self.partials == 1:
-            sums, done = self.while_fetching(builder, sums, a, b, k, ahead)
-            steps = (a, self.a_col), (b, self.b_row)
-            a, b = (builder.gep(x, [builder.mul(done, _WORD(step))]) for x, step in steps)
-            k = builder.sub(k, done)
-        sums = self.over(builder, self.repeats, sums, a, b, k)
+        sums = self.over(builder, self.repeats, sums, a, b, k, ahead)
         while len(sums) > self.size:
             half = len(sums) // 2
             sums = [self.add(builder, x, y) for x, y in zip(sums[:half], sums[half:], strict=True)]
@@ -141,10 +142,11 @@ class _Tile:
         self, builder: ir.IRBuilder, sums: list[Value], a: Value, b: Value, k: Value, ahead: Sequence[Value]
     ) -> tuple[list[Value], Value]:
         """``sums`` after the first steps of k, and how many these are: `FETCH_STEPS` for each line of ``ahead``, lest
-        more lines be under way than a core can wait for."""
+        more lines be under way than a core can wait for. Each repeat fetches as many rows."""
         done: Value = _WORD(0)
         for start, block in zip(ahead, self.ahead, strict=True):
             rows, _, lines = block
+            rows //= self.rounds
             steps = _WORD(lines * FETCH_STEPS)
             room = builder.udiv(builder.sub(k, done), steps)
             turns = builder.select(builder.icmp_unsigned("<", room, _WORD(rows)), room, _WORD(rows))
@@ -188,24 +190,34 @@ class _Tile:
         a: Value,
         b: Value,
         k: Value,
+        ahead: Sequence[Value],
     ) -> list[Value]:
-        """``sums`` after all ``repeats`` of all of k."""
+        """``sums`` after all ``repeats`` of all of k, and ``ahead`` fetched."""
         if not repeats:
-            return self.over_k(builder, sums, a, b, k)
-        count, a_step, b_step = repeats[0]
+            return self.over_k(builder, sums, a, b, k, ahead)
+        (count, a_step, b_step), rest = repeats[0], repeats[1:]
+        inside = prod(size for size, _, _ in rest)
+        steps = [a_step, b_step, *(rows // self.rounds * inside * step for rows, step, _ in self.ahead)]
 
         def once(index: Value, carried: list[Value]) -> list[Value]:
-            at_a, at_b = (builder.gep(x, [builder.mul(index, _WORD(s))]) for x, s in ((a, a_step), (b, b_step)))
-            return self.over(builder, repeats[1:], carried, at_a, at_b, k)
+            starts = zip((a, b, *ahead), steps, strict=True)
+            at_a, at_b, *fetched = (builder.gep(x, [builder.mul(index, _WORD(step))]) for x, step in starts)
+            return self.over(builder, rest, carried, at_a, at_b, k, fetched)
 
         return _sums(builder, "repeat", (_WORD(0), _WORD(count), 1), sums, once)
 
-    def over_k(self, builder: ir.IRBuilder, sums: list[Value], a: Value, b: Value, k: Value) -> list[Value]:
+    def over_k(
+        self, builder: ir.IRBuilder, sums: list[Value], a: Value, b: Value, k: Value, ahead: Sequence[Value]
+    ) -> list[Value]:
         """``sums`` after all of k, ``partials`` steps at a time into different accumulators, then those left.
 
         ``shared`` repeats of this, in which A advances by a row, are done at once: row i of A in one is row i - 1 in
         the next, so that each of its elements is brought in once.
         """
+        if ahead and self.partials == 1:
+            sums, done = self.while_fetching(builder, sums, a, b, k, ahead)
+            a, b = (builder.gep(x, [builder.mul(done, _WORD(s))]) for x, s in ((a, self.a_col), (b, self.b_row)))
+            k = builder.sub(k, done)
         size = self.size
 
         def steps(count: int) -> Callable[[Value, list[Value]], list[Value]]:
@@ -360,7 +372,8 @@ def microkernel(
     the words; with ``matrix`` those whole blocks whose rows lie along k go to AMX. The sum goes over
     ``repeats`` as well, each (count, step of a, step of b); ``shared``: the last of them, in which A advances by a row,
     reads each element of A once. ``ahead`` are blocks of memory that are fetched meanwhile, each (rows, bytes from one
-    to the next, lines of each), whose pointers and indices follow k. ``tile`` is (MR, NR) and ``lanes`` the elements of
+    to the next, lines of each), whose pointers and indices follow k; each repeat fetches as many rows, and what is left
+    over is not fetched. ``tile`` is (MR, NR) and ``lanes`` the elements of
     a vector register. A panel of NR columns of B is used by all rows before the next one. Memory past column n of B and
     C is neither read nor written.
     """
