@@ -16,7 +16,17 @@ from graphc.dtype import DType
 from graphc.kernels.contract_problem import Axis, Problem
 from graphc.kernels.contract_schedule import Target, even
 
-__all__ = ["NEAR_BYTES", "Direct", "as_direct", "cut_in_parts", "in_place", "panels_first", "readers", "wants_panels"]
+__all__ = [
+    "NEAR_BYTES",
+    "Direct",
+    "as_direct",
+    "cut_in_parts",
+    "in_place",
+    "merged",
+    "panels_first",
+    "readers",
+    "wants_panels",
+]
 
 A, B, C = 0, 1, 2
 
@@ -26,6 +36,7 @@ NEAR_BYTES = 1 << 19  # of both factors that a task goes through for its tiles: 
 LEAST_DEPTH = 1024  # of a part of the sum: below, the partial results cost more than they bring
 MOST_PARTS = 16
 TASKS = 16  # that are enough for any team
+SEVERAL = 3  # panels for which it pays to copy a tile of a
 TILE_ROWS = 6  # from here on rows of a tile hide the latency of the FMA units
 
 
@@ -36,7 +47,8 @@ class Direct:
     Tasks are ``outer`` × ranges of ``rows`` tiles of ``mr`` rows × ranges of ``panels`` panels of ``nr`` columns. In a
     task, for each step of the first ``slabs`` of the ``levels`` of the sum, and each of ``inside``, one microkernel
     call per tile. ``panel`` is the distance of two panels of b, in elements. A level in which a advances by ``apart``
-    is not merged with the next. The first level is to be cut into ``parts``, whose products are added up later.
+    is not merged with the next. The first level is to be cut into ``parts``, whose products are added up later. Where
+    the rows of a lie along m, a tile of a is ``copied`` before it meets several panels.
     """
 
     outer: tuple[Axis, ...]
@@ -64,6 +76,11 @@ class Direct:
     @property
     def depth(self) -> int:
         return prod(axis.size for axis in self.levels)
+
+    @property
+    def copied(self) -> bool:
+        """As they lie, few of the lines of a tile would stay in the first level of cache, which they share sets of."""
+        return self.m.strides[A] == 1 != self.levels[-1].strides[A] and self.n_panels >= SEVERAL
 
 
 def readers(p: Problem) -> int:
@@ -101,13 +118,13 @@ def scheduled(d: Direct, dtype: DType) -> Direct:
         # them before the next slab, and tasks are parts of the sum.
         shared = tuple(axis for axis in d.outer if not axis.strides[B])
         d = replace(d, outer=tuple(axis for axis in d.outer if axis.strides[B]), inside=shared)
-        most = min(MOST_PARTS, d.depth // LEAST_DEPTH)
-        d = replace(d, parts=max((n for n in divisors(d.levels[0].size) if n <= most), default=1))
+        d = parted(d)
     near = d.n_panels if deep else NEAR_BYTES // (d.depth * d.nr * dtype.itemsize)
     tasks, panels, rows = d.parts * prod(axis.size for axis in d.outer), d.n_panels, d.m_tiles
     if deep and d.n.size > d.m.size * prod(axis.size for axis in d.inside):
         near = 1  # b is the larger factor: a task for each panel, which fetches the next one meanwhile
-    while panels > 1 and (panels > near or tasks * -(-d.n_panels // panels) < TASKS):
+    least = 1 if d.copied else TASKS  # of ranges of columns: what is copied is to be used for many
+    while panels > 1 and (panels > near or tasks * -(-d.n_panels // panels) < least):
         panels = -(-panels // 2)
     tasks *= -(-d.n_panels // panels)
     while rows > 1 and tasks * -(-d.m_tiles // rows) < TASKS:
@@ -116,10 +133,23 @@ def scheduled(d: Direct, dtype: DType) -> Direct:
     return slabbed(d, dtype) if deep else d
 
 
+def parted(d: Direct) -> Direct:
+    """With the level of the sum first that can be cut into the most parts, and cut into those."""
+    most = min(MOST_PARTS, d.depth // LEAST_DEPTH)
+    *outside, last = d.levels
+
+    def parts(axis: Axis) -> int:
+        return max((n for n in divisors(axis.size) if n <= most), default=1)
+
+    first = max(outside or [last], key=parts)
+    return replace(d, levels=(first, *(axis for axis in d.levels if axis is not first)), parts=parts(first))
+
+
 def slabbed(d: Direct, dtype: DType) -> Direct:
     """With the first levels of the sum as slabs, until what a task reads of both factors in one stays near. A level is
     cut where it has a divisor."""
-    levels, slabs, row = list(d.levels), 0, (d.panels * d.nr + d.rows * d.mr) * dtype.itemsize
+    rows = d.mr if d.copied else d.rows * d.mr
+    levels, slabs, row = list(d.levels), 0, (d.panels * d.nr + rows) * dtype.itemsize
     levels[0] = Axis(levels[0].size // d.parts, levels[0].strides)
     while prod(axis.size for axis in levels[slabs:]) * row > NEAR_BYTES and slabs < len(levels) - 1:
         below = prod(axis.size for axis in levels[slabs + 1 :]) * row

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 
 from graphc.dtype import DType
 from graphc.kernels.contract_code import Bound, Code, place
-from graphc.kernels.contract_direct import NEAR_BYTES, Direct
+from graphc.kernels.contract_direct import NEAR_BYTES, Direct, merged
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
 from graphc.kernels.contract_problem import Axis
-from graphc.loop import LINE, Affine, Ahead, Operand, Role, Scratch, Stmt
+from graphc.loop import Affine, Ahead, Operand, Role, Scratch, Stmt
 
 __all__ = ["DirectLoops", "Panels"]
 
@@ -26,18 +28,22 @@ def at(axes: Indexed, array: int) -> Affine:
 
 
 class DirectLoops:
-    """The statements of one product. Scratch: ``tile_c``, a tile across the panels of a task that waits for its
-    epilogue; none where the product is the result."""
+    """The statements of one product. Scratch: ``tile_a``, a tile of a as [levels…, mr], where it is copied; ``tile_c``,
+    a tile across the panels of a task that waits for its epilogue, unless the product is the result."""
 
     def __init__(self, d: Direct, dtype: DType, epilogue: Epilogue):
         self.d, self.dtype, self.epilogue = d, dtype, epilogue
-        self.code = Code(dtype, ("a", "b", "tile_c"))
+        self.code = Code(dtype, ("a", "b", "tile_a", "tile_c"))
         self.direct = epilogue.identity and d.n.strides[C] == 1
         assert self.direct or not d.slabs, "an epilogue needs the whole sum"
 
     def scratch(self) -> tuple[Scratch, ...]:
-        d = self.d
-        return () if self.direct else (Scratch("tile_c", self.dtype, d.mr * d.panels * d.nr),)
+        d, sizes = self.d, {}
+        if d.copied:
+            sizes["tile_a"] = d.mr * prod(axis.size for axis in d.levels[d.slabs :])
+        if not self.direct:
+            sizes["tile_c"] = d.mr * d.panels * d.nr
+        return tuple(Scratch(name, self.dtype, size) for name, size in sizes.items())
 
     def body(self) -> tuple[Stmt, ...]:
         c, d = self.code, self.d
@@ -83,18 +89,21 @@ class DirectLoops:
             into = Operand("y0", at(axes, C) + place([(tile, d.mr * d.m.strides[C])]), d.m.strides[C])
         else:
             into = Operand("tile_c", place([(panels[0], -d.nr)]), d.panels * d.nr)
-        *repeats, k = d.levels[d.slabs :]
-        left = at([*axes, *slabs], A) + place([(tile, d.mr * d.m.strides[A])])
-        right = at([*axes, *slabs], B)
+        left = Operand("a", at([*axes, *slabs], A) + place([(tile, d.mr * d.m.strides[A])]), d.m.strides[A])
+        right, levels = at([*axes, *slabs], B), d.levels[d.slabs :]
+        if d.copied:
+            left, levels = self.copy(left, m)
+        *repeats, k = levels
 
         def panel(number: Bound, n: int) -> None:
             b = Operand("b", right + place([(number, d.panel)]), k.strides[B])
+            whole = (m, n) == (d.mr, d.nr)  # the code of a fetch is longer than that of a tile: not for those at edges
             c.contract(
                 replace(into, index=into.index + place([(number, d.nr)])),
-                Operand("a", left, d.m.strides[A], k.strides[A]),
+                replace(left, col=k.strides[A]),
                 b, m, n, k.size, accumulate=bool(d.slabs),
                 repeats=tuple((axis.size, axis.strides[A], axis.strides[B]) for axis in repeats),
-                ahead=self.next_panel([*axes, (Axis(d.m_tiles, (0, 0)), tile)], b) if (m, n) == (d.mr, d.nr) else (),
+                ahead=self.next_panel([*axes, (Axis(d.m_tiles, (0, 0)), tile)], b, levels) if whole else (),
             )  # fmt: skip
 
         c.tiles(*panels, d.n.size, d.nr, panel)
@@ -103,21 +112,35 @@ class DirectLoops:
                 row = [*axes, (d.m, place([(tile, d.mr), (r, 1)]))]
                 finish_row(c, self.epilogue, row, d.n, columns, (into.buffer, into.index + Affine.of(r, into.row)))
 
-    def next_panel(self, axes: Indexed, b: Operand) -> tuple[Ahead, ...]:
-        """A tile's share of the panel that is read after ``b``, by as many tiles: in the next slab or part of the sum,
-        or else in the next task. Nothing, where b is in no panels, or all of it stays near."""
-        d, line = self.d, LINE // self.dtype.itemsize
-        if d.panel == d.nr or d.n_panels * d.panel * self.dtype.itemsize <= 2 * NEAR_BYTES:
+    def copy(self, tile: Operand, m: int) -> tuple[Operand, tuple[Axis, ...]]:
+        """The ``tile`` of a, copied, and the levels of the sum over the copy."""
+        c, d, below = self.code, self.d, self.d.mr
+        levels: list[Axis] = []
+        for axis in reversed(d.levels[d.slabs :]):
+            levels.insert(0, Axis(axis.size, (below, *axis.strides[B:])))
+            below *= axis.size
+        with ExitStack() as stack:
+            ks = self.each("k", d.levels[d.slabs :], stack)
+            into = place((k, axis.strides[A]) for axis, (_, k) in zip(levels, ks, strict=True))
+            with c.lanes(0, m) as i:
+                c.store("tile_a", into + Affine.of(i), c.load("a", tile.index + at(ks, A) + Affine.of(i)))
+        return Operand("tile_a", Affine(), 1), merged(levels, 0)
+
+    def next_panel(self, axes: Indexed, b: Operand, levels: Sequence[Axis]) -> tuple[Ahead, ...]:
+        """A tile's share of the rows of b that are read after those of ``b``, by as many tiles: in the next slab or
+        part of the sum, or else in the next task. Nothing, where all of b stays near."""
+        d = self.d
+        together = all(x.strides[B] == y.size * y.strides[B] for x, y in pairwise(levels))
+        if not together or d.depth * d.n.size * self.dtype.itemsize <= 2 * NEAR_BYTES:
             return ()
-        *repeats, k = d.levels[d.slabs :]
-        rounds = prod(axis.size for axis in repeats)
-        same = [(axis, i) for axis, i in axes if not axis.strides[B]]  # that read this panel
-        rows = rounds * -(-k.size * d.nr // (line * prod(axis.size for axis, _ in same)))
+        same = [(axis, i) for axis, i in axes if not axis.strides[B]]  # that read these rows
+        rounds = prod(axis.size for axis in levels[:-1])
+        rows = rounds * -(-levels[-1].size // prod(axis.size for axis, _ in same))
         further = [axis.strides[B] for axis in (*d.outer, *d.levels[: d.slabs]) if axis.size > 1 and axis.strides[B]]
-        at, below = b.index + (further[-1] if further else d.panels * d.panel), rows * line
+        start, below = b.index + (further[-1] if further else d.panels * d.panel), rows * b.row
         for axis, i in reversed(same):
-            at, below = at + place([(i, below)]), below * axis.size
-        return (Ahead("b", at, line, rows, line, self.dtype),)
+            start, below = start + place([(i, below)]), below * axis.size
+        return (Ahead("b", start, b.row, rows, d.nr, self.dtype),)
 
 
 class Panels:

@@ -125,9 +125,18 @@ def test_wide_filters_come_from_memory_panel_by_panel(sizes: Any, deep: bool, tm
         np.testing.assert_array_equal(other, outs[0])
 
 
-@pytest.mark.parametrize(("sizes", "parts", "slabs"), [((8, 58, 58, 32, 32), 8, True), ((2, 14, 14, 4, 8), 1, False)])
-def test_long_sums_run_in_parts_and_slabs(sizes: Any, parts: int, slabs: bool, tmp_path: Path) -> None:
-    """The gradient of a weight: long windows [C, 3, 3, B, H', W'] and the cotangent [B, H', W', O]."""
+@pytest.mark.parametrize(
+    ("sizes", "parts", "slabs", "copied"),
+    [
+        ((8, 66, 66, 40, 32), 16, True, False),
+        ((2, 14, 14, 4, 8), 1, False, False),
+        ((2, 8, 9, 8, 130), 1, False, True),
+        ((4, 34, 30, 64, 130), 2, True, True),
+    ],
+)
+def test_long_sums_run_in_parts_and_slabs(sizes: Any, parts: int, slabs: bool, copied: bool, tmp_path: Path) -> None:
+    """The gradient of a weight: long windows [C, 3, 3, B, H', W'], whose tiles are copied for several panels, and the
+    cotangent [B, H', W', O]."""
     b, h, w, c, o = sizes
     arrays = [values(b, h, w, c), values(b, h - 2, w - 2, o)]
     x, g = inputs(*arrays)
@@ -137,7 +146,7 @@ def test_long_sums_run_in_parts_and_slabs(sizes: Any, parts: int, slabs: bool, t
     p = problem(left, (g.shape, contiguous_strides(g.shape)), y.node.attrs, [contiguous_strides(y.shape)])
     direct = as_direct(p, float32, host())
     assert direct is not None
-    assert (direct.parts, direct.slabs > 0) == (parts, slabs)
+    assert (direct.parts, direct.slabs > 0, direct.copied) == (parts, slabs, copied)
     body = Graph.build("contract", [x, g], [("y0", y)])
     outs = [
         run_lowered(lower_contract, body, arrays, [blank(y.shape, "float32")], compiled=tmp_path, nthreads=n)[0]
