@@ -42,6 +42,8 @@ _WORD = ir.IntType(64)
 _BYTES = ir.IntType(8).as_pointer()
 FETCH_STEPS = 2  # along k for each line that is fetched meanwhile
 FETCH_LOCALITY = 2  # LLVM's number of the second level of cache
+NEAR_STEPS = 8  # along k, from a fetch of a row of B to the first level of cache to its use
+NEAR_LOCALITY = 3  # LLVM's number of the first level of cache
 REST_ROWS = 12  # of a block at a time, for what is left along k after AMX
 _IN_FLIGHT = 8  # independent FMAs that hide the latency of the FMA units (2 units, 4 cycles)
 
@@ -239,6 +241,8 @@ class _Tile:
         row = builder.gep(b, [builder.mul(k, _WORD(self.b_row))])
         column = builder.gep(a, [builder.mul(k, _WORD(self.a_col))])
         rows = [builder.gep(row, [_WORD(j * self.shared_step)]) for j in range(self.shared)]
+        if self.rows + 2 * self.vectors <= self.rows * self.vectors:  # loads and fetches take no longer than the FMAs
+            self.fetch_near(builder, rows)
         b_vectors = [[self.load(builder, self.factor, at, v) for v in range(self.vectors)] for at in rows]
         out = list(sums)
         for i in range(self.rows + self.shared - 1):
@@ -255,6 +259,14 @@ class _Tile:
             for v, b_vector in enumerate(b_vectors[0], self.rows * self.vectors):
                 out[v] = self.multiply_add(builder, excess, b_vector, out[v])
         return out
+
+    def fetch_near(self, builder: ir.IRBuilder, rows: list[Value]) -> None:
+        """Bring the rows of B that follow ``rows`` by some steps to the first level of cache: a panel streams through
+        it, and instructions are not reordered across so many cycles that every wait for the second level is hidden."""
+        for row in rows:
+            for column in range(0, self.columns, LINE // self.factor.itemsize):
+                at = builder.gep(row, [_WORD(NEAR_STEPS * self.b_row + column)])
+                prefetch(builder, at, NEAR_LOCALITY)
 
     def multiply_add(self, builder: ir.IRBuilder, a: Value, b: Value, c: Value) -> Value:
         if self.words is None:
