@@ -7,7 +7,8 @@ valid plan, so several orders are tried and the smallest arena is kept:
   (greedy best fit, as in Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference",
   arXiv 2001.03288), else above them;
 - orders: those alive at the fullest launch first (they must fit without a gap), by size, by lifetime, by start;
-- improvement: a tensor that sticks out above the lower bound moves forward in the best order, and it is tried again.
+- improvement: what sticks out above the lower bound, together or one tensor of it, moves forward in the best order, and
+  those from there on are placed again.
 
 The lower bound is the largest live set: the most bytes that are alive at one launch.
 """
@@ -26,7 +27,7 @@ from graphc.errors import Loc
 __all__ = ["ALIGN", "Lifetime", "MemoryPlan", "Placed", "largest_live_set", "plan_memory", "with_prepared"]
 
 ALIGN = 64  # bytes: one cache line, one AVX-512 vector
-_WORK = 30_000  # placements that the search may spend: well under a second, and the same plan on every machine
+_WORK = 45_000  # placements that the search may spend: well under a second, and the same plan on every machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,28 +169,36 @@ class _Search:
         return [int(live[s - first : e - first + 1].max()) for s, e in zip(self.start, self.end, strict=True)]
 
     def _improve(self, best: np.ndarray, best_end: int, order: list[int]) -> np.ndarray:
-        """Move a tensor that sticks out above the bound, and a random one, forward; keep what does not get worse."""
+        """Move what sticks out above the bound forward, all of it or one tensor; keep what does not get worse."""
         random = Random(0)
-        offsets = best
-        for _ in range(_WORK // len(order)):
+        offsets, work, together = best, _WORK, True
+        while work > 0 and best_end > self.enough:
             high = [k for k, i in enumerate(order) if offsets[i] + self.size[i] > self.bound]
-            trial = list(order)
-            for k in (random.choice(high), random.randrange(len(order))):
-                trial.insert(random.randrange(k + 1), trial.pop(k))
-            trial_offsets, end = self._place(trial, best_end)
+            moved = high if together else [random.choice(high)]
+            rest = [i for k, i in enumerate(order) if k not in moved]
+            at = random.randrange(moved[-1] + 2 - len(moved))
+            trial, kept = [*rest[:at], *(order[k] for k in moved), *rest[at:]], min(at, moved[0])
+            trial_offsets, end = self._place(trial, best_end, kept, offsets)
+            work -= len(order) - kept
+            together = not together
             if end <= best_end:
                 offsets, best_end, order = trial_offsets, end, trial
-            if best_end <= self.enough:
-                break
         return offsets
 
-    def _place(self, order: Sequence[int], limit: float = inf) -> tuple[np.ndarray, int]:
+    def _place(
+        self, order: Sequence[int], limit: float = inf, kept: int = 0, before: np.ndarray | None = None
+    ) -> tuple[np.ndarray, int]:
         """Offsets when the tensors are placed in ``order``, and the end of the highest; unfinished where that is above
-        ``limit``."""
+        ``limit``. The first ``kept`` stay where they were ``before``."""
         offsets = np.zeros(len(order), np.int64)
         sorted_by_offset = np.zeros(len(order), np.int64)  # the first ``count`` are placed
         top = 0
-        for count, i in enumerate(order):
+        if before is not None and kept:
+            placed = np.array(order[:kept], np.int64)
+            offsets[placed] = before[placed]
+            sorted_by_offset[:kept] = placed[np.argsort(offsets[placed], kind="stable")]
+            top = int((offsets[placed] + self.size[placed]).max())
+        for count, i in enumerate(order[kept:], kept):
             placed = sorted_by_offset[:count]
             alive = placed[(self.start[placed] <= self.end[i]) & (self.end[placed] >= self.start[i])]
             if i in self.apart:
