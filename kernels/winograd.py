@@ -31,7 +31,7 @@ from graphc.dtype import DType, float32
 from graphc.kernels.contract_direct import split
 from graphc.kernels.contract_problem import Axis, Problem
 
-__all__ = ["WINDOW", "Filter", "Matrix", "as_filter", "inputs", "outputs", "weights"]
+__all__ = ["TRANSFORM", "WINDOW", "Filter", "Matrix", "as_filter", "inputs", "outputs", "weights"]
 
 A, B, C = 0, 1, 2
 

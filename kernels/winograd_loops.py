@@ -11,8 +11,8 @@ from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_element, finish_row
 from graphc.kernels.contract_problem import Axis
 from graphc.kernels.contract_schedule import even
-from graphc.kernels.winograd import WINDOW, Filter, Matrix, inputs, outputs, weights
-from graphc.loop import Affine, Expr, Operand, Role, Scratch, Stmt, Var, call
+from graphc.kernels.winograd import TRANSFORM, WINDOW, Filter, Matrix, inputs, outputs, weights
+from graphc.loop import LINE, Affine, Expr, Operand, Role, Scratch, Stmt, Var, call
 
 __all__ = ["Gradient", "GradientSum", "Tiles", "Weights"]
 
@@ -23,6 +23,7 @@ NEAR_BYTES = 5 << 18  # of scratch, and of the weights of a range of columns: ab
 SUMS_BYTES = 5 << 18  # that a task of the gradient adds to
 MOST_TILES = 48  # of a group: rows of a product; four register tiles
 TASKS = 8  # that are enough for any team
+PARTIAL = 20  # cycles to write a line of a part of the weight's gradient and to read it again
 UNROLLED = 12  # cost of an epilogue up to which it is printed for each element of a tile
 
 Block = list[list[Expr]]
@@ -274,21 +275,45 @@ def bring_in(c: Code, f: Filter, tile: Tile, channel: Affine, target: Place, pla
 # The gradient of the weight ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The tasks of a gradient: ``blocks`` of ``block`` channels × ``parts`` of ``each`` groups of ``rows`` tiles.
+    ``cycles`` is what the choice decides: each block transforms the cotangent, and each part of the sum is written and
+    read again."""
+
+    block: int
+    rows: int
+    each: int
+    blocks: int
+    parts: int
+    cycles: int
+
+    @classmethod
+    def of(cls, f: Filter, dtype: DType, block: int) -> Cut:
+        rows = min(f.tiles, MOST_TILES, max(1, NEAR_BYTES // (f.places * dtype.itemsize * (block + f.n.size))))
+        groups, blocks = -(-f.tiles // rows), -(-f.channels.size // block)
+        each = -(-groups // max(1, TASKS // blocks))
+        parts = -(-groups // each)
+        columns, lines = (-(-size * dtype.itemsize // LINE) for size in (f.n.size, block))
+        transforms = f.tiles * blocks * (columns + lines) * TRANSFORM
+        cycles = f.places * (transforms + parts * f.channels.size * columns * PARTIAL)
+        return cls(block, rows, each, blocks, parts, cycles)
+
+
 class Gradient:
     """The statements of the transformed gradient, in parts of the sum: ``y0`` [part, places, channels, n]. A task has a
-    part of the tiles and a block of the channels. A group at a time it brings tiles of the input into ``seen``
+    part of the tiles and a block of the channels: few parts of wide gradients, which go through memory, and few blocks
+    of others, since each transforms the cotangent. A group at a time it brings tiles of the input into ``seen``
     [places, tile, channels of the block] and of the cotangent b into ``given`` [places, tile, n]."""
 
     def __init__(self, f: Filter, dtype: DType):
         self.f, self.dtype = f, dtype
         self.code = Code(dtype, ("a", "b", "seen", "given"))
-        columns = f.places * dtype.itemsize
-        self.block = even(f.channels.size, max(1, SUMS_BYTES // (columns * f.n.size)))
-        self.rows = min(f.tiles, MOST_TILES, max(1, NEAR_BYTES // (columns * (self.block + f.n.size))))
-        groups = -(-f.tiles // self.rows)
-        self.blocks = -(-f.channels.size // self.block)
-        self.each = -(-groups // max(1, TASKS // self.blocks))
-        self.parts = -(-groups // self.each)
+        most = max(1, SUMS_BYTES // (f.places * dtype.itemsize * f.n.size))
+        counts = [n for n in range(1, TASKS + 1) if TASKS % n == 0]
+        blocks = [even(f.channels.size, min(most, -(-f.channels.size // n))) for n in counts]
+        cut = min((Cut.of(f, dtype, block) for block in blocks), key=lambda cut: cut.cycles)
+        self.block, self.rows, self.each, self.blocks, self.parts = cut.block, cut.rows, cut.each, cut.blocks, cut.parts
         self.seen = self.rows * self.block + GAP
         self.given = self.rows * f.n.size + GAP
         self.plane = f.channels.size * f.n.size
