@@ -55,6 +55,7 @@ class Loops:
         self.slabs = prod(axis.size for axis in p.k_outer) * -(-p.k.size // s.k_slab) if self.slabbed else 1
         self.outer: list[tuple[Axis, Bound]] = []
         self.k_outer: list[tuple[Axis, Bound]] = []
+        self.last_slab: Bound = 1  # whether the present slab is the last
 
     def scratch(self) -> tuple[Scratch, ...]:
         s, sizes = self.s, {}
@@ -90,6 +91,7 @@ class Loops:
             parts = -(-p.k.size // s.k_slab)
             *outer, part = c.unflatten(slab, [*(("k_out", axis.size) for axis in p.k_outer), ("k_part", parts)])
             self.k_outer = list(zip(p.k_outer, outer, strict=True))
+            self.last_slab = c.index("last", "div", c.index("next", "add", slab, 1), self.slabs)
             self.slab(rows, panels, c.part("k", part, s.k_slab, p.k.size), slab)
 
     def slab(self, rows: Range, panels: Range, ks: Range, slab: Var | None) -> None:
@@ -254,10 +256,10 @@ class Loops:
                     b = Operand("panels", self.packed(k, ks[0], column, panels[0]), s.nr)
                 ahead: tuple[Ahead, ...] = ()
                 if (m, n) == (s.mr, s.nr):  # the code of a fetch is longer than that of a tile: not for those at edges
-                    ahead = self.next_tiles(at, first_a, column, panels, k) + self.next_panels(at, first, column, n, k)
+                    ahead = self.next_panels(at, first, column, n, k) + self.next_tiles(at, first_a, column, panels, k)
                     if not self.direct:
                         axes = [*self.outer, (p.m, place([(at, s.mr)]))]
-                        ahead = (*touched(self.epilogue, axes, p.n, (place([(column, s.nr)]), n), m), *ahead)
+                        ahead = (*ahead, *touched(self.epilogue, axes, p.n, (place([(column, s.nr)]), n), m))
                 into = Operand(sums.buffer, sums.index + place([(column, s.nr)]), sums.row)
                 c.contract(into, a, b, m, n, depth, accumulate=accumulate, ahead=ahead)
 
@@ -290,13 +292,16 @@ class Loops:
         return (Ahead("a", start, step, rows, s.a_tiles * s.mr, lies.memory),)
 
     def next_panels(self, at: Bound, first: Bound, column: Bound, n: int, k: Bound) -> tuple[Ahead, ...]:
-        """A block's share of its panel of b in the next slab."""
+        """A block's share of its panel of b in the next slab; from the last one on, of the panel that takes its place
+        in the next group, which may be another task's."""
         p, s, lies = self.p, self.s, self.code.lies("b")
         if not self.slabbed or p.k_outer or lies.words is not None:
             return ()
         row, step = p.n.strides[B], p.k.strides[B]
-        part = share(s.k_block, s.rows, LINE // lies.memory.itemsize if step == 1 else 1)
-        start = self.b_at(k, column) + s.k_slab * step + place([(at, part * step), (first, -part * step)])
+        part = share(s.k_block, min(s.rows, p.m.size // s.mr), LINE // lies.memory.itemsize if step == 1 else 1)
+        around = s.chunk * self.panel - self.slabs * s.k_slab * step
+        hop = place([(1, s.k_slab * step), (self.last_slab, around), (at, part * step), (first, -part * step)])
+        start = self.b_at(k, column) + hop
         if step == 1:
             return (Ahead("b", start, row, n, part, lies.memory),)
         return (Ahead("b", start, step, part, n, lies.memory),) if row == 1 else ()

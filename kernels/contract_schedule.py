@@ -25,7 +25,10 @@ TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
 LEAST_ROWS = 1024  # of a, for slabs of which it lies along k
 LINE_COLUMNS = 16  # of float32 in a line of the cache
 SET_COLUMNS = 512  # of float32: rows that differ by as many share half of the sets of a first-level cache
-AHEAD_BYTES = 2 << 20  # of a factor whose panels are packed ahead
+FEW_ROWS = range(17, 257)  # of a: several tiles, but too few to make up for bringing in and packing a large factor
+STREAMED = 1 << 19  # elements of a right factor that comes from memory in each step
+NEXT_PANELS = 4  # of those that lie in panels: fetched at a time, while as many are multiplied
+AHEAD_BYTES = 2 << 20  # of a factor that stays near, whose panels are packed ahead
 WORTH = 0.97  # of the cycles is what that must leave, for the memory that it takes
 SET_BYTES = 4096  # rows this far apart share their sets in a first-level cache
 
@@ -150,11 +153,14 @@ def choose_ahead(
     p: Problem, dtype: DType, target: Target, copied: Collection[str] = (), words: DType | None = None
 ) -> Schedule | None:
     """The schedule of `choose` for panels of b that are packed already: the same bits. None where tasks would not pack
-    them, where that costs next to nothing, where slabs are fetched while others are multiplied, and where panels are so
-    large that they come from memory in each step: a task that packs streams them in faster than products can wait."""
+    them, or where that costs next to nothing. Panels that come from memory in each step are worth it for few rows only:
+    those are fetched in whole lines that follow each other."""
     s = choose(p, dtype, target, copied, words)
-    near = p.k_size * p.n.size * dtype.itemsize <= AHEAD_BYTES and not short_slab(p)
     packed = replace(s, pack_b=False)
+    if is_streamed(p):
+        packed = replace(packed, chunk=even(s.panels, NEXT_PANELS))
+        return packed if words is None and "b" not in copied else None
+    near = p.k_size * p.n.size * dtype.itemsize <= AHEAD_BYTES and not short_slab(p)
     return packed if s.pack_b and near and cost(p, packed) < WORTH * cost(p, s) else None
 
 
@@ -206,14 +212,23 @@ def candidates(
 
 def short_slab(p: Problem) -> int:
     """The steps along k in a short slab, which is fetched while the one before it is multiplied; 0 for none. They pay
-    where k runs across the rows of both factors, as in the gradient of a weight, and where a tile of a can then be read
-    in place, though its rows share their sets of the cache: it is small, and used for many columns."""
+    where k runs across the rows of both factors, as in the gradient of a weight, where few rows meet a factor that
+    comes from memory, and where a tile of a can then be read in place, though its rows share their sets of the cache:
+    it is small, and used for many columns."""
     if p.k_outer or p.m.size == 1:
         return 0
+    if is_streamed(p):
+        return SLAB if p.n.strides[1] == 1 else LONG_SLAB
     if 1 not in p.k.strides[:2]:
         return SLAB if p.k.size >= 2 * SLAB else 0
     shared = p.k.strides[0] == 1 and p.m.strides[0] % SET_COLUMNS == 0
     return LONG_SLAB if shared and p.m.size >= LEAST_ROWS and p.k.size >= 4 * LONG_SLAB else 0
+
+
+def is_streamed(p: Problem) -> bool:
+    """Whether few rows meet a right factor so large that it comes from memory in each step."""
+    large = p.k.size >= 2 * LONG_SLAB and p.k.size * p.n.size >= STREAMED
+    return large and p.m.size in FEW_ROWS and not p.k_outer
 
 
 def panel_width(p: Problem, nr: int, dtype: DType, target: Target, copied: Collection[str]) -> int:

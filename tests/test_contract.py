@@ -170,6 +170,15 @@ def test_few_rows_of_wide_panels(m: int, tmp_path: Path) -> None:
     check_dot((m, 70), (70, 800), ((1,), (0,)), target="x86-64-v3")
 
 
+@pytest.mark.parametrize("m", [17, 30])
+def test_few_rows_of_a_large_factor(m: int, tmp_path: Path) -> None:
+    """In slabs, whichever way it lies: panels and slabs with and without a rest."""
+    for n, k in ((1024, 512), (1000, 600)):
+        check_dot((m, k), (k, n), ((1,), (0,)), pad=1, compiled=tmp_path)
+        check_dot((m, k), (n, k), ((1,), (1,)), pad=1, compiled=tmp_path)
+    check_dot((2, m, 512), (2, 512, 1100), ((2,), (1,)), ((0,), (0,)), compiled=tmp_path)
+
+
 def test_few_rows_bits_do_not_depend_on_threads() -> None:
     a, b = (numbers(shape, "float32", 1) for shape in ((3, 150), (100, 150)))
     x, w = array_input("a", a.shape), array_input("b", b.shape)

@@ -261,6 +261,29 @@ def test_panels_are_packed_ahead(depth: int, columns: int, precision: str) -> No
     assert found(threads=2)[1] == without == want
 
 
+@pytest.mark.parametrize(("layout", "rows", "columns"), [("nk", 30, 1056), ("kn", 30, 1056), ("kn", 41, 1000)])
+def test_panels_of_large_weights_are_packed_ahead_for_few_rows(layout: str, rows: int, columns: int) -> None:
+    rng, depth = np.random.default_rng(0), 700
+    x = rng.standard_normal((rows, depth)).astype(np.float32)
+    weights = rng.standard_normal((columns, depth) if layout == "nk" else (depth, columns)).astype(np.float32)
+    w = gc.state(weights, name="w")
+
+    @gc.entry(x=gc.spec(x.shape, "float32"))
+    def infer(x: gc.Tensor) -> dict[str, gc.Tensor]:
+        return {"y": gc.relu(x @ (w.T if layout == "nk" else w))}
+
+    program = gc.compile(infer, threads=1)
+    memory = program.infer.memory
+    assert memory.prepared_bytes >= weights.nbytes
+    plain = gc.compile(infer, threads=1, memory_budget=memory.peak_bytes - 1)
+    assert plain.infer.memory.prepared_bytes == 0
+    found = answer(program, x)
+    exact = x.astype(np.float64) @ (weights.T if layout == "nk" else weights)
+    assert np.abs(found - np.maximum(exact, 0)).max() <= 1e-5 * np.abs(exact).max()
+    for other in (plain, gc.compile(infer, threads=2)):
+        np.testing.assert_array_equal(answer(other, x), found)
+
+
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
