@@ -80,7 +80,7 @@ def lower_contract(
         return work.direct(direct, name, doc, then, came_from)
     if needs_turn(p):
         return work.turned(name, doc + then + ".", came_from)
-    parts = k_parts(p, dtype, ctx.target, work.copied)
+    parts = k_parts(p, dtype, ctx.target, work.copied, words_of(stored))
     if parts == 1:
         return work.ahead(name, doc + then + ".", came_from) or [work.whole(name, doc + then + ".", came_from)]
     return work.in_parts(parts, name, doc, then, came_from)

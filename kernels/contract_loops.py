@@ -12,11 +12,12 @@ from graphc.kernels.contract_epilogue import Epilogue, finish_row, touched
 from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
 from graphc.kernels.contract_schedule import Schedule
-from graphc.loop import LINE, Affine, Ahead, Operand, Role, Scratch, Stmt, Var
+from graphc.loop import LINE, Affine, Ahead, Operand, Role, Scratch, Stmt, Transpose, Var
 
 __all__ = ["Loops"]
 
 A, B, C = 0, 1, 2
+STRIP = 16  # steps along k that are turned at a time, and that rows of a tile have room for behind their end
 
 Range = tuple[Bound, Bound]
 
@@ -34,7 +35,8 @@ class Loops:
     of k: pack the panels, then for each tile of rows: blocks of k × panels of microkernel calls, then the epilogue.
 
     Scratch: ``panels`` of b as [panel][k][nr]; ``tiles_a`` of a, where they are copied; ``tile_c`` the sums of one tile
-    (of all tiles of the task, where k has several slabs), where the result cannot hold them.
+    (of all tiles of the task, where k has several slabs), where the result cannot hold them; ``strip`` a few steps
+    along k of a tile of a, where they lie across its rows.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Loops:
     ):
         self.p, self.s, self.dtype, self.epilogue = p, s, dtype, epilogue
         self.panel = s.nr * p.n.strides[B] if panel is None else panel
-        self.code = Code(dtype, ("a", "b", "panels", "tiles_a", "tile_c"), stored)
+        self.code = Code(dtype, ("a", "b", "panels", "tiles_a", "tile_c", "strip"), stored)
         self.direct = epilogue.identity and p.n.strides[C] == 1
         self.slabbed = s.k_slab < p.k.size  # then the outer axes of k are slabs, too
         self.depth = s.k_slab if self.slabbed else p.k_size  # of the packed panels
@@ -63,6 +65,8 @@ class Loops:
             sizes["panels"] = s.chunk * self.panel_size
         if s.a_tiles:
             sizes["tiles_a"] = s.a_tiles * self.a_tile_size
+            if s.by_rows and self.p.k.strides[A] != 1:
+                sizes["strip"] = STRIP * s.mr
         if not self.direct:
             sizes["tile_c"] = (s.rows if self.slabbed else 1) * s.mr * s.chunk * s.nr
         of = {"tile_c": self.dtype}  # the others hold factors
@@ -152,9 +156,20 @@ class Loops:
             with c.loop("i", 0, m) as i, c.lanes(*ks) as k:
                 copy(tile, k, i)
 
+        def turned(tile: Bound, m: int, start: Bound, end: Bound) -> None:
+            with c.loop("k", start, end) as k, c.lanes(0, m, unroll=2) as j:
+                at = self.a_at(tile, k) + place([(j, p.m.strides[A])])
+                c.store("strip", place([(k, s.mr), (start, -s.mr), (j, 1)]), c.load("a", at))
+            target, strip = self.a_tile(tile, tiles[0], start, ks[0]), Operand("strip", Affine(), s.mr)
+            c.out.append(Transpose(target, strip, STRIP, m, c.factor, c.factor))  # past the end, rows are padded
+
         with self.over_k_outer():
             if p.k.strides[A] == 1:
                 c.tiles(*tiles, p.m.size, s.mr, rows)
+            elif s.by_rows:
+                c.steps(
+                    "k", *ks, STRIP, lambda k, end: c.tiles(*tiles, p.m.size, s.mr, lambda at, m: turned(at, m, k, end))
+                )
             else:
                 with c.loop("k", *ks) as k:
                     c.tiles(*tiles, p.m.size, s.mr, lambda at, m: columns(k, at, m))

@@ -22,6 +22,7 @@ PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # ranges that m and n are tried to be
 WIDE = 3  # times as many columns has a panel for few rows
 ALTERNATIVES = 7  # schedules that are compared when a program is tuned
 TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
+BLOCK_WORDS = 16  # steps along k that tile registers take at a time; what is left of a part goes to vectors
 LEAST_ROWS = 1024  # of a, for slabs of which it lies along k
 LINE_COLUMNS = 16  # of float32 in a line of the cache
 SET_COLUMNS = 512  # of float32: rows that differ by as many share half of the sets of a first-level cache
@@ -44,6 +45,9 @@ COPY_FETCHED = 6  # copy a column of a tile that is in the second level of cache
 PACK_FETCHED = 14  # and a row of a panel
 FETCH_LINE = 28  # bring a line from beyond the second level of cache, as fast as a core can wait for them
 CALL = 60  # of the microkernel: bring in and write back the tile of c
+BLOCK_STEP = 6  # a tile's products of a step along k, in tile registers; on vectors as many cycles as it has rows
+BLOCK_READ = 20  # READ_TILE and COPY_TILE, of the tall tiles of these
+BLOCK_COPY = 50
 TASK = 1000  # start of a task
 
 
@@ -95,7 +99,8 @@ class Target(Protocol):
 class Schedule:
     """``mr`` × ``nr`` is the register tile. The n range of a task is ``panels`` panels of ``nr`` columns, packed
     ``chunk`` at a time; its m range is ``rows`` tiles. k runs in slabs (one packing each) of blocks (one microkernel
-    call each). ``a_tiles`` tiles of a are copied at a time, ``by_rows`` or by columns; 0: they are read in place."""
+    call each). ``a_tiles`` tiles of a are copied at a time, ``by_rows`` or by columns; 0: they are read in place.
+    ``block``: products are made in tile registers (`Target.block`)."""
 
     mr: int
     nr: int
@@ -109,6 +114,7 @@ class Schedule:
     a_tiles: int
     by_rows: bool
     pack_b: bool
+    block: bool = False
 
     @property
     def m_tasks(self) -> int:
@@ -119,9 +125,10 @@ class Schedule:
         return -(-self.n_panels // self.panels)
 
 
-def even(total: int, most: int) -> int:
-    """The size of equal parts of ``total``, none larger than ``most``."""
-    return -(-total // -(-total // most))
+def even(total: int, most: int, unit: int = 1) -> int:
+    """The size of equal parts of ``total``, of whole units, none larger than ``most`` in whole units."""
+    size = -(-total // -(-total // most))
+    return min(total, -(-size // unit) * unit)
 
 
 def choose(
@@ -191,23 +198,26 @@ def candidates(
     block = target.block(words)
     mr, nr = (block, block) if block else (even(p.m.size, mr), panel_width(p, nr, dtype, target, copied))
     by_rows = block > 0 or p.k.strides[0] == 1
+    unit = BLOCK_WORDS if block else 1
     m_tiles, n_panels = -(-p.m.size // mr), -(-p.n.size // nr)
     short = short_slab(p) if words is None else 0
     for rows in sorted({-(-m_tiles // parts) for parts in PARTS}):
         for panels in sorted({-(-n_panels // parts) for parts in PARTS}):
             chunk = even(panels, CHUNK_COLUMNS // nr)
-            slab = even(p.k.size, max(64, PACKED_BYTES // (chunk * nr * dtype.itemsize)))
+            slab = even(p.k.size, max(64, PACKED_BYTES // (chunk * nr * dtype.itemsize)), unit)
             packed_b = "b" in copied or packs_b(p, rows, dtype, short > 0)
             if short:
                 slab = even(p.k.size, short)
             elif not packed_b or p.k_size * chunk * nr * dtype.itemsize <= PACKED_BYTES:
                 slab = p.k.size
-            k_block = even(slab, K_BLOCK)
+            k_block = even(slab, K_BLOCK, unit)
             a_tiles = 0
             if "a" in copied or (not (short and by_rows) and copies_a(p, chunk, k_block, dtype)):
                 depth = slab if slab < p.k.size else p.k_size
                 a_tiles = even(rows, max(1, COPIED_BYTES // (mr * depth * dtype.itemsize)))
-            yield Schedule(mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, k_block, a_tiles, by_rows, packed_b)
+            yield Schedule(
+                mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, k_block, a_tiles, by_rows, packed_b, block > 0
+            )
 
 
 def short_slab(p: Problem) -> int:
@@ -243,10 +253,11 @@ def panel_width(p: Problem, nr: int, dtype: DType, target: Target, copied: Colle
 def cost(p: Problem, s: Schedule) -> float:
     """Cycles until the last thread is done, summed over `TEAMS`."""
     groups = -(-s.panels // s.chunk)
-    tile = COPY_TILE if s.a_tiles else READ_TILE
+    read, copy = (BLOCK_READ, BLOCK_COPY) if s.block else (READ_TILE, COPY_TILE)
+    tile = copy if s.a_tiles else read
     panel = packing(p) if s.pack_b else FETCH_ROW if s.rows == 1 else READ_ROW
     calls = -(-p.k_size // s.k_block) * s.rows * s.panels
-    products, moved = s.rows * s.panels * s.mr, s.panels * panel + s.rows * groups * tile
+    products, moved = s.rows * s.panels * (BLOCK_STEP if s.block else s.mr), s.panels * panel + s.rows * groups * tile
     if s.k_slab <= short_slab(p):
         lines = (s.rows * groups * s.mr + s.panels * s.nr) / LINE_COLUMNS
         fetched = s.panels * (PACK_FETCHED if s.pack_b else READ_ROW) + s.rows * groups * (

@@ -26,7 +26,7 @@ WORTH = 0.8  # of the cycles without parts: the model is not exact, and partial 
 LAUNCH = 5000  # cycles of a second launch, with the barrier before it
 
 
-def k_parts(p: Problem, dtype: DType, target: Target, copied: Collection[str] = ()) -> int:
+def k_parts(p: Problem, dtype: DType, target: Target, copied: Collection[str] = (), words: DType | None = None) -> int:
     """Into how many equal parts to cut k: so many that each is about one block, if the cost model says that it pays;
     else 1. A small result leaves few tiles for which what is packed can be used again; cut along k, a task packs its
     part of both factors once."""
@@ -35,7 +35,7 @@ def k_parts(p: Problem, dtype: DType, target: Target, copied: Collection[str] = 
         """Summed over the sizes of teams, as `cost` is."""
         whole = p if parts == 1 else partial_problem(p, parts)
         added = 0.0 if parts == 1 else sum(LAUNCH + ADD * (parts + 1) * size / team for team in TEAMS)
-        return cost(whole, choose(whole, dtype, target, copied)) + added
+        return cost(whole, choose(whole, dtype, target, copied, words)) + added
 
     size = p.outer_size * p.m.size * p.n.size
     most = min(MOST_PARTS, p.k.size // LEAST_DEPTH, MOST_BYTES // max(1, size * dtype.itemsize))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from graphc.dtype import DType, float32
 from graphc.ir import Graph, Node, Value
 from graphc.ops.attention import HINT, attention
-from graphc.ops.base import Contract, Join, Move, apply, apply_node, at_loc, bodies, get_op
+from graphc.ops.base import Contract, Join, Move, Split, apply, apply_node, at_loc, bodies, get_op
 from graphc.ops.build import convert
 from graphc.passes.rewrite import with_bodies
 
@@ -40,7 +40,9 @@ def round_factors(graph: Graph, to: DType) -> Graph:
 
 def narrow_attention(node: Node, inputs: tuple[Value, ...], to: DType) -> list[Value]:
     """The region of attention over operands of type ``to``, with results of the types that ``node`` has."""
-    operands = [convert(v, to) if v.dtype == float32 else v for v in inputs]
+    whole = sum(v.type.size for v in inputs)  # often of one product, which is rounded as it is made
+    done: dict[Value, Value] = {}
+    operands = [_moved_after(v, to, whole, done) if v.dtype == float32 else v for v in inputs]
     form = {name: node.attrs[name] for name in ("is_causal", "scale", "dropout_p")}
     made = apply_node(node.op, *operands, **attention([v.type for v in operands], **form))
     return [convert(v, t.dtype) for v, t in zip(made.outs, node.types, strict=True)]
@@ -70,12 +72,25 @@ def precision(graph: Graph) -> Graph:
 def moved_after(value: Value, to: DType) -> Value:
     """``value`` as ``to``, converted before it is moved or joined: the elements of overlapping windows once, and the
     parts of a join in place."""
-    if value.dtype == to:
-        return value
+    return _moved_after(value, to, value.type.size, {})
+
+
+def _moved_after(value: Value, to: DType, most: int, made: dict[Value, Value]) -> Value:
+    """The same, where values of up to ``most`` elements are converted for it. ``made`` has what was converted before:
+    parts of one value stay parts of one, so that their gradients are joined and not added."""
     node = value.node
     lowering = get_op(node.op).lower
+    if value.dtype == to:
+        return value
+    if value in made:
+        return made[value]
     if isinstance(lowering, Join):
-        return apply(node.op, *(moved_after(v, to) for v in node.inputs), **node.attrs)
-    if isinstance(lowering, Move) and node.inputs[0].type.size <= value.type.size:
-        return apply(node.op, moved_after(node.inputs[0], to), *node.inputs[1:], **node.attrs)
-    return convert(value, to)
+        new = apply_node(node.op, *(_moved_after(v, to, v.type.size, made) for v in node.inputs), **node.attrs).outs
+    elif isinstance(lowering, Move | Split) and node.inputs[0].type.size <= most:
+        source = _moved_after(node.inputs[0], to, most, made)
+        new = apply_node(node.op, source, *node.inputs[1:], **node.attrs).outs
+    else:
+        made[value] = convert(value, to)
+        return made[value]
+    made.update(zip(node.outs, new, strict=True))
+    return made[value]

@@ -415,6 +415,26 @@ def test_precision_of_attention() -> None:
     assert 0 < np.abs(got - wide).max() < 0.05
 
 
+def test_precision_rounds_what_is_attended_as_its_product_makes_it() -> None:
+    """Queries, keys and values are parts of one product: it is rounded once, whole, and its gradient is joined."""
+    rng = np.random.default_rng(5)
+    inputs = {"x": rng.standard_normal((1, 32, 16), np.float32), "w": rng.standard_normal((16, 48), np.float32)}
+
+    @gc.entry(**inputs)
+    def train(x, w):
+        parts = (gc.permute_dims(gc.reshape(p, (1, 32, 2, 8)), (0, 2, 1, 3)) for p in gc.split(x @ w, 3, axis=-1))
+        y = gc.scaled_dot_product_attention(*parts)
+        return {"y": y, "dw": gc.grad(gc.sum(y * y), [w])[0]}
+
+    program = gc.compile(train, precision="bf16")
+    text = print_graph(parse(program.train.graph))
+    assert text.count(" = split(") == 1
+    assert not [k.name for k in program.train.kernels if k.name.startswith("map") and k.name.endswith("32x48")]
+    got, wide = program.train(**inputs), gc.compile(train).train(**inputs)
+    for name in ("y", "dw"):
+        assert 0 < np.abs(got[name] - wide[name]).max() <= 3e-2 * np.abs(wide[name]).max()
+
+
 def test_precision_is_checked() -> None:
     with pytest.raises(GraphcError, match=r"GC0607.*'half'"):
         mixed("half")

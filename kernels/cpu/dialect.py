@@ -44,6 +44,8 @@ class NumbaDialect(Dialect):
         self.taken: frozenset[str] = frozenset()  # names of the kernel, which those of microkernels must not repeat
 
     def file(self, kernel: Kernel, symbol: str, body: list[str]) -> str:
+        if any("matrix=True" in what for what in self.microkernels):
+            body = ["    tiles_set_up()", *body, "    tiles_release()"]
         text = "\n".join([f"def {symbol}(args, scratch, tid, nthreads):", *(body or [f"    {self.nothing}"]), ""])
         definitions = "".join(f"{name} = {what}\n" for what, name in self.microkernels.items())
         used = set(re.findall(r"[A-Za-z_]\w*", definitions + text))
@@ -117,7 +119,9 @@ class NumbaDialect(Dialect):
         """The settings of a product of words."""
         if stmt.words is None:
             return ""
-        return f', words="{stmt.words}"' + ", matrix=True" * (self.target.block(stmt.words) > 0)
+        block = self.target.block(stmt.words)
+        on_tiles = block and not stmt.repeats and stmt.m % block == stmt.n % block == 0 and stmt.a.col == 1
+        return f', words="{stmt.words}"' + (", matrix=True" if on_tiles else "")
 
     def transpose(self, stmt: Transpose, c: tuple[str, str], a: tuple[str, str], n: str) -> list[str]:
         lanes = self.target.lanes(stmt.dtype)

@@ -3,8 +3,8 @@
 A tile register has 16 rows of 64 bytes. One instruction multiplies 16 rows of A, of 16 words of two bfloat16 or four
 int8 each, by 16 rows of B, and adds to 16 x 16 sums: 8,192 or 16,384 products (Intel, "Intrinsics Guide", AMX-BF16 and
 AMX-INT8; measured: 2.6 TFLOP/s a core in bfloat16, 16 times float32). Sums of bfloat16 are float32 and round to
-nearest; subnormal numbers count as zero. The registers are set up for each block and released after it, so that nothing
-else of the process knows of them.
+nearest; subnormal numbers count as zero. A kernel sets the registers up when it begins and releases them when it ends,
+so that nothing else of the process knows of them; both together take as long as a block over 200 words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from graphc.dtype import DType, bfloat16, int8
 
-__all__ = ["BLOCK", "CONFIG", "PRODUCT", "STEP", "block_product"]
+__all__ = ["BLOCK", "CONFIG", "PRODUCT", "STEP", "block_product", "release", "set_up"]
 
 Value = Any  # llvmlite.ir.Value
 
@@ -33,7 +33,7 @@ CONFIG = struct.pack("<B15x8H16x8B8x", 1, *[64] * 8, *[16] * 8)
 
 def block_product(module: ir.Module, words: DType, a_row: int, b_row: int, c_row: int, accumulate: bool) -> ir.Function:
     """``block(c, a, b, k)`` in ``module``: C (+)= A B over ``k`` words, a multiple of `STEP`. Row strides in elements;
-    c is a pointer to float32 or int32, a and b are pointers to int32."""
+    c is a pointer to float32 or int32, a and b are pointers to int32. The registers are set up."""
     name = f"block_{words}_{'add' if accumulate else 'set'}_a{a_row}_b{b_row}_c{c_row}"
     if name in module.globals:
         return module.globals[name]
@@ -58,12 +58,11 @@ class _Block:
 
     def build(self, c: Value, a: Value, b: Value, k: Value, accumulate: bool) -> None:
         builder = self.builder
-        self.call("ldtilecfg", builder.bitcast(_config(builder.module), _ANY))
         for register, i, j in _SUMS:
             if accumulate:
                 self.move("tileloadd64", register, c, i * 16 * self.c_row + j * 16, self.c_row)
             else:
-                self.call("tilezero", _register(register))
+                _call(builder, "tilezero", _register(register))
         before = builder.block
         loop, after = builder.append_basic_block("k"), builder.append_basic_block("k_done")
         builder.cbranch(builder.icmp_signed("<", _WORD(0), k), loop, after)
@@ -77,7 +76,6 @@ class _Block:
         builder.position_at_end(after)
         for register, i, j in _SUMS:
             self.move("tilestored64", register, c, i * 16 * self.c_row + j * 16, self.c_row)
-        self.call("tilerelease")
         builder.ret_void()
 
     def step(self, a: Value, b: Value) -> None:
@@ -86,17 +84,27 @@ class _Block:
             self.move("tileloadd64", 4 + i, a, i * 16 * self.a_row, self.a_row)
             self.move("tileloadd64", 6 + i, b, i * 16, self.b_row)
         for register, i, j in _SUMS:
-            self.call(self.product, *map(_register, (register, 4 + i, 6 + j)))
+            _call(self.builder, self.product, *map(_register, (register, 4 + i, 6 + j)))
 
     def move(self, what: str, register: int, base: Value, offset: int, row: int) -> None:
         """Between a register and 16 rows in memory, from element ``offset`` on."""
         at = self.builder.bitcast(self.builder.gep(base, [_WORD(offset)]), _ANY)
-        self.call(what, _register(register), at, _WORD(4 * row))
+        _call(self.builder, what, _register(register), at, _WORD(4 * row))
 
-    def call(self, name: str, *args: Value) -> None:
-        module, full = self.builder.module, f"llvm.x86.{name}"
-        kind = ir.FunctionType(ir.VoidType(), [a.type for a in args])
-        self.builder.call(module.globals.get(full) or ir.Function(module, kind, full), args)
+
+def set_up(builder: ir.IRBuilder) -> None:
+    """From here to `release` the tile registers are as `block_product` wants them."""
+    _call(builder, "ldtilecfg", builder.bitcast(_config(builder.module), _ANY))
+
+
+def release(builder: ir.IRBuilder) -> None:
+    _call(builder, "tilerelease")
+
+
+def _call(builder: ir.IRBuilder, name: str, *args: Value) -> None:
+    module, full = builder.module, f"llvm.x86.{name}"
+    kind = ir.FunctionType(ir.VoidType(), [a.type for a in args])
+    builder.call(module.globals.get(full) or ir.Function(module, kind, full), args)
 
 
 def _register(number: int) -> ir.Constant:

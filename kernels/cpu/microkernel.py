@@ -381,7 +381,7 @@ def microkernel(
 
     ``dtype`` is float32, float64 or int32; ``a`` has strides (row, column), ``b`` and ``c`` a row stride and unit
     columns. With ``words`` the elements of A and B are words of several of that type (`Contract.words`), and k counts
-    the words; with ``matrix`` those whole blocks whose rows lie along k go to AMX. The sum goes over
+    the words; with ``matrix`` the block is whole blocks of AMX, with the rows of A along k. The sum goes over
     ``repeats`` as well, each (count, step of a, step of b); ``shared``: the last of them, in which A advances by a row,
     reads each element of A once. ``ahead`` are blocks of memory that are fetched meanwhile, each (rows, bytes from one
     to the next, lines of each), whose pointers and indices follow k; each repeat fetches as many rows, and what is left
@@ -433,7 +433,7 @@ def microkernel(
     def build(builder: ir.IRBuilder, *values: Value) -> None:
         c0, a0, b0 = (builder.gep(values[i], [values[i + 1]]) for i in (0, 2, 4))
         fetched = [builder.bitcast(builder.gep(values[i], [values[i + 1]]), _BYTES) for i in range(7, len(values), 2)]
-        if matrix and not repeats and m % BLOCK == n % BLOCK == 0 and a[1] == 1:
+        if matrix:
             for start, what in zip(fetched, ahead, strict=True):
                 _fetch(builder, start, what)
             blocks(builder, c0, a0, b0, values[6])

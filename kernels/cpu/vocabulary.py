@@ -18,6 +18,7 @@ from typing import Any
 from llvmlite import ir
 
 from graphc.dtype import DTYPES, DType, bool_, int64
+from graphc.kernels.cpu import matrix
 from graphc.kernels.cpu.lanes import (
     LANE_OPS,
     broadcast,
@@ -286,6 +287,19 @@ def _prefetch(pointer: Pointer, index: Lanes, level: Lanes) -> tuple[Kind, Build
     return None, build
 
 
+# Tile registers ------------------------------------------------------------------------------------------------------
+
+
+def _tiles_set_up() -> tuple[Kind, Build]:
+    """``tiles_set_up()``: from here on, block products may use the tile registers."""
+    return None, matrix.set_up
+
+
+def _tiles_release() -> tuple[Kind, Build]:
+    """``tiles_release()``: after the last of those."""
+    return None, matrix.release
+
+
 # All words -----------------------------------------------------------------------------------------------------------
 
 # The intrinsics that have no operator, and division, of which integers have one of their own.
@@ -300,6 +314,9 @@ WORDS: dict[str, Rule] = {
     **{f"fold_{combine}": partial(_fold, combine) for combine in ("add", "mul", "maximum", "minimum")},
     "splat": _splat, "ramp": _ramp, "below": _below, "word": _word, "share": _share,
     "load": _load, "vload": _vload, "store": _store, "vstore": _vstore, "prefetch": _prefetch,
+    "tiles_set_up": _tiles_set_up, "tiles_release": _tiles_release,
 }  # fmt: skip
 # Words that depend on nothing but their operands, and do nothing else
-PURE = frozenset(WORDS) - {"word", "load", "vload", "store", "vstore", "prefetch"}
+PURE = frozenset(WORDS) - {
+    "word", "load", "vload", "store", "vstore", "prefetch", "tiles_set_up", "tiles_release"
+}  # fmt: skip
