@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
-import llvmlite.binding as llvm
 import numpy as np
 from peaks import peak_object, peak_symbol, peak_work
 
@@ -33,7 +32,7 @@ from graphc.loop import Contract, walk
 from graphc.ops import OPS
 from graphc.ops.attention import attention
 from graphc.ops.base import apply
-from graphc.runtime_native import Block, Team
+from graphc.runtime_native import Block, Code, Team
 
 assert OPS
 ROUND_SECONDS = 0.05  # of one case in one round
@@ -171,22 +170,6 @@ def cases() -> Iterator[Case]:
 # Running -------------------------------------------------------------------------------------------------------------
 
 
-class Objects:
-    """Object code in executable memory."""
-
-    def __init__(self, objects: Sequence[bytes]):
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        tm = llvm.Target.from_default_triple().create_target_machine()
-        self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), tm)
-        for data in objects:
-            self.engine.add_object_file(llvm.ObjectFileRef.from_data(data))
-        self.engine.finalize_object()
-
-    def address(self, symbol: str) -> int:
-        return int(self.engine.get_function_address(symbol))
-
-
 Measured = tuple[dict[DType | None, float], dict[str, float]]
 
 
@@ -205,7 +188,7 @@ class Bench:
         unique = {c.symbol: c.object for c in compiled}
         self.units = {None: host()} | {case.unit: case.target for case in todo}
         peaks = [peak_object(unit, target) for unit, target in self.units.items()]
-        self.objects = Objects([team_object(host()), *peaks, *unique.values()])
+        self.code = Code([team_object(host()), *peaks, *unique.values()], [*map(peak_symbol, self.units), *unique])
         self.stride = max([k.scratch_bytes for k in kernels] + [4096])
         self.scratch = Block(self.stride * 16)
         self.keep: list[Block | np.ndarray] = []
@@ -230,7 +213,7 @@ class Bench:
                 words.append(places[arg.buffer.name] + arg.offset)
             table = np.array(words, np.int64)
             self.keep.append(table)
-            rows.append([self.objects.address(next(symbols)), table.ctypes.data, 1, 0])
+            rows.append([self.code.address(next(symbols)), table.ctypes.data, 1, 0])
         return np.array(rows, np.int64)
 
     def seconds(self, team: Team, program: np.ndarray, repeats: int) -> float:
@@ -243,9 +226,9 @@ class Bench:
 
     def measure(self, threads: int, rounds: int) -> Measured:
         """The peak of each unit in operations a second (median), and seconds per case (median)."""
-        team = Team(self.objects, threads)  # type: ignore[arg-type]
+        team = Team(self.code, threads)
         nothing = np.zeros(1, np.int64)
-        records = {u: [self.objects.address(peak_symbol(u)), nothing.ctypes.data, 1, 0] for u in self.units}
+        records = {u: [self.code.address(peak_symbol(u)), nothing.ctypes.data, 1, 0] for u in self.units}
         peak = {unit: np.array([record], np.int64) for unit, record in records.items()}
         work = {unit: threads * peak_work(unit, target) for unit, target in self.units.items()}
         repeats = {n: max(1, round(ROUND_SECONDS / self.seconds(team, p, 2))) for n, p in self.programs.items()}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from report import Row, best_peer, geometric_mean, markdown, number, of_mode, replaced, timed
 from systems import HERE
+from workloads import BFLOAT16, FLOAT32, MODES, NARROW
 
 README = HERE.parent / "README.md"
 SUITE = HERE / "results" / "suite.json"
@@ -34,6 +35,7 @@ WORKS = {
     "mlp-1": "the MLP, one row",
     "gpt2-nano-1": "GPT-2 nano, 1×64 tokens",
 }
+WORKS |= {name: WORKS[name.removesuffix("-bf16")] for name in NARROW}
 COSTS = {
     "compile_s": ("first compile and step, s", ("graphc", "torch-compile", "jax")),
     "load_s": ("from the cache, s", ("graphc", "torch-compile", "jax")),
@@ -42,15 +44,16 @@ COSTS = {
 
 
 def tables(results: Row) -> list[str]:
-    return [speed(results, "train"), speed(results, "infer"), costs(results)]
+    narrow = [speed(results, mode, BFLOAT16) for mode in MODES if of_mode(results, mode, BFLOAT16)]
+    return [speed(results, "train"), speed(results, "infer"), *narrow, costs(results)]
 
 
-def speed(results: Row, mode: str) -> str:
+def speed(results: Row, mode: str, precision: str = FLOAT32) -> str:
     """Milliseconds of each system, the least in bold, and how many times longer the fastest peer takes."""
-    rows = of_mode(results, mode)
+    rows = of_mode(results, mode, precision)
     systems = [s for s in NAMES if any(s in timed(row) for row in rows.values())]
-    what = "train step, ms" if mode == "train" else "inference, ms"
-    head = [what, *(NAMES[s] for s in systems), "best peer ÷ graphc"]
+    what, unit = "train step" if mode == "train" else "inference", "ms" if precision == FLOAT32 else "bfloat16, ms"
+    head = [f"{what}, {unit}", *(NAMES[s] for s in systems), "best peer ÷ graphc"]
     body = [[title(work, mode), *bold_least(row, systems), ratio(row)] for work, row in rows.items()]
     mean = geometric_mean(peer[1] for row in rows.values() if (peer := best_peer(row)))
     return markdown(head, [*body, ["geometric mean", *[""] * len(systems), f"{mean:.2f}"]])
@@ -89,8 +92,13 @@ def costs(results: Row) -> str:
 
 
 def updated(text: str, results: Row) -> str:
+    """``text`` with the tables of ``results``; one that it does not have yet comes behind the one before it."""
+    before = ""
     for table in tables(results):
         text = replaced(text, table)
+        if before and table not in text:
+            text = text.replace(before, f"{before}\n\n{table}", 1)
+        before = table
     return text
 
 

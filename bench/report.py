@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import product
 from math import exp, log
 from typing import Any
 
 from systems import BASE, SYSTEMS
-from workloads import MODES
+from workloads import BFLOAT16, FLOAT32, MODES
 
 Row = dict[str, Any]
 ENOUGH = {"train": 1.3, "infer": 1.0}  # times the speed of the best peer, on each workload
 
 TITLES = {"train": "Train step (forward, backward, AdamW)", "infer": "Inference"}
+PRECISIONS = {FLOAT32: "", BFLOAT16: ", products of bfloat16"}  # as a title ends
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
@@ -34,7 +36,7 @@ def rate(row: Row, system: str) -> float:
 
 
 def share(row: Row, system: str) -> float:
-    """Of the FMA peak measured in the same run."""
+    """Of the peak, at the row's precision, measured in the same run."""
     return rate(row, system) / float(row["machine"]["flops_per_second"])
 
 
@@ -44,16 +46,23 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def with_limits(rows: dict[str, Row]) -> dict[str, Row]:
-    """The rows, each with the highest rates that any of them measured: while both threads of a measurement shared a
-    processor, as happens on machines with other work, it found half of the peak."""
-    machines = [row["machine"] for row in rows.values() if "machine" in row]
-    limits = {key: max(m[key] for m in machines) for key in (machines[0] if machines else ())}
-    return {name: row | {"machine": limits} if "machine" in row else row for name, row in rows.items()}
+    """The rows, each with the highest rates that any of its precision measured: while both threads of a measurement
+    shared a processor, as happens on machines with other work, it found half of the peak."""
+    limits: dict[str, dict[str, float]] = {}
+    for row in rows.values():
+        found = limits.setdefault(precision(row), {})
+        found |= {key: max(rate, found.get(key, 0.0)) for key, rate in row.get("machine", {}).items()}
+    return {name: row | {"machine": limits[precision(row)]} if "machine" in row else row for name, row in rows.items()}
 
 
-def of_mode(results: Row, mode: str) -> dict[str, Row]:
+def precision(row: Row) -> str:
+    return str(row.get("precision", FLOAT32))
+
+
+def of_mode(results: Row, mode: str, of: str = FLOAT32) -> dict[str, Row]:
+    """The rows in a mode at precision ``of``, by workload."""
     rows = results["rows"].items()
-    return {name.split("/")[0]: row for name, row in rows if name.endswith(f"/{mode}")}
+    return {name.split("/")[0]: row for name, row in rows if name.endswith(f"/{mode}") and precision(row) == of}
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
@@ -169,11 +178,12 @@ def skipped(results: Row) -> list[str]:
 
 def limits(results: Row) -> str:
     """What the machine can do."""
-    found = next((row["machine"] for row in with_limits(results["rows"]).values() if "machine" in row), None)
-    if found is None:
+    found = {precision(row): row["machine"] for row in with_limits(results["rows"]).values() if "machine" in row}
+    if not found:
         return ""
-    peak, copy = found["flops_per_second"] / 1e9, found["bytes_per_second"] / 1e9
-    return f"The most measured in these runs: {peak:.0f} GFLOP/s of FMA, {copy:.0f} GB/s through memory."
+    peaks = [f"{m['flops_per_second'] / 1e9:.0f} GFLOP/s of {name}" for name, m in sorted(found.items(), reverse=True)]
+    copy = max(m["bytes_per_second"] for m in found.values()) / 1e9
+    return f"The most measured in these runs: {', '.join(peaks)}, {copy:.0f} GB/s through memory."
 
 
 def page(results: Row) -> str:
@@ -184,11 +194,11 @@ def page(results: Row) -> str:
         f"Float32, {results['threads']} threads, {results['cpu']}. {packages}. {limits(results)}",
         "`python bench/run.py` (what is measured, and how, is said by `--help`); milliseconds, medians.",
     ]
-    for mode in MODES:
-        rows = of_mode(results, mode)
+    for of, mode in product(PRECISIONS, MODES):
+        rows = of_mode(results, mode, of)
         if not rows:
             continue
-        parts += [f"## {TITLES[mode]}", speed(rows, mode)]
+        parts += [f"## {TITLES[mode]}{PRECISIONS[of]}", speed(rows, mode)]
         parts += ["Compile with empty caches up to the end of the first step, seconds:", per_system(rows, "compile_s")]
         parts += ["The same with what the first process kept, seconds:", per_system(rows, "load_s")]
         parts += ["Memory added since the import, at its peak, MB:", per_system(rows, "rss_added_mb", "{:.0f}".format)]
@@ -205,6 +215,6 @@ def page(results: Row) -> str:
         parts += ["## Not measured", "\n".join(reasons)]
     profiled = {name: row for name, row in results["rows"].items() if "profile" in row}
     if profiled:
-        parts.append("## Where the time goes\n\nRoofline: the FMA peak and the copy bandwidth above.")
+        parts.append("## Where the time goes\n\nRoofline: the peak of multiplications and the copy bandwidth above.")
         parts += [f"### {name}\n\n{profile(row)}" for name, row in profiled.items()]
     return "\n\n".join(parts) + "\n"

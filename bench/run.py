@@ -6,8 +6,9 @@
     python bench/run.py --rounds 0                          # compile everything, so that a later run only times
     python bench/run.py --resume                            # what has no result yet
 
-Float32 and the same number of threads everywhere, the same weights and data; each system at its best settings (see
-`bench/systems.py`) in a process of its own. Before anything is timed, the losses of three train steps or the logits of
+Float32 (but for the workloads whose names end with bf16: products of bfloat16, parameters of float32) and the same
+number of threads everywhere, the same weights and data; each system at its best settings (see `bench/systems.py`) in a
+process of its own. Before anything is timed, the losses of three train steps or the logits of
 all systems are compared. Then they have turns of a step or more, one system after the other, while all others are
 stopped, and the machine's limits are measured in each round. Times are medians over the rounds, ratios medians of the
 ratios within a round, limits the most that was measured.
@@ -31,13 +32,14 @@ import report
 from child import Failed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from suite import Case
+from suite import NARROW_TOLERANCE, TOLERANCE, Case
 from systems import BASE, HERE, PARTS, ROOT, SYSTEMS
-from workloads import MODES, WORKLOADS
+from workloads import MODES, NARROW, WORKLOADS
 
 RESULTS = HERE / "results"
 PROFILED_STEPS = 7
-ORDER = [f"{name}/{mode}" for mode in MODES for name in WORKLOADS]
+WORK = WORKLOADS | NARROW
+ORDER = [f"{name}/{mode}" for mode in MODES for name in WORK]
 
 
 def cpu_model() -> str:
@@ -67,7 +69,7 @@ def is_done(record: dict[str, Any] | None, systems: list[str]) -> bool:
 def arguments() -> argparse.Namespace:
     known = [name for name, s in SYSTEMS.items() if s.modes and name != BASE and s.device == "cpu"]
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="NAME")
+    ap.add_argument("--workloads", nargs="+", choices=WORK, default=list(WORK), metavar="NAME")
     ap.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     ap.add_argument("--peers", nargs="*", choices=known, default=[s for s in known if not SYSTEMS[s].optional])
     ap.add_argument("--rounds", type=int, default=9)
@@ -90,13 +92,16 @@ def main() -> None:
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("", total=None)
         cases = [
-            Case(WORKLOADS[name], mode, args.threads, lambda text: progress.update(bar, description=text))
+            Case(
+                WORK[name], mode, args.threads, lambda text: progress.update(bar, description=text),
+                tolerance=NARROW_TOLERANCE if name in NARROW else TOLERANCE,
+            )
             for name in args.workloads
             for mode in args.modes
-            if mode in WORKLOADS[name].modes
-        ]
+            if mode in WORK[name].modes
+        ]  # fmt: skip
         for case in progress.track(cases, task_id=bar):
-            systems = [s for s in (BASE, *args.peers) if case.mode in SYSTEMS[s].modes]
+            systems = [s for s in (BASE, *args.peers) if SYSTEMS[s].runs(case.workload, case.mode)]
             if args.resume and is_done(rows.get(case.name), systems):
                 continue
             try:

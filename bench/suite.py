@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from child import Child, Failed, last_line
 from systems import BASE, HERE, ROOT, SYSTEMS, environment, identity
-from workloads import Workload
+from workloads import FLOAT32, Workload
 
 CACHE = ROOT / "build" / "bench"  # what systems compile, by workload, mode and version
 TOLERANCE = 1e-3  # of the losses and logits of two systems, relative to the largest
+NARROW_TOLERANCE = 2e-2  # the same, of products of bfloat16
 REFERENCE = "torch"  # what the others are compared with, if it is there
 TURN = 0.4  # seconds that a system runs before the next one does
 CALIBRATION = 3  # turns of each variant
@@ -62,7 +63,9 @@ class Case:
 
     def run(self, systems: list[str], rounds: int, profile: int = 0) -> dict[str, Any]:
         """The record of the results: of the machine, and of each system its times or why it has none."""
-        record: dict[str, Any] = {"flops": self.workload.flops(self.mode), "rounds": rounds, "systems": {}}
+        work = self.workload
+        record: dict[str, Any] = {"flops": work.flops(self.mode), "precision": work.precision, "rounds": rounds}
+        record["systems"] = {}
         candidates = {}
         for system in systems:
             try:
@@ -114,7 +117,7 @@ class Case:
 
     def compile(self, system: str, variant: str) -> Candidate:
         kind = "-".join(filter(None, (self.mode, system, variant.replace(" ", "-"), f"{self.threads}t")))
-        folder = self.folder / f"{kind}-{identity(system)}"
+        folder = self.folder / f"{kind}-{identity(system, self.workload.precision != FLOAT32)}"
         record = folder / "cold.json"
         if not record.exists():
             self.tell(f"{self.name}: {system} compiles")

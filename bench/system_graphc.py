@@ -30,7 +30,7 @@ def prepare(job: Job) -> Running:
 
         with gc.nn.init.skipped():  # the weights are given, to all systems
             made = entry(job.workload, job.mode)
-        program = gc.compile(made, threads=job.threads)
+        program = gc.compile(made, threads=job.threads, precision=job.workload.precision)
         program.load_state_dict(dict(job.weights), strict=False)
     run, result = program.entries[job.mode], {"train": "loss", "infer": "logits"}[job.mode]
     arrays = job.inputs if job.mode == "infer" or job.labels is None else job.inputs | {"labels": job.labels}

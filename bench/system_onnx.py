@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from systems import Job, Running
-from workloads import Workload
+from workloads import BFLOAT16, FLOAT32, Workload
 
 
 def prepare(job: Job, runtime: str) -> Running:
@@ -36,7 +36,7 @@ def openvino(job: Job) -> Running:
     core = ov.Core()
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": {FLOAT32: "f32", BFLOAT16: "bf16"}[job.workload.precision],
         "INFERENCE_NUM_THREADS": job.threads,
         "CACHE_DIR": str(job.folder / "openvino"),
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from workloads import MODES, Arrays, Workload
+from workloads import FLOAT32, MODES, Arrays, Workload
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -49,7 +49,8 @@ class Running:
 
 @dataclass(frozen=True)
 class System:
-    """``module``.prepare(job, **options) → `Running`, after ``package`` was imported.
+    """``module``.prepare(job, **options) → `Running`, after ``package`` was imported; ``narrow`` is the module for
+    workloads of bfloat16, "" where the system has nothing for them.
 
     ``variants``: settings of the environment between which a short calibration chooses for each workload.
     """
@@ -63,6 +64,13 @@ class System:
     optional: bool = False  # only when it is asked for by name
     onnx: bool = False  # runs the model of an ONNX file, which `system_onnx` exports
     device: str = "cpu"
+    narrow: str = ""
+
+    def module_for(self, work: Workload) -> str:
+        return self.module if work.precision == FLOAT32 else self.narrow
+
+    def runs(self, work: Workload, mode: str) -> bool:
+        return mode in self.modes and bool(self.module_for(work))
 
     def missing(self) -> list[str]:
         return [p for p in (self.package, *self.needs) if p != "graphc" and find_spec(p) is None]
@@ -83,17 +91,19 @@ INFER = ("infer",)
 EXPORT = ("torch", "onnx", "onnxscript")
 
 SYSTEMS = {
-    "graphc": System("system_graphc", "graphc"),
-    "torch": System("system_torch", "torch"),
-    "torch-compile": System("system_torch", "torch", options={"style": "compile"}),
+    "graphc": System("system_graphc", "graphc", narrow="system_graphc"),
+    "torch": System("system_torch", "torch", narrow="system_torch_bf16"),
+    "torch-compile": System("system_torch", "torch", options={"style": "compile"}, narrow="system_torch_bf16"),
     "torch-max-autotune": System("system_torch", "torch", options={"style": "max-autotune"}, optional=True),
     "torch-aoti": System("system_torch_export", "torch", INFER, {"style": "aoti"}, optional=True),
-    "jax": System("system_jax", "jax", variants=XLA),
+    "jax": System("system_jax", "jax", variants=XLA, narrow="system_jax_bf16"),
     "torch-export": System("system_torch_export", "torch", INFER, {"style": "export"}, optional=True),
     "jax-export": System("system_jax_export", "jax", INFER, variants=NO_CACHE, optional=True),
     "onnxruntime": System("system_onnx", "onnxruntime", INFER, {"runtime": "onnxruntime"}, EXPORT, onnx=True),
-    "openvino": System("system_onnx", "openvino", INFER, {"runtime": "openvino"}, EXPORT, onnx=True),
-    "machine": System("system_machine", "graphc", modes=()),
+    "openvino": System(
+        "system_onnx", "openvino", INFER, {"runtime": "openvino"}, EXPORT, onnx=True, narrow="system_onnx"
+    ),
+    "machine": System("system_machine", "graphc", modes=(), narrow="system_machine"),
     "gpu-graphc": System("system_gpu_graphc", "graphc", device="gpu"),
     "gpu-torch": System("system_gpu_torch", "torch", device="gpu"),
     "gpu-torch-compile": System("system_gpu_torch", "torch", options={"style": "compile"}, device="gpu"),
@@ -119,10 +129,11 @@ def environment(folder: Path, threads: int, variant: Mapping[str, str]) -> dict[
 
 
 @cache
-def identity(name: str) -> str:
+def identity(name: str, narrow: bool = False) -> str:
     """Changes when the system does, so that what an older one compiled is not taken for its work."""
     system = SYSTEMS[name]
     files = [HERE / f"{system.module}.py", *sorted(HERE.glob(f"{system.module.replace('system', 'peers')}*.py"))]
+    files += [HERE / f"{system.narrow}.py"] if narrow and system.narrow != system.module else []
     if system.package == "graphc":
         files += sorted(f for part in PARTS for f in (ROOT / part).rglob("*.py"))
         version = ""

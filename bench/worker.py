@@ -91,7 +91,7 @@ def start(given: dict[str, Any]) -> tuple[Answers, dict[str, float]]:
     inputs, labels = work.data(mode)
     begin = clock()
     import_module(system.package)
-    module = import_module(system.module)
+    module = import_module(system.module_for(work))
     prepare: Callable[..., Running] = module.prepare
     if hasattr(module, "imports"):  # what the system would import later
         module.imports(Path(given["folder"]))

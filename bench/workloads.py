@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 MODES = ("train", "infer")
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
 OPTIMIZER: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
 Arrays = dict[str, np.ndarray]
@@ -24,7 +25,8 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Workload:
-    """``length``: tokens of a text; ``infer_batch``: of inference where it is not ``batch``."""
+    """``length``: tokens of a text; ``infer_batch``: of inference where it is not ``batch``; ``precision``: in which
+    products are computed, from parameters that are float32."""
 
     name: str
     family: str
@@ -33,6 +35,7 @@ class Workload:
     length: int = 0
     infer_batch: int = 0
     modes: tuple[str, ...] = MODES
+    precision: str = FLOAT32
 
     def rows(self, mode: str) -> int:
         return self.infer_batch or self.batch if mode == "infer" else self.batch
@@ -49,7 +52,9 @@ class Workload:
         return 3 * forward - first if mode == "train" else forward
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        """Without the usual precision, so that what was compiled before there was another keeps its name."""
+        fields = {k: v for k, v in asdict(self).items() if (k, v) != ("precision", FLOAT32)}
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Workload:
@@ -259,4 +264,10 @@ WORKLOADS = {
         Workload("mlp-1", "mlp", 1, MLP, modes=("infer",)),
         gpt2("gpt2-nano-1", batch=1, length=64, layers=4, heads=4, width=128, modes=("infer",)),
     )
+}
+
+# Products of bfloat16, as mixed precision has them.
+NARROW = {
+    w.name: w
+    for w in (replace(WORKLOADS[name], name=f"{name}-bf16", precision=BFLOAT16) for name in ("gpt2-baby", "resnet20"))
 }

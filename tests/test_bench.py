@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,14 +19,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
 import decode
 import gpu_report
+import peers_graphc
 import plots
 import readme
 import report
 import suite
 import svg
 from gpu_workloads import LARGE, TINY
-from systems import SYSTEMS
-from workloads import MODES, WORKLOADS, Workload
+from systems import SYSTEMS, Job
+from workloads import BFLOAT16, MODES, NARROW, WORKLOADS, Workload
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +50,7 @@ def test_a_train_step_takes_three_times_the_flops_but_for_the_gradient_of_the_da
     assert WORKLOADS["gpt2-nano"].flops("train") == 3 * WORKLOADS["gpt2-nano"].flops("infer")
 
 
-@pytest.mark.parametrize("work", [*WORKLOADS.values(), *TINY.values()], ids=lambda w: w.name)
+@pytest.mark.parametrize("work", [*WORKLOADS.values(), *NARROW.values(), *TINY.values()], ids=lambda w: w.name)
 def test_data(work: Workload) -> None:
     for mode in work.modes:
         inputs, labels = work.data(mode)
@@ -68,7 +71,7 @@ def test_difference() -> None:
 def results() -> dict[str, Any]:
     """Each system slower than the one before it; one that is not installed."""
     rows = {}
-    for work in WORKLOADS.values():
+    for work in (*WORKLOADS.values(), *NARROW.values()):
         for mode in work.modes:
             systems: dict[str, Any] = {"openvino": {"skipped": "not installed: openvino"}} if mode == "infer" else {}
             for i, system in enumerate(["graphc", "torch", "jax"], 2):
@@ -77,7 +80,10 @@ def results() -> dict[str, Any]:
             plan = ("kernels", "launches", "planned_peak_bytes", "measured_peak_bytes")
             systems["graphc"] |= dict.fromkeys(plan, 7) | {"state_bytes": 12_000}
             machine = {"flops_per_second": work.flops(mode) / 10e-3, "bytes_per_second": 1e10}
-            rows[f"{work.name}/{mode}"] = {"flops": work.flops(mode), "systems": systems, "machine": machine}
+            if work.precision == BFLOAT16:
+                machine["flops_per_second"] *= 4
+            row = {"flops": work.flops(mode), "precision": work.precision, "systems": systems, "machine": machine}
+            rows[f"{work.name}/{mode}"] = row
     kernel = {"class": "contract", "name": "k", "launches": 2, "seconds": 1e-3, "flops": 10**8, "bytes": 10**6}
     rows["mlp/train"]["profile"] = [kernel]
     return {"cpu": "a processor", "threads": 2, "versions": {"torch": "2"}, "rows": rows}
@@ -94,6 +100,31 @@ def test_tables() -> None:
     assert report.number(1234.5) == "1234"
 
 
+def test_bfloat16_has_sections_and_limits_of_its_own() -> None:
+    usual, _, narrow = report.page(results()).partition("products of bfloat16")
+    assert "-bf16" not in usual.partition("##")[2]
+    assert "| gpt2-baby-bf16 | 20.0 | 30.0 | 40.0 | torch | 1.50 | " in narrow
+    limits = report.with_limits(results()["rows"])
+    assert limits["gpt2-baby-bf16/train"]["machine"] != limits["gpt2-baby/train"]["machine"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "resnet20"])
+@pytest.mark.parametrize("system", ["graphc", "torch"])
+def test_losses_of_bfloat16(system: str, name: str, tmp_path: Path) -> None:
+    """Those of three steps are float32's but for what rounding the factors of products makes of them."""
+    kind, losses = SYSTEMS[system], []
+    if kind.missing():
+        pytest.skip(f"{system} is not installed")
+    for work in (TINY[name], replace(TINY[name], precision=BFLOAT16)):
+        weights = {n: p.initial for n, p in peers_graphc.model(work).named_parameters()}
+        inputs, labels = work.data("train")
+        job = Job(work, "train", inputs, labels, weights, tmp_path / "none", tmp_path, 1)
+        step = import_module(kind.module_for(work)).prepare(job).step
+        losses.append([float(step()) for _ in range(3)])
+    wide, narrow = map(np.array, losses)
+    assert 0 < suite.difference(narrow, wide) <= suite.NARROW_TOLERANCE
+
+
 def test_readme_has_the_tables_of_the_suite() -> None:
     text, found = readme.README.read_text(), json.loads(readme.SUITE.read_text())
     assert all(table in text for table in readme.tables(found))
@@ -101,11 +132,20 @@ def test_readme_has_the_tables_of_the_suite() -> None:
 
 
 def test_tables_of_readme() -> None:
-    train, infer, costs = readme.tables(results())
+    train, infer, narrow, _, costs = readme.tables(results())
+    assert "| GPT-2 baby, 8×256 tokens | **20.0** |" in narrow
+    assert narrow.startswith("| train step, bfloat16, ms |")
     assert "| MLP 784-512-512-10, 128 rows | **20.0** | 30.0 | 40.0 | 1.50 |" in train
     assert "| ResNet-18, 1 image of 224×224 | **20.0** |" in infer
     assert "| geometric mean |  |  |  | 1.50 |" in infer
     assert "| 1.00 / – / 1.00 | 0.100 / – / 0.100 | 100 / 100 / 100 |" in costs
+
+
+def test_a_table_that_readme_does_not_have_yet() -> None:
+    train, infer, *rest = readme.tables(results())
+    text = readme.updated(f"Before\n\n{train}\n\n{infer}\n\nBehind\n", results())
+    assert text == "\n\n".join(["Before", train, infer, *rest, "Behind\n"])
+    assert readme.updated(text, results()) == text
 
 
 def test_table_of_decoding() -> None:
