@@ -23,9 +23,7 @@ WIDE = 3  # times as many columns has a panel for few rows
 ALTERNATIVES = 7  # schedules that are compared when a program is tuned
 TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
 BLOCK_WORDS = 16  # steps along k that tile registers take at a time; what is left of a part goes to vectors
-LEAST_ROWS = 1024  # of a, for slabs of which it lies along k
 LINE_COLUMNS = 16  # of float32 in a line of the cache
-SET_COLUMNS = 512  # of float32: rows that differ by as many share half of the sets of a first-level cache
 FEW_ROWS = range(17, 257)  # of a: several tiles, but too few to make up for bringing in and packing a large factor
 STREAMED = 1 << 19  # elements of a right factor that comes from memory in each step
 NEXT_PANELS = 4  # of those that lie in panels: fetched at a time, while as many are multiplied
@@ -39,12 +37,13 @@ PACK_TURN = 30  # the same of a matrix that lies the other way round
 PACK_GATHER = 100  # the same where no dimension of it is contiguous
 READ_ROW = 2  # the microkernel reads a row in place, from the second level of cache
 FETCH_ROW = 24  # and from beyond it
-READ_TILE = 8  # bring one column of a tile of a from beyond the second level of cache
+READ_TILE = 5  # bring one column of a tile of a from beyond the second level of cache, fetched before it is read
 COPY_TILE = 14  # the same, copied first
 COPY_FETCHED = 6  # copy a column of a tile that is in the second level of cache
 PACK_FETCHED = 14  # and a row of a panel
 FETCH_LINE = 28  # bring a line from beyond the second level of cache, as fast as a core can wait for them
 CALL = 60  # of the microkernel: bring in and write back the tile of c
+SLAB_CALL = 250  # the same, where slabs are long: the tile was last in use one slab ago
 BLOCK_STEP = 6  # a tile's products of a step along k, in tile registers; on vectors as many cycles as it has rows
 BLOCK_READ = 20  # READ_TILE and COPY_TILE, of the tall tiles of these
 BLOCK_COPY = 50
@@ -203,36 +202,40 @@ def candidates(
     short = short_slab(p) if words is None else 0
     for rows in sorted({-(-m_tiles // parts) for parts in PARTS}):
         for panels in sorted({-(-n_panels // parts) for parts in PARTS}):
-            chunk = even(panels, CHUNK_COLUMNS // nr)
-            slab = even(p.k.size, max(64, PACKED_BYTES // (chunk * nr * dtype.itemsize)), unit)
             packed_b = "b" in copied or packs_b(p, rows, dtype, short > 0)
-            if short:
-                slab = even(p.k.size, short)
-            elif not packed_b or p.k_size * chunk * nr * dtype.itemsize <= PACKED_BYTES:
+            for chunk in sorted(chunks(p, panels, nr, dtype, slabs=short > 0 or block > 0)):
+                packed = chunk * nr * dtype.itemsize  # for each step along k
                 slab = p.k.size
-            k_block = even(slab, K_BLOCK, unit)
-            a_tiles = 0
-            if "a" in copied or (not (short and by_rows) and copies_a(p, chunk, k_block, dtype)):
-                depth = slab if slab < p.k.size else p.k_size
-                a_tiles = even(rows, max(1, COPIED_BYTES // (mr * depth * dtype.itemsize)))
-            yield Schedule(
-                mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, k_block, a_tiles, by_rows, packed_b, block > 0
-            )
+                if short:
+                    slab = even(p.k.size, short)
+                elif packed_b and p.k_size * packed > PACKED_BYTES:
+                    slab = even(p.k.size, max(64, PACKED_BYTES // packed), unit)
+                k_block, a_tiles = even(slab, K_BLOCK, unit), 0
+                if "a" in copied or copies_a(p, chunk, k_block, dtype, block > 0):
+                    depth = slab if slab < p.k.size else p.k_size
+                    a_tiles = even(rows, max(1, COPIED_BYTES // (mr * depth * dtype.itemsize)))
+                yield Schedule(
+                    mr, nr, m_tiles, n_panels, rows, panels, chunk, slab, k_block, a_tiles, by_rows, packed_b, block > 0
+                )
+
+
+def chunks(p: Problem, panels: int, nr: int, dtype: DType, slabs: bool) -> set[int]:
+    """How many of ``panels`` may be packed at a time: a wide group, for which tiles of a are brought in once, or,
+    unless there are to be ``slabs``, as many as fit with all of k, so that tiles of c are brought in once."""
+    most = CHUNK_COLUMNS // nr
+    fit = most if slabs else max(1, PACKED_BYTES // (p.k_size * nr * dtype.itemsize))
+    return {even(panels, most), even(panels, min(most, fit))}
 
 
 def short_slab(p: Problem) -> int:
     """The steps along k in a short slab, which is fetched while the one before it is multiplied; 0 for none. They pay
-    where k runs across the rows of both factors, as in the gradient of a weight, where few rows meet a factor that
-    comes from memory, and where a tile of a can then be read in place, though its rows share their sets of the cache:
-    it is small, and used for many columns."""
+    where k runs across the rows of both factors, as in the gradient of a weight, and where few rows meet a factor that
+    comes from memory."""
     if p.k_outer or p.m.size == 1:
         return 0
     if is_streamed(p):
         return SLAB if p.n.strides[1] == 1 else LONG_SLAB
-    if 1 not in p.k.strides[:2]:
-        return SLAB if p.k.size >= 2 * SLAB else 0
-    shared = p.k.strides[0] == 1 and p.m.strides[0] % SET_COLUMNS == 0
-    return LONG_SLAB if shared and p.m.size >= LEAST_ROWS and p.k.size >= 4 * LONG_SLAB else 0
+    return SLAB if 1 not in p.k.strides[:2] and p.k.size >= 2 * SLAB else 0
 
 
 def is_streamed(p: Problem) -> bool:
@@ -267,6 +270,8 @@ def cost(p: Problem, s: Schedule) -> float:
         task = p.k_size * (max(products, lines * FETCH_LINE) + fetched) + s.k_slab * first
     else:
         task = p.k_size * (products + moved)
+        if s.k_slab < p.k.size and not s.block:
+            task += calls * (SLAB_CALL - CALL)
     tasks = p.outer_size * s.m_tasks * s.n_tasks
     return sum(-(-tasks // team) * (task + calls * CALL + TASK) for team in TEAMS)
 
@@ -289,10 +294,10 @@ def packs_b(p: Problem, rows: int, dtype: DType, short: bool) -> bool:
     return rows > 1 and (row % (SET_BYTES // 2) == 0 or (not short and p.k_size * row >= 2 * PACKED_BYTES))
 
 
-def copies_a(p: Problem, chunk: int, block: int, dtype: DType) -> bool:
-    """Whether tiles of a are copied before use: when their elements along k lie in too few sets of the cache, and the
-    copy is used by several panels."""
+def copies_a(p: Problem, chunk: int, depth: int, dtype: DType, tall: bool) -> bool:
+    """Whether tiles of a are copied before use, by several panels: when their elements along k lie in many lines of the
+    cache, or in too few of its sets for tiles that are ``tall``."""
     if chunk < 2 or p.m.size == 1:
         return False
     m_stride, k_stride = p.m.strides[0], p.k.strides[0]
-    return k_stride != 1 or (m_stride * dtype.itemsize % (SET_BYTES // 2) == 0 and block < m_stride)
+    return k_stride != 1 or (tall and m_stride * dtype.itemsize % (SET_BYTES // 2) == 0 and depth < m_stride)
