@@ -28,6 +28,7 @@ from graphc.kernels.contract_split import Sum, k_parts, partial_problem
 from graphc.kernels.contract_thin import ThinLoops, is_thin
 from graphc.kernels.contract_tiles import TileLoops, tile_parts
 from graphc.kernels.contract_turn import Turn, needs_turn
+from graphc.kernels.contract_widen import wants_wide, widened
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
 from graphc.kernels.lower_element import moved_inside
 from graphc.kernels.plan import Launch, View
@@ -61,29 +62,17 @@ def lower_contract(
     words = word_type(p, [left.dtype, right.dtype], ctx.target) if stored else None
     if words is not None and not whole:
         p, factors, stored = in_words(p, factors, words)
+    before: list[Launch] = []
+    if stored and words is None and not whole and wants_wide(p, dtype, ctx.target):
+        before, factors, stored = *widened(factors, dtype, ctx), {}
     read = [Operand(name, view, reads=True) for name, view in factors.items()]
     work = Work(p, dtype, depth, epilogue, read, [*epilogue.reads, *written], stored, ctx)
-    name = title("contract", body, (*dot.types[0].shape, depth))
-    came_from = lines(body, ctx)
+    name, came_from = title("contract", body, (*dot.types[0].shape, depth)), lines(body, ctx)
     then = "" if epilogue.identity else ", then what follows per element"
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
     if ctx.target.processors and left.dtype == right.dtype:
         return work.tiled(name, doc, then, came_from)
-    if whole:
-        return [work.whole(name, doc + then + ".", came_from)]
-    f = as_filter(p, dtype, ctx.target.lanes(dtype)) if not stored else None
-    if f is not None:
-        make = work.gradient if f.gradient else work.filtered
-        return make(f, name, doc, then, came_from)
-    direct = as_direct(p, dtype, ctx.target) if not stored and dtype.is_float else None
-    if direct is not None:
-        return work.direct(direct, name, doc, then, came_from)
-    if needs_turn(p):
-        return work.turned(name, doc + then + ".", came_from)
-    parts = k_parts(p, dtype, ctx.target, work.copied, words_of(stored))
-    if parts == 1:
-        return work.ahead(name, doc + then + ".", came_from) or [work.whole(name, doc + then + ".", came_from)]
-    return work.in_parts(parts, name, doc, then, came_from)
+    return before + work.launches(name, doc, then, came_from, whole)
 
 
 @dataclass
@@ -125,6 +114,24 @@ class Work:
         return replace(
             made, others=tuple(replace(made.kernel, body=cut.body(), scratch=cut.scratch()) for cut in loops)
         )
+
+    def launches(self, name: str, doc: str, then: str, lines: tuple[Loc, ...], whole: bool) -> list[Launch]:
+        """The form that suits the loops; ``whole``: a small one in one launch."""
+        if whole:
+            return [self.whole(name, doc + then + ".", lines)]
+        f = as_filter(self.p, self.dtype, self.ctx.target.lanes(self.dtype)) if not self.stored else None
+        if f is not None:
+            make = self.gradient if f.gradient else self.filtered
+            return make(f, name, doc, then, lines)
+        direct = as_direct(self.p, self.dtype, self.ctx.target) if not self.stored and self.dtype.is_float else None
+        if direct is not None:
+            return self.direct(direct, name, doc, then, lines)
+        if needs_turn(self.p):
+            return self.turned(name, doc + then + ".", lines)
+        parts = k_parts(self.p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
+        if parts == 1:
+            return self.ahead(name, doc + then + ".", lines) or [self.whole(name, doc + then + ".", lines)]
+        return self.in_parts(parts, name, doc, then, lines)
 
     def whole(self, name: str, doc: str, lines: tuple[Loc, ...]) -> Launch:
         """One launch for everything."""

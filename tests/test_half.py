@@ -435,6 +435,30 @@ def test_precision_rounds_what_is_attended_as_its_product_makes_it() -> None:
         assert 0 < np.abs(got[name] - wide[name]).max() <= 3e-2 * np.abs(wide[name]).max()
 
 
+@pytest.mark.parametrize("factors", ["bfloat16", "float16"])
+def test_precision_of_convolutions_without_a_unit(factors: str) -> None:
+    """16 channels are too few for tile registers: the factors are widened, and filtered as those of float32 are."""
+    rng = np.random.default_rng(6)
+    inputs = {
+        "x": rng.standard_normal((2, 16, 32, 32), np.float32),
+        "w": rng.standard_normal((16, 16, 3, 3), np.float32),
+    }
+
+    @gc.entry(**inputs)
+    def train(x, w):
+        y = gc.conv2d(x, w, padding=1)
+        dx, dw = gc.grad(gc.sum(y * y), [x, w])
+        return {"y": y, "dx": dx, "dw": dw}
+
+    program, usual = gc.compile(train, precision=factors), gc.compile(train)
+    names = [k.name for k in program.train.kernels]
+    assert any(n.startswith("widen") for n in names)
+    assert sum("filter" in n for n in names) == sum("filter" in k.name for k in usual.train.kernels) > 0
+    got, wide = program.train(**inputs), usual.train(**inputs)
+    for name, want in wide.items():
+        assert 0 < np.abs(got[name] - want).max() <= 2e-2 * np.abs(want).max()
+
+
 def test_precision_is_checked() -> None:
     with pytest.raises(GraphcError, match=r"GC0607.*'half'"):
         mixed("half")
