@@ -22,6 +22,7 @@ GAP = 16  # elements between planes of a scratch array, lest powers of two put t
 NEAR_BYTES = 5 << 18  # of scratch, and of the weights of a range of columns: about a second level of cache
 SUMS_BYTES = 5 << 18  # that a task of the gradient adds to
 MOST_TILES = 48  # of a group: rows of a product; four register tiles
+LEAST_TILES = 12  # a register tile: smaller groups are not made for the sake of more tasks, if ranges make enough
 TASKS = 8  # that are enough for any team
 PARTIAL = 20  # cycles to write a line of a part of the weight's gradient and to read it again
 UNROLLED = 12  # cost of an epilogue up to which it is printed for each element of a tile
@@ -186,7 +187,8 @@ class Tiles:
         near = NEAR_BYTES // (f.places * dtype.itemsize)
         self.panels = next(n for n in range(w.panels, 0, -1) if ranges(w, n) and (n == 1 or n * w.panel <= near))
         self.width = f.n.size if self.panels == w.panels else self.panels * w.nr
-        most = max(1, min(MOST_TILES, near // (f.channels.size + self.width), f.tiles // TASKS))
+        enough = max(f.tiles // TASKS, min(LEAST_TILES, f.tiles * (w.panels // self.panels) // TASKS))
+        most = max(1, min(MOST_TILES, near // (f.channels.size + self.width), enough))
         self.rows = even(f.tiles, most)
         self.direct = f.whole and epilogue.cost <= UNROLLED
         self.seen = self.rows * f.channels.size + GAP
