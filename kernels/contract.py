@@ -16,7 +16,15 @@ from graphc.dtype import DType
 from graphc.errors import Loc
 from graphc.ir import Attrs, Graph, Value
 from graphc.kernels.contract_ahead import PackedAhead
-from graphc.kernels.contract_direct import Direct, as_direct, cut_in_parts, in_place, panels_first, wants_panels
+from graphc.kernels.contract_direct import (
+    Direct,
+    as_direct,
+    cut_in_parts,
+    in_place,
+    packs_panels,
+    panels_first,
+    wants_panels,
+)
 from graphc.kernels.contract_direct_loops import DirectLoops, Panels
 from graphc.kernels.contract_epilogue import Epilogue
 from graphc.kernels.contract_factors import Stored, in_words, word_type, words_of
@@ -202,21 +210,22 @@ class Work:
 
     def direct(self, d: Direct, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """The product on both factors in place, after the right one is copied into panels if it lies the other way
-        round; in parts of the sum, where it is long."""
+        round, by a launch of its own or by the tasks; in parts of the sum, where it is long."""
         a, b = self.factors
         launches, flops = [], 2 * self.size * self.depth
-        if wants_panels(d, self.dtype):
-            panels = panels_first(d)
-            copy = Panels(d, panels, self.dtype)
+        panels, packs = wants_panels(d, self.dtype), packs_panels(d) and not self.ctx.is_prepared(b.view.buffer)
+        if panels and not packs:
+            over = panels_first(d)
+            copy = Panels(d, over, self.dtype)
             buffer = self.ctx.temp("panels", copy.size * self.dtype.itemsize)
             view = View.whole(buffer, self.dtype, (copy.size,))
             what = "The right factor in panels."
             launches.append(
                 launch(f"{name}_panels", [b, Operand("y0", view, writes=True)], copy.body(), doc=what, lines=lines)
             )
-            d, b = panels, replace(b, view=view)
+            d, b, panels = over, replace(b, view=view), False
         if in_place(d, self.epilogue.identity):
-            loops = DirectLoops(d, self.dtype, self.epilogue)
+            loops = DirectLoops(d, self.dtype, self.epilogue, panels)
             flops += self.size * self.epilogue.cost
             launches.append(
                 launch(
@@ -225,7 +234,8 @@ class Work:
                 )
             )  # fmt: skip
             return launches
-        loops = DirectLoops(cut_in_parts(d, self.p), self.dtype, Epilogue.plain(self.dtype, (d.parts, self.size)))
+        plain = Epilogue.plain(self.dtype, (d.parts, self.size))
+        loops = DirectLoops(cut_in_parts(d, self.p), self.dtype, plain, panels)
         return [*launches, *self.summed(loops, [a, b], d.parts, name, doc, then, lines)]
 
     def filtered(self, f: Filter, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:

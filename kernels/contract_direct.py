@@ -206,6 +206,11 @@ def wants_panels(d: Direct, dtype: DType) -> bool:
     return d.n.strides[B] != 1 or (d.n_panels > 1 and abs(d.levels[-1].strides[B]) * dtype.itemsize >= LONG_ROW)
 
 
+def packs_panels(d: Direct) -> bool:
+    """Whether each panel of b is for one task, which can pack it."""
+    return d.rows >= d.m_tiles and all(axis.strides[B] for axis in d.outer) and not d.copied
+
+
 def panels_first(d: Direct) -> Direct:
     """The same product over a copy of b as [outer…, panel, levels…, nr]. The levels keep their order."""
     below, levels = d.nr, []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
@@ -28,12 +28,14 @@ def at(axes: Indexed, array: int) -> Affine:
 
 
 class DirectLoops:
-    """The statements of one product. Scratch: ``tile_a``, a tile of a as [levels…, mr], where it is copied; ``tile_c``,
-    a tile across the panels of a task that waits for its epilogue, unless the product is the result."""
+    """The statements of one product. Scratch: ``tile_a``, a tile of a as [levels…, mr], where it is copied; ``panels``
+    of b as [panel, levels…, nr], where each task ``packs`` its own; ``tile_c``, a tile across the panels of a task that
+    waits for its epilogue, unless the product is the result."""
 
-    def __init__(self, d: Direct, dtype: DType, epilogue: Epilogue):
-        self.d, self.dtype, self.epilogue = d, dtype, epilogue
-        self.code = Code(dtype, ("a", "b", "tile_a", "tile_c"))
+    def __init__(self, d: Direct, dtype: DType, epilogue: Epilogue, packs: bool = False):
+        self.d, self.dtype, self.epilogue, self.packs = d, dtype, epilogue, packs
+        self.code = Code(dtype, ("a", "b", "tile_a", "panels", "tile_c"))
+        self.packed, self.panel = in_panel(d.levels[d.slabs :], d.nr)
         self.direct = epilogue.identity and d.n.strides[C] == 1
         assert self.direct or not d.slabs, "an epilogue needs the whole sum"
 
@@ -41,6 +43,8 @@ class DirectLoops:
         d, sizes = self.d, {}
         if d.copied:
             sizes["tile_a"] = d.mr * prod(axis.size for axis in d.levels[d.slabs :])
+        if self.packs:
+            sizes["panels"] = d.panels * self.panel
         if not self.direct:
             sizes["tile_c"] = d.mr * d.panels * d.nr
         return tuple(Scratch(name, self.dtype, size) for name, size in sizes.items())
@@ -61,6 +65,8 @@ class DirectLoops:
                     self.clear(axes, rows, columns)
             with ExitStack() as stack:
                 slabs = self.each("slab", d.levels[: d.slabs], stack)
+                if self.packs:
+                    self.pack(at([*around, *slabs], B), panels)
                 axes = [*around, *self.each("inside", d.inside, stack)]
                 c.tiles(*rows, d.m.size, d.mr, lambda tile, m: self.tile(axes, slabs, tile, m, panels, columns))
         return tuple(c.out)
@@ -93,17 +99,22 @@ class DirectLoops:
         right, levels = at([*axes, *slabs], B), d.levels[d.slabs :]
         if d.copied:
             left, levels = self.copy(left, m)
+        if self.packs:
+            levels = merged(self.packed, d.apart)
         *repeats, k = levels
 
         def panel(number: Bound, n: int) -> None:
-            b = Operand("b", right + place([(number, d.panel)]), k.strides[B])
+            lies = Operand("b", right + place([(number, d.panel)]), d.levels[-1].strides[B])
+            b = lies
+            if self.packs:
+                b = Operand("panels", place([(number, self.panel), (panels[0], -self.panel)]), d.nr)
             whole = (m, n) == (d.mr, d.nr)  # the code of a fetch is longer than that of a tile: not for those at edges
             c.contract(
                 replace(into, index=into.index + place([(number, d.nr)])),
                 replace(left, col=k.strides[A]),
                 b, m, n, k.size, accumulate=bool(d.slabs),
                 repeats=tuple((axis.size, axis.strides[A], axis.strides[B]) for axis in repeats),
-                ahead=self.next_panel([*axes, (Axis(d.m_tiles, (0, 0)), tile)], b, levels) if whole else (),
+                ahead=self.next_panel([*axes, (Axis(d.m_tiles, (0, 0)), tile)], lies, levels) if whole else (),
             )  # fmt: skip
 
         c.tiles(*panels, d.n.size, d.nr, panel)
@@ -126,12 +137,28 @@ class DirectLoops:
                 c.store("tile_a", into + Affine.of(i), c.load("a", tile.index + at(ks, A) + Affine.of(i)))
         return Operand("tile_a", Affine(), 1), merged(levels, 0)
 
+    def pack(self, base: Affine, panels: Range) -> None:
+        """The panels of one slab, ``base`` on, into scratch."""
+        c, d = self.code, self.d
+        steps, last = in_memory_order(zip(d.levels[d.slabs :], self.packed, strict=True))
+
+        def columns(panel: Bound, count: int) -> None:
+            with ExitStack() as stack:
+                ks = [stack.enter_context(c.loop("k", 0, axis.size)) for axis, _ in steps]
+                source = base + place([(panel, d.nr * d.n.strides[B])])
+                target = place([(panel, self.panel), (panels[0], -self.panel)])
+                source += place((k, axis.strides[B]) for k, (axis, _) in zip(ks, steps, strict=True))
+                target += place((k, to.strides[B]) for k, (_, to) in zip(ks, steps, strict=True))
+                copy_columns(c, d, last, source, ("panels", target), count)
+
+        c.tiles(*panels, d.n.size, d.nr, columns)
+
     def next_panel(self, axes: Indexed, b: Operand, levels: Sequence[Axis]) -> tuple[Ahead, ...]:
         """A tile's share of the rows of b that are read after those of ``b``, by as many tiles: in the next slab or
         part of the sum, or else in the next task. Nothing, where all of b stays near."""
         d = self.d
-        together = all(x.strides[B] == y.size * y.strides[B] for x, y in pairwise(levels))
-        if not together or d.depth * d.n.size * self.dtype.itemsize <= 2 * NEAR_BYTES:
+        together = all(x.strides[B] == y.size * y.strides[B] for x, y in pairwise(d.levels[d.slabs :]))
+        if not together or d.n.strides[B] != 1 or d.depth * d.n.size * self.dtype.itemsize <= 2 * NEAR_BYTES:
             return ()
         same = [(axis, i) for axis, i in axes if not axis.strides[B]]  # that read these rows
         rounds = prod(axis.size for axis in levels[:-1])
@@ -141,6 +168,38 @@ class DirectLoops:
         for axis, i in reversed(same):
             start, below = start + place([(i, below)]), below * axis.size
         return (Ahead("b", start, b.row, rows, d.nr, self.dtype),)
+
+
+# Panels of the right factor ------------------------------------------------------------------------------------------
+
+Step = tuple[Axis, Axis]  # a level of the sum, as b lies and in its panel
+
+
+def in_panel(levels: Sequence[Axis], nr: int) -> tuple[tuple[Axis, ...], int]:
+    """``levels`` over a panel [levels…, nr] of b, and its size."""
+    found: list[Axis] = []
+    below = nr
+    for axis in reversed(levels):
+        found.insert(0, Axis(axis.size, (axis.strides[A], below, *axis.strides[C:])))
+        below *= axis.size
+    return tuple(found), below
+
+
+def in_memory_order(steps: Iterable[Step]) -> tuple[list[Step], Step | None]:
+    """``steps`` in the order in which b lies in memory, and apart the last, if b lies along it: blocks are turned."""
+    order = sorted(steps, key=lambda step: -abs(step[0].strides[B]))
+    return (order[:-1], order[-1]) if order[-1][0].strides[B] == 1 else (order, None)
+
+
+def copy_columns(c: Code, d: Direct, last: Step | None, source: Affine, target: tuple[str, Affine], count: int) -> None:
+    """``count`` columns of b to a row of a panel, or to all rows along ``last``."""
+    buffer, into = target
+    if last:
+        axis, to = last
+        c.transpose(Operand(buffer, into, to.strides[B]), Operand("b", source, d.n.strides[B]), count, axis.size)
+        return
+    with c.lanes(0, count) as j:
+        c.store(buffer, into + Affine.of(j), c.load("b", source + Affine.of(j, d.n.strides[B])))
 
 
 class Panels:
@@ -153,32 +212,19 @@ class Panels:
 
     def body(self) -> tuple[Stmt, ...]:
         d, c = self.d, Code(self.dtype, ("b", "y0"))
-        steps, below = [], d.nr
-        for axis in reversed(d.levels):
-            steps.append((axis, below))
-            below *= axis.size
-        steps.sort(key=lambda step: -abs(step[0].strides[B]))
-        last = steps.pop() if steps[-1][0].strides[B] == 1 else None  # b lies along it: blocks are turned
+        steps, last = in_memory_order(zip(d.levels, in_panel(d.levels, d.nr)[0], strict=True))
         sizes = [*(("outer", axis.size) for axis, _ in self.outer), ("panel", d.n_panels if last else 1)]
         sizes += [("k", axis.size) for axis, _ in steps]
         with c.loop("task", 0, prod(size for _, size in sizes), role=Role.PARALLEL) as task:
             found = c.unflatten(task, sizes)
-            outer, panel, ks = found[: len(self.outer)], found[len(self.outer)], found[len(self.outer) + 1 :]
-            source = place([(i, axis.strides[B]) for i, (axis, _) in zip(outer, self.outer, strict=True)])
-            target = place([(i, axis.strides[B]) for i, (_, axis) in zip(outer, self.outer, strict=True)])
-            source += place([(k, axis.strides[B]) for k, (axis, _) in zip(ks, steps, strict=True)])
-            target += place([(k, to) for k, (_, to) in zip(ks, steps, strict=True)])
+            panel = found.pop(len(self.outer))
+            pairs = [*zip(found, [*self.outer, *steps], strict=True)]
+            source = place((i, axis.strides[B]) for i, (axis, _) in pairs)
+            target = place((i, axis.strides[B]) for i, (_, axis) in pairs)
 
             def columns(at: Bound, count: int) -> None:
-                begin = source + place([(at, d.nr * d.n.strides[B])])
-                into = target + place([(at, self.panels.panel)])
-                if last:
-                    axis, to = last
-                    c.transpose(Operand("y0", into, to), Operand("b", begin, d.n.strides[B]), count, axis.size)
-                    return
-                with c.lanes(0, count) as j:
-                    value = c.load("b", begin + Affine.of(j, d.n.strides[B]))
-                    c.store("y0", into + Affine.of(j), value)
+                begin, into = source + place([(at, d.nr * d.n.strides[B])]), target + place([(at, self.panels.panel)])
+                copy_columns(c, d, last, begin, ("y0", into), count)
 
             span = (panel, c.index("panel_end", "add", panel, 1)) if last else (0, d.n_panels)
             c.tiles(*span, d.n.size, d.nr, columns)

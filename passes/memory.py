@@ -7,8 +7,8 @@ valid plan, so several orders are tried and the smallest arena is kept:
   (greedy best fit, as in Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference",
   arXiv 2001.03288), else above them;
 - orders: those alive at the fullest launch first (they must fit without a gap), by size, by lifetime, by start;
-- improvement: what sticks out above the lower bound, together or one tensor of it, moves forward in the best order, and
-  those from there on are placed again.
+- improvement: what sticks out above the lower bound, or some of it, moves forward in the best order, and those from
+  there on are placed again.
 
 The lower bound is the largest live set: the most bytes that are alive at one launch.
 """
@@ -169,18 +169,20 @@ class _Search:
         return [int(live[s - first : e - first + 1].max()) for s, e in zip(self.start, self.end, strict=True)]
 
     def _improve(self, best: np.ndarray, best_end: int, order: list[int]) -> np.ndarray:
-        """Move what sticks out above the bound forward, all of it or one tensor; keep what does not get worse."""
+        """Move what sticks out above the bound forward: in turn all of it, what ends highest, and one tensor. Keep what
+        does not get worse."""
         random = Random(0)
-        offsets, work, together = best, _WORK, True
+        offsets, work, turn = best, _WORK, 0
         while work > 0 and best_end > self.enough:
-            high = [k for k, i in enumerate(order) if offsets[i] + self.size[i] > self.bound]
-            moved = high if together else [random.choice(high)]
+            ends = offsets + self.size
+            high = [k for k, i in enumerate(order) if ends[i] > self.bound]
+            highest = [k for k in high if ends[order[k]] == best_end]
+            moved = (high, highest, [random.choice(high)])[turn % 3]
             rest = [i for k, i in enumerate(order) if k not in moved]
             at = random.randrange(moved[-1] + 2 - len(moved))
             trial, kept = [*rest[:at], *(order[k] for k in moved), *rest[at:]], min(at, moved[0])
             trial_offsets, end = self._place(trial, best_end, kept, offsets)
-            work -= len(order) - kept
-            together = not together
+            work, turn = work - (len(order) - kept), turn + 1
             if end <= best_end:
                 offsets, best_end, order = trial_offsets, end, trial
         return offsets

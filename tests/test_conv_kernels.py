@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from loop_interp import run_plan
-from lowered import blank, run_lowered
+from lowered import blank, like, run_lowered
 from tracing import trace
 
 import graphc as gc
@@ -18,10 +18,11 @@ from graphc.dtype import contiguous_strides, float32
 from graphc.interp import interpret
 from graphc.ir import Graph, Value
 from graphc.kernels.contract import lower_contract
-from graphc.kernels.contract_direct import as_direct
+from graphc.kernels.contract_direct import as_direct, packs_panels
 from graphc.kernels.contract_problem import problem
 from graphc.kernels.cpu.target import BASELINES, host
 from graphc.kernels.lower import lower
+from graphc.kernels.lower_context import LowerContext
 from graphc.ops.base import Map, apply, get_op
 from graphc.passes import pipeline
 
@@ -100,25 +101,30 @@ def test_direct_products_for_every_target(sizes: Shape, target: str) -> None:
     np.testing.assert_allclose(outs[0], np.maximum(want, want * want), atol=1e-4)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 0, 1, 2)], ids=["rows", "turned"])
 @pytest.mark.parametrize(
     ("sizes", "deep"), [((1, 9, 9, 512, 200), True), ((2, 6, 6, 512, 528), True), ((1, 10, 16, 256, 136), False)]
 )
-def test_wide_filters_come_from_memory_panel_by_panel(sizes: Any, deep: bool, tmp_path: Path) -> None:
-    """Filters that no cache holds: each tile fetches its share of the next panel, in parts of the sum or not."""
+def test_wide_filters_come_from_memory_panel_by_panel(
+    sizes: Any, deep: bool, order: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filters that no cache holds, in panels that are prepared, or packed by the tasks of long sums: the same bits."""
     b, h, w, c, o = sizes
-    arrays = [values(b, h, w, c), values(3, 3, c, o)]
+    arrays = [values(b, h, w, c), like(values(3, 3, c, o), order)]
     x, f = inputs(*arrays)
     y = apply("dot", windows(x, (3, 3)), f, batch=((), ()), contract=((4, 5, 3), (0, 1, 2)))
     left = (y.node.inputs[0].shape, (h * w * c, w * c, c, 1, w * c, c))
-    p = problem(left, (f.shape, contiguous_strides(f.shape)), y.node.attrs, [contiguous_strides(y.shape)])
-    direct = as_direct(p, float32, host())
+    right = (f.shape, tuple(s // 4 for s in arrays[1].strides))
+    direct = as_direct(problem(left, right, y.node.attrs, [contiguous_strides(y.shape)]), float32, host())
     assert direct is not None
-    assert (direct.parts > 1, direct.panels) == (deep, 1)
+    assert (direct.parts > 1, packs_panels(direct), direct.panels) == (deep, deep, 1)
     body = Graph.build("contract", [x, f], [("y0", y)])
-    outs = [
-        run_lowered(lower_contract, body, arrays, [blank(y.shape, "float32")], compiled=tmp_path, nthreads=n)[0]
-        for n in (1, 2, 7)
-    ]
+    outs = []
+    for prepared in (False, True):
+        monkeypatch.setattr(LowerContext, "is_prepared", lambda _, __, prepared=prepared: prepared)
+        for n in (1, 2, 7):
+            out = [blank(y.shape, "float32")]
+            outs += run_lowered(lower_contract, body, arrays, out, compiled=tmp_path / str(prepared), nthreads=n)
     seen = np.lib.stride_tricks.sliding_window_view(arrays[0], (3, 3), (1, 2))
     np.testing.assert_allclose(outs[0], np.einsum("bhwckl,klco->bhwo", seen, arrays[1], optimize=True), atol=1e-3)
     for other in outs[1:]:
