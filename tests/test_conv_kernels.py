@@ -103,7 +103,13 @@ def test_direct_products_for_every_target(sizes: Shape, target: str) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 0, 1, 2)], ids=["rows", "turned"])
 @pytest.mark.parametrize(
-    ("sizes", "deep"), [((1, 9, 9, 512, 200), True), ((2, 6, 6, 512, 528), True), ((1, 10, 16, 256, 136), False)]
+    ("sizes", "deep"),
+    [
+        ((1, 9, 9, 512, 200), True),
+        ((2, 6, 6, 512, 528), True),
+        ((1, 5, 6, 1024, 96), True),  # several slabs, of turned filters
+        ((1, 10, 16, 256, 136), False),
+    ],
 )
 def test_wide_filters_come_from_memory_panel_by_panel(
     sizes: Any, deep: bool, order: Shape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
