@@ -156,11 +156,13 @@ class Work:
         return self.with_others(made, self.p, self.epilogue) if isinstance(builder, Loops) else made
 
     def ahead(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
-        """Panels of the right factor, and the product with those, if the panels can be prepared and that pays."""
-        a, b = self.factors
-        if not self.ctx.is_prepared(b.view.buffer):
+        """Panels of the right factor, and the product with those, where that pays: if the panels can be prepared, or
+        if the tasks of a product of words would pack the same ones."""
+        (a, b), words = self.factors, words_of(self.stored)
+        prepared = self.ctx.is_prepared(b.view.buffer)
+        if not prepared and words is None:
             return []
-        schedule = choose_ahead(self.p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
+        schedule = choose_ahead(self.p, self.dtype, self.ctx.target, self.copied, words, prepared)
         if schedule is None:
             return []
         lies = self.stored.get("b") or Stored(self.dtype, self.dtype)

@@ -48,6 +48,7 @@ BLOCK_STEP = 6  # a tile's products of a step along k, in tile registers; on vec
 BLOCK_READ = 20  # READ_TILE and COPY_TILE, of the tall tiles of these
 BLOCK_COPY = 50
 TASK = 1000  # start of a task
+LAUNCH = 5000  # of a second kernel, with the barrier before it
 
 
 class Target(Protocol):
@@ -156,18 +157,30 @@ def alternatives(
 
 
 def choose_ahead(
-    p: Problem, dtype: DType, target: Target, copied: Collection[str] = (), words: DType | None = None
+    p: Problem,
+    dtype: DType,
+    target: Target,
+    copied: Collection[str] = (),
+    words: DType | None = None,
+    prepared: bool = True,
 ) -> Schedule | None:
     """The schedule of `choose` for panels of b that are packed already: the same bits. None where tasks would not pack
     them, or where that costs next to nothing. Panels that come from memory in each step are worth it for few rows only:
-    those are fetched in whole lines that follow each other."""
+    those are fetched in whole lines that follow each other.
+
+    Where the panels are not ``prepared`` but packed in each step, once for all tasks, that counts as well. Words have
+    the best schedule for such panels, since tile registers add in the same order under any."""
     s = choose(p, dtype, target, copied, words)
     packed = replace(s, pack_b=False)
     if is_streamed(p):
         packed = replace(packed, chunk=even(s.panels, NEXT_PANELS))
-        return packed if words is None and "b" not in copied else None
-    near = p.k_size * p.n.size * dtype.itemsize <= AHEAD_BYTES and not short_slab(p)
-    return packed if s.pack_b and near and cost(p, packed) < WORTH * cost(p, s) else None
+        return packed if prepared and words is None and "b" not in copied else None
+    if s.block:
+        found = (replace(c, pack_b=False) for c in candidates(p, dtype, target, copied, words))
+        packed = min(found, key=lambda c: cost(p, c))
+    near = p.k_size * p.n.size * dtype.itemsize <= AHEAD_BYTES and (words is not None or not short_slab(p))
+    spent = 0.0 if prepared else sum(LAUNCH + s.n_panels * p.k_size * packing(p) / team for team in TEAMS)
+    return packed if s.pack_b and near and cost(p, packed) + spent < WORTH * cost(p, s) else None
 
 
 def packings(p: Problem, s: Schedule, dtype: DType, copied: Collection[str]) -> Iterator[Schedule]:

@@ -13,7 +13,7 @@ from graphc.dtype import DType
 from graphc.kernels.contract_code import Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
-from graphc.kernels.contract_schedule import TEAMS, Target, choose, cost
+from graphc.kernels.contract_schedule import LAUNCH, TEAMS, Target, choose, cost
 from graphc.loop import Affine, Role, Scratch, Stmt
 
 __all__ = ["Sum", "k_parts", "partial_problem"]
@@ -23,7 +23,6 @@ MOST_PARTS = 16
 MOST_BYTES = 3 << 20  # of partial results: they stay in the second level of cache until they are added
 ADD = 0.3  # cycles to add one element of a partial result
 WORTH = 0.8  # of the cycles without parts: the model is not exact, and partial results take memory
-LAUNCH = 5000  # cycles of a second launch, with the barrier before it
 
 
 def k_parts(p: Problem, dtype: DType, target: Target, copied: Collection[str] = (), words: DType | None = None) -> int:

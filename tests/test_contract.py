@@ -316,6 +316,17 @@ def test_axes_merge_where_every_array_allows_it() -> None:
     assert apart.m.size == 6
 
 
+@pytest.mark.parametrize(("left", "right", "along"), [((4096, 64), (64, 512), 1), ((2048, 512), (2048, 384), 0)])
+def test_tasks_of_words_share_panels_that_are_packed_before(left: Any, right: Any, along: int) -> None:
+    a, b = array_input("a", left, "bfloat16"), array_input("b", right, "bfloat16")
+    dot = apply("dot", a, b, batch=((), ()), contract=((along,), (0,)), dtype=float32)
+    views = [View.whole(Buffer(f"b{i}", "arena", v.type.nbytes), v.dtype, v.shape) for i, v in enumerate((a, b, dot))]
+    ctx = LowerContext(replace(V4, features=(*V4.features, *MATRIX)))
+    packed, product = lower_contract(Graph.build("c", [a, b], [("y0", dot)]), attrs(), views[:2], views[2:], ctx)
+    assert packed.kernel.name == f"{product.kernel.name}_panels"
+    assert "panels" not in {s.name for s in product.kernel.scratch}
+
+
 def test_a_plain_product_has_no_epilogue_and_packs_its_panels_once() -> None:
     a, b = array_input("a", (768, 128)), array_input("b", (128, 512))
     dot = apply("dot", a, b, batch=((), ()), contract=((1,), (0,)))
