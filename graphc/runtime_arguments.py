@@ -71,6 +71,8 @@ def as_array(value: Any, dtype: DType) -> np.ndarray | None:
     """``value`` as an array; None where it is no array and does not become one of ``dtype`` without loss."""
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value)
+    if type(value) is _NUMBERS[dtype.kind]:
+        return _number(value, dtype)
     try:
         if hasattr(value, "__dlpack__") and "bfloat16" not in str(getattr(value, "dtype", "")):
             return np.from_dlpack(value)
@@ -78,6 +80,19 @@ def as_array(value: Any, dtype: DType) -> np.ndarray | None:
     except (TypeError, ValueError, RuntimeError, BufferError):  # ragged lists; tensors of a GPU or with a gradient
         return None
     return array if hasattr(value, "__array__") else _convert(array, dtype)
+
+
+_NUMBERS = {"f": float, "i": int, "u": int, "b": bool}  # Python's type of a number, by the kind of what holds it
+
+
+def _number(value: Any, dtype: DType) -> np.ndarray | None:
+    """As `_convert` of one number of Python, at a tenth of the time: a step of decoding takes several."""
+    if dtype.is_integer:
+        signed = dtype.kind == "i"
+        end = 1 << 8 * dtype.itemsize - signed
+        if not -end * signed <= value < end:
+            return None
+    return np.array(value, dtype.numpy)
 
 
 def _convert(array: np.ndarray, dtype: DType) -> np.ndarray | None:

@@ -25,7 +25,7 @@ TEAMS = (2, 4, 8)  # sizes of thread teams that the number of tasks should suit
 BLOCK_WORDS = 16  # steps along k that tile registers take at a time; what is left of a part goes to vectors
 LINE_COLUMNS = 16  # of float32 in a line of the cache
 FEW_ROWS = range(17, 257)  # of a: several tiles, but too few to make up for bringing in and packing a large factor
-STREAMED = 1 << 19  # elements of a right factor that comes from memory in each step
+STREAMED = 1 << 18  # elements of a right factor that need not stay near from one step to the next
 NEXT_PANELS = 4  # of those that lie in panels: fetched at a time, while as many are multiplied
 AHEAD_BYTES = 2 << 20  # of a factor that stays near, whose panels are packed ahead
 WORTH = 0.97  # of the cycles is what that must leave, for the memory that it takes
@@ -252,7 +252,7 @@ def short_slab(p: Problem) -> int:
 
 
 def is_streamed(p: Problem) -> bool:
-    """Whether few rows meet a right factor so large that it comes from memory in each step."""
+    """Whether few rows meet a right factor so large that it may come from memory in each step."""
     large = p.k.size >= 2 * LONG_SLAB and p.k.size * p.n.size >= STREAMED
     return large and p.m.size in FEW_ROWS and not p.k_outer
 

@@ -27,6 +27,7 @@ MOST_ROWS = 8
 LONG = 128  # steps along k from which on the sums of a vector's lanes cost less than turning b
 STREAMS = 8  # rows of b side by side
 TASK = 1 << 10  # products in the time that it takes to start a task
+SHORT_BYTES = 3 << 12  # of a tile: its rows end before the machine sees that they are runs, so the next are fetched
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # tiles of a task
 
 Indexed = list[tuple[Axis, Bound]]
@@ -50,6 +51,7 @@ class ThinLoops:
         self.sums = target.registers // 2  # beside them, registers hold a vector of each row of a, and products
         self.columns = min(STREAMS, self.sums // p.m.size, p.n.size)
         self.tiles = tiles_of_task(p, self.columns)
+        self.short = self.columns * p.k.size * dtype.itemsize <= SHORT_BYTES
 
     @property
     def width(self) -> int:
@@ -86,6 +88,8 @@ class ThinLoops:
             rows = [c.let("row", self.element(A, every, Affine(i * p.m.strides[A]))) for i in range(p.m.size)]
             for j in range(columns):
                 at = place([(tile, self.columns * p.n.strides[B])]) + j * p.n.strides[B]
+                if self.short:
+                    c.prefetch("b", self.at(B, every, at + self.columns * p.n.strides[B]))
                 stream = c.let("stream", self.element(B, every, at))
                 for i, row in enumerate(rows):
                     self.add(totals[i][j], row, stream)
@@ -100,8 +104,11 @@ class ThinLoops:
         else:
             self.code.update(total, self.code.fn("mul", x, y))
 
+    def at(self, which: int, axes: Indexed, row: Affine) -> Affine:
+        return place((i, axis.strides[which]) for axis, i in axes) + row
+
     def element(self, which: int, axes: Indexed, row: Affine) -> Expr:
-        return self.code.load("ab"[which], place((i, axis.strides[which]) for axis, i in axes) + row)
+        return self.code.load("ab"[which], self.at(which, axes, row))
 
 
 def tiles_of_task(p: Problem, columns: int) -> int:

@@ -15,8 +15,10 @@ import pytest
 
 from graphc import runtime
 from graphc.artifact_tensors import write_file
+from graphc.dtype import DTYPES, DType
 from graphc.errors import GraphcError
 from graphc.runtime import Program
+from graphc.runtime_arguments import as_array
 from graphc.runtime_load import load
 from graphc.runtime_native import Team
 
@@ -103,6 +105,16 @@ def test_wrong_arguments(program: Program) -> None:
     assert "must have shape (4,), but has (2, 2)" in refuses("GC0403", program, x=X.reshape(2, 2))
     assert "must have shape (4,), but has ()" in refuses("GC0403", program, x=1.0)
     assert program.state["count"] == 7  # nothing ran
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_a_number_becomes_what_a_list_of_it_becomes(dtype: DType) -> None:
+    for value in (0, -1, 127, 128, -129, 255, 256, 2**31, -(2**31), 2**63, 2**64, -(2**63), 0.1, -1e-30, True, False):
+        with np.errstate(over="ignore"):
+            number, numbers = as_array(value, dtype), as_array([value], dtype)
+        assert (number is None) == (numbers is None)
+        if number is not None and numbers is not None:
+            assert (number.shape, number.dtype, number.tobytes()) == ((), numbers.dtype, numbers.tobytes())
 
 
 def test_python_numbers_and_strided_arrays_are_taken(program: Program) -> None:
