@@ -179,6 +179,7 @@ RECIPES = {
     ),
     "resnet": Recipe(
         title="ResNet-20",
+        seeds=(0, 1, 2),
         data="cifar10",
         config={"batch_size": 100, "max_iters": 5000, "weight_decay": 5e-4},
         score="accuracy",
