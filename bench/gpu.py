@@ -7,7 +7,8 @@
 
 The stages: "doctor"; "models", small ones beside the interpreter; "ops", every op on every dtype beside the
 interpreter; "sanitizer", compute-sanitizer's four tools on small models; "bench", the train step and inference of the
-models that people train, beside PyTorch (eager, torch.compile, max-autotune) and JAX, interleaved in turns on the same
+models that people train, with products of cuBLASLt where these are faster ("gpu-graphc") and with none
+("gpu-graphc-own"), beside PyTorch (eager, torch.compile, max-autotune) and JAX, interleaved in turns on the same
 weights and data, the factors of products in bfloat16 everywhere. Each stage is a process of its own with a limit of
 time. Results are in bench/results/gpu-DATE.json and .md as soon as a stage has one, so that a run may be cut short and
 taken up again.
@@ -40,7 +41,17 @@ STAGES = ("doctor", "models", "ops", "sanitizer", "bench")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 BASE, REFERENCE, TOLERANCE = "gpu-graphc", "gpu-torch", 5e-2  # of results with factors of 8 bits
 TAIL = 3000  # characters of the output of a stage that failed
-PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "nvidia-cuda-nvrtc", "torch", "triton", "jax", "jaxlib", "numpy")
+PACKAGES = (
+    "cupy-cuda13x",
+    "cupy-cuda12x",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cublas",
+    "torch",
+    "triton",
+    "jax",
+    "jaxlib",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)

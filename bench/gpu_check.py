@@ -1,4 +1,5 @@
-"""Small models on the device: their train step and inference beside the interpreter, as ``graphc verify`` does it.
+"""Small models on the device: their train step and inference beside the interpreter, as ``graphc verify`` does it: with
+products of our own, and with all that cuBLASLt has, where it is installed.
 
     python bench/gpu_check.py mlp gpt2/infer      # these; without names, all
 
@@ -16,6 +17,7 @@ from gpu_workloads import TINY
 from peers_graphc import entry
 
 import graphc as gc
+from graphc import runtime_cublaslt as cublaslt
 from graphc.cli import main as graphc
 
 
@@ -25,10 +27,11 @@ def check(case: str) -> int:
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.gcx"
         for mode in [only] if only else work.modes:
-            print(f"{name}/{mode}", flush=True)
-            gc.compile(entry(work, mode), target="cuda", arch=architecture()).save(path)
-            if graphc(["verify", str(path)]):
-                return 1
+            for blas in ("off", "on") if cublaslt.available() else ("off",):
+                print(f"{name}/{mode}, blas={blas}", flush=True)
+                gc.compile(entry(work, mode), target="cuda", arch=architecture(), blas=blas).save(path)
+                if graphc(["verify", str(path)]):
+                    return 1
     return 0
 
 

@@ -21,6 +21,7 @@ from graphc.artifact_records import (
     Build,
     EntryRecord,
     KernelRecord,
+    LaunchRecord,
     Manifest,
     PortRecord,
     SpanRecord,
@@ -29,6 +30,7 @@ from graphc.artifact_records import (
 )
 from graphc.dtype import DTYPES
 from graphc.errors import CODES, error
+from graphc.gemm import is_sound
 
 __all__ = ["LIMIT", "check_manifest", "check_member_name"]
 
@@ -88,6 +90,10 @@ def _code(build: Build) -> None:
 
 def _grid(kernel: KernelRecord, architectures: Sequence[str]) -> None:
     what, grid = f"kernel {kernel.name!r}", kernel.grid
+    if kernel.gemm is not None:
+        _require(not (kernel.object or kernel.cubins or grid), f"code of {what}")
+        _require(is_sound(kernel.gemm, LIMIT), f"product of {what}")
+        return
     _require(not kernel.object and kernel.cubins.keys() == set(architectures), f"cubins of {what}")
     _require(grid is not None and 1 <= grid.threads <= 1024, f"threads of {what}")
     _require(grid is not None and 0 <= grid.shared_bytes <= LIMIT, f"shared memory of {what}")
@@ -136,6 +142,7 @@ def _entry(entry: EntryRecord, kernels: Sequence[KernelRecord], manifest: Manife
         _require(1 <= launch.blocks < 1 << 31 if grid else not launch.blocks, f"{at}: blocks of launch {number}")
         room_for_blocks = grid is None or launch.blocks * grid.workspace_bytes <= entry.scratch_bytes
         _require(room_for_blocks, f"{at}: workspace of launch {number}")
+        _gemm(kernels[launch.kernel], launch, entry.scratch_bytes, f"{at}: product of launch {number}")
         for i, (space, where, extent) in enumerate(launch.args):
             _require(0 <= space < len(SPACES), f"{at}: an argument of launch {number}")
             back, forth = moves.get((number, i), (0, 0))
@@ -151,6 +158,16 @@ def _entry(entry: EntryRecord, kernels: Sequence[KernelRecord], manifest: Manife
             space, where, extent = span.test
             _require(space in _BLOCKS and extent >= 1, f"{at}: a test")
             _require(_inside(where, extent, room[space]), f"{at}: a test is out of range")
+
+
+def _gemm(kernel: KernelRecord, launch: LaunchRecord, scratch_bytes: int, at: str) -> None:
+    """A library reads as much as the description of a product says."""
+    gemm = kernel.gemm
+    if gemm is None:
+        return
+    _require(len(launch.args) == len(gemm.operands) and gemm.workspace_bytes <= scratch_bytes, at)
+    for name, (space, where, extent) in zip(gemm.operands, launch.args, strict=True):
+        _require(space in _BLOCKS and gemm.nbytes(name) <= extent and where % gemm.align(name) == 0, f"{at}: {name}")
 
 
 def _prepared(entry: EntryRecord, manifest: Manifest, at: str) -> None:

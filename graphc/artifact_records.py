@@ -19,6 +19,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from graphc.dtype import DTYPES, TensorType
 from graphc.errors import Loc, error
+from graphc.gemm import Gemm
 
 __all__ = [
     "ARENA", "CONST", "FLAGS", "FORMAT", "SPACES", "STATE", "VALUE", "WEIGHTS", "Build", "Check", "ConstRecord",
@@ -28,7 +29,7 @@ __all__ = [
 
 # Major and minor version. A reader ignores what a minor version adds; anything else is a new major version
 # (docs/artifact-format.md says what is promised).
-FORMAT = "1.1"
+FORMAT = "1.2"
 
 # The first number of a launch argument [space, number, extent]: what the number counts from.
 SPACES = ("value", "arena", "state", "const", "flags", "weights")
@@ -123,7 +124,8 @@ class GridRecord:
 @dataclass(frozen=True, slots=True)
 class KernelRecord:
     """A kernel: ``symbol`` in the object at member ``object``, printed as member ``source``. A kernel of a GPU has a
-    ``grid``, and instead of the object ``cubins``: a member for each architecture of the target."""
+    ``grid``, and instead of the object ``cubins``: a member for each architecture of the target. One that is a call of
+    a library has ``gemm`` and no code."""
 
     name: str
     symbol: str
@@ -133,6 +135,7 @@ class KernelRecord:
     lines: tuple[Loc, ...]
     grid: GridRecord | None = None
     cubins: dict[str, str] = field(default_factory=dict)
+    gemm: Gemm | None = None  # since 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +329,7 @@ _DAMAGED = "The file is damaged or was not written by graphc; compile the model 
 
 @cache
 def _decoder(kind: Any, newer: bool) -> Decoder:
-    if kind in (int, str, bool):
+    if kind in (int, float, str, bool):
         return _scalar(kind)
     if get_origin(kind) is UnionType:  # X | None
         inner = _decoder(get_args(kind)[0], newer)

@@ -94,6 +94,12 @@ def _model_arguments(sub: argparse.ArgumentParser) -> None:
         "--arch", metavar="ARCH", action="append", help="an architecture of GPUs, such as sm_90 (may be repeated)"
     )
     sub.add_argument(
+        "--blas",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="products of GPUs by cuBLASLt (default: as measured)",
+    )
+    sub.add_argument(
         "--cpu-baseline",
         metavar="LEVEL",
         action="append",

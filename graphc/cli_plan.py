@@ -34,7 +34,7 @@ def shown(artifact: Artifact) -> Artifact:
 
 def _here(artifact: Artifact) -> int:
     builds = artifact.manifest.builds
-    return next((number for number, build in enumerate(builds) if not unfit(build.target)), 0)
+    return next((number for number, build in enumerate(builds) if not unfit(build)), 0)
 
 
 def entry_summary(artifact: Artifact, entry: EntryRecord, threads: int) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def print_targets(artifact: Artifact, out: Output) -> list[dict[str, Any]]:
     """What the artifact has code for, the best first, a line each; and the same as JSON values."""
     targets, best = [], _here(artifact)
     for number, build in enumerate(artifact.manifest.builds):
-        here = "does not run" if unfit(build.target) else "runs" if number == best else "could run"
+        here = "does not run" if unfit(build) else "runs" if number == best else "could run"
         code = sum(len(artifact.members[name]) for name in set(build.code))
         targets.append({**asdict(build.target), "kernels": len(build.kernels), "code_bytes": code, "here": here})
     rows = [

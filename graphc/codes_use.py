@@ -59,6 +59,13 @@ USE: dict[str, Code] = {
         "`graphc doctor` shows what is there. pip install 'graphc[cuda]' installs CuPy. Compile with --target cpu "
         "to run on the processor.",
     ),
+    "GC0509": Code(
+        "cuBLASLt is missing, or refuses",
+        "The program was compiled with products of cuBLASLt, NVIDIA's library: either that is not installed, or it has "
+        "no such product for this GPU. The message says which.",
+        "an artifact of --blas on, with products in float64, on a machine without the library.",
+        "pip install nvidia-cublas; or compile with --blas off, for graphc's own products.",
+    ),
     "GC0550": Code(
         "the graph text cannot be read",
         "The text of a graph has a defect in the line that the message names.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -11,11 +12,12 @@ from graphc.artifact_records import EntryRecord, GridRecord, KernelRecord, Targe
 from graphc.kernels.cpu import build as cpu
 from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.cuda import build as cuda
+from graphc.kernels.cuda.grid import Grid
 from graphc.kernels.cuda.target import CudaTarget
-from graphc.kernels.plan import EntryPlan
+from graphc.kernels.plan import EntryPlan, Launch
 from graphc.loop import Kernel
 
-__all__ = ["Compilation", "Native", "begin"]
+__all__ = ["Compilation", "Native", "begin", "blocks_of", "grid_record"]
 
 WORKSPACE = 256 << 20  # bytes of global memory that the blocks of one launch may use together
 
@@ -79,38 +81,67 @@ class ForCpu:
 
 
 class ForCuda:
-    """Cubins for each architecture, and how kernels are launched."""
+    """Cubins for each architecture, and how kernels are launched; calls of libraries as they are."""
 
     def __init__(self, target: CudaTarget, kernels: Sequence[Kernel], plans: Sequence[EntryPlan], folder: Path):
-        self.target, self.plans = target, plans
+        self.target, self.plans, self.kernels = target, plans, kernels
         aligned = cuda.aligned_params(plans)
-        self.compilation = cuda.Compilation(kernels, [aligned[k.key] for k in kernels], target, folder)
+        own = [k for k in kernels if k.gemm is None]
+        self.compilation = cuda.Compilation(own, [aligned[k.key] for k in own], target, folder)
 
     def finish(self, entries: tuple[EntryRecord, ...]) -> Native:
-        compiled = self.compilation.finish()
+        compiled = {c.kernel.key: c for c in self.compilation.finish()}
         members = {f"source/{name}": text.encode() for name, text in cuda.headers().items()}
-        records = []
-        for k in compiled:
-            kernel, source = k.kernel, f"source/{k.symbol}.cu"
-            cubins = {arch: f"native/{arch}/{k.symbol}.cubin" for arch in k.cubins}
-            members |= {cubins[arch]: code for arch, code in k.cubins.items()} | {source: k.source.encode()}
-            grid = GridRecord(k.grid.threads, k.grid.shared_bytes, k.grid.workspace_bytes)
-            records.append(KernelRecord(kernel.name, k.symbol, "", source, kernel.doc, kernel.lines, grid, cubins))
+        records, sources = [], []
+        for kernel in self.kernels:
+            found = compiled.get(kernel.key)
+            record, text = called(kernel) if found is None else with_cubins(found, members)
+            members[record.source] = text.encode()
+            records.append(record)
+            sources.append(text)
         t = self.target
         machine = TargetRecord(t.name, t.triple, t.architectures, t.vector_bytes)
         launched = tuple(in_blocks(e, p, compiled) for e, p in zip(entries, self.plans, strict=True))
-        return Native(machine, tuple(records), launched, tuple(k.source for k in compiled), members)
+        return Native(machine, tuple(records), launched, tuple(sources), members)
 
     def close(self) -> None:
         self.compilation.close()
 
 
-def in_blocks(entry: EntryRecord, plan: EntryPlan, compiled: Sequence[cuda.Compiled]) -> EntryRecord:
-    """The entry with the blocks of each launch, and the workspace of the largest."""
+def with_cubins(made: cuda.Compiled, members: dict[str, bytes]) -> tuple[KernelRecord, str]:
+    """A kernel of our own, whose code goes to ``members``, and its source."""
+    kernel, cubins = made.kernel, {arch: f"native/{arch}/{made.symbol}.cubin" for arch in made.cubins}
+    members |= {cubins[arch]: code for arch, code in made.cubins.items()}
+    source, grid = f"source/{made.symbol}.cu", grid_record(made.grid)
+    record = KernelRecord(kernel.name, made.symbol, "", source, kernel.doc, kernel.lines, grid, cubins)
+    return record, made.source
+
+
+def grid_record(grid: Grid) -> GridRecord:
+    return GridRecord(grid.threads, grid.shared_bytes, grid.workspace_bytes)
+
+
+def called(kernel: Kernel) -> tuple[KernelRecord, str]:
+    """A kernel that is a call of a library, and what it does."""
+    symbol = "gemm_" + hashlib.sha256(kernel.key.encode()).hexdigest()[:32]
+    source = f"source/{symbol}.txt"
+    return KernelRecord(kernel.name, symbol, "", source, kernel.doc, kernel.lines, gemm=kernel.gemm), str(kernel.gemm)
+
+
+def blocks_of(grid: Grid, launch: Launch) -> int:
+    """So many that their workspaces are not too large together."""
+    return grid.blocks(launch, max(1, WORKSPACE // grid.workspace_bytes) if grid.workspace_bytes else 0)
+
+
+def in_blocks(entry: EntryRecord, plan: EntryPlan, compiled: Mapping[str, cuda.Compiled]) -> EntryRecord:
+    """The entry with the blocks of each launch, none of calls, and the largest workspace."""
     launches, workspace = [], 0
     for record, launch in zip(entry.launches, plan.launches, strict=True):
-        grid = compiled[record.kernel].grid
-        most = max(1, WORKSPACE // grid.workspace_bytes) if grid.workspace_bytes else 0
-        launches.append(replace(record, blocks=grid.blocks(launch, most)))
-        workspace = max(workspace, launches[-1].blocks * grid.workspace_bytes)
+        if launch.kernel.gemm is not None:
+            launches.append(record)
+            workspace = max(workspace, launch.kernel.gemm.workspace_bytes)
+        else:
+            grid = compiled[launch.kernel.key].grid
+            launches.append(replace(record, blocks=blocks_of(grid, launch)))
+            workspace = max(workspace, launches[-1].blocks * grid.workspace_bytes)
     return replace(entry, launches=tuple(launches), scratch_bytes=workspace)

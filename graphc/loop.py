@@ -16,6 +16,7 @@ Grammar::
             | Contract(c, a, b, m, n, k, ...)      one block product on the target's microkernel
             | BlockProduct(c, a, b, m, n, k, ...)  the same, larger, by the threads of a block
             | Transpose(c, a, m, n, ...)           one block turned round, on the target's shuffles
+            | Gemm(a, b, d, ...)                   all of a kernel: a call of the target's library (`graphc.gemm`)
             | Prefetch(buffer, index)              a hint: memory that will be read soon
             | Barrier | Combine | LoadWide | StoreWide | Registers     of one thread of a GPU (see below)
     expr   := Const | Var | Load(buffer, index) | Call(intrinsic, args)
@@ -37,6 +38,7 @@ import numpy as np
 
 from graphc.dtype import DType, bool_, holds, int64
 from graphc.errors import Loc
+from graphc.gemm import Gemm
 
 __all__ = [
     "COMBINE", "COMPARISONS", "LINE", "Acc", "Affine", "Ahead", "Barrier", "BlockProduct", "Call", "Combine", "Const",
@@ -371,7 +373,7 @@ class StoreWide:
 
 
 ThreadStmt = Barrier | Combine | LoadWide | Registers | StoreWide
-Stmt = Let | Store | Acc | Update | Loop | If | Contract | BlockProduct | Transpose | Prefetch | ThreadStmt
+Stmt = Let | Store | Acc | Update | Loop | If | Contract | BlockProduct | Transpose | Gemm | Prefetch | ThreadStmt
 
 
 # Kernels -------------------------------------------------------------------------------------------------------------
@@ -416,6 +418,11 @@ class Kernel:
         """A canonical text of the structure: equal for kernels that may share code."""
         params = tuple((p.name, p.dtype, p.scalar, p.written) for p in self.params)
         return repr((params, self.scratch, self.body))
+
+    @property
+    def gemm(self) -> Gemm | None:
+        """The call of a library that this is, with its workspace as scratch; None where it is code."""
+        return next((stmt for stmt in self.body if isinstance(stmt, Gemm)), None)
 
     @property
     def scratch_bytes(self) -> int:

@@ -18,8 +18,11 @@ import numpy as np
 from graphc.artifact import CONSTS, STATE_FILE, Artifact
 from graphc.artifact_records import ARENA, CONST, STATE, WEIGHTS, EntryRecord, StateRecord
 from graphc.runtime import Entry, Program
-from graphc.runtime_cuda_device import Device, DeviceBlock, Kernel
+from graphc.runtime_cublaslt import Library
+from graphc.runtime_cuda_device import Device, DeviceBlock, Kernel, architecture_of
+from graphc.runtime_cuda_gemm import GemmKernel
 from graphc.runtime_cuda_step import Batch, Feed, Step
+from graphc.runtime_cuda_walk import Launched
 from graphc.runtime_state import StateView
 
 __all__ = ["CudaEntry", "CudaProgram", "DeviceState"]
@@ -52,7 +55,7 @@ class CudaProgram(Program):
 
     @cached_property
     def on_device(self) -> Memory:
-        """The program on the device, to which its state moves now. Raises GC0505, GC0508 and GC0702."""
+        """The program on the device, to which its state moves now. Raises GC0505, GC0508, GC0509 and GC0702."""
         return Memory(self.code, self.state)
 
 
@@ -62,8 +65,8 @@ class Memory:
     def __init__(self, artifact: Artifact, state: StateView):
         manifest = artifact.manifest
         self.device = device = Device()
-        self.kernels = Kernel.all_of(device, artifact)
-        self.grids = [k.grid for k in manifest.kernels]
+        with device.gpu:
+            self.kernels = launched(device, artifact)
         arena = max((e.arena_bytes - e.prepared_bytes for e in manifest.entries), default=0)
         sizes = {
             STATE: manifest.state_bytes,
@@ -78,6 +81,22 @@ class Memory:
             self.blocks[CONST].write(constants[port.name], port.offset)
         assert isinstance(state, DeviceState)
         state.move(self.blocks)
+
+
+def launched(device: Device, artifact: Artifact) -> list[Launched]:
+    """What the launches of an artifact run, in the order of its kernels. Raises GC0505 where it has no code for this
+    device, GC0509 where a library is missing."""
+    architecture, library = architecture_of(device, artifact), None
+    made: list[Launched] = []
+    for record in artifact.manifest.kernels:
+        if record.gemm is not None:
+            library = library or Library()
+            made.append(GemmKernel(device, library, record.gemm))
+        else:
+            assert record.grid is not None
+            cubin = bytes(artifact.members[record.cubins[architecture]])
+            made.append(Kernel(device, cubin, record.symbol, record.grid))
+    return made
 
 
 class DeviceState(StateView):
@@ -133,7 +152,7 @@ class CudaEntry(Entry):
     @cached_property
     def _ready(self) -> Step:
         memory = self._memory
-        return Step(memory.device, self._record, memory.kernels, memory.grids, memory.blocks, memory.workspace)
+        return Step(memory.device, self._record, memory.kernels, memory.blocks, memory.workspace)
 
     def timed(self, /, **arguments: Any) -> tuple[dict[str, Any], np.ndarray]:
         """As a call, launch by launch, and the nanoseconds of each ([launches] int64), of all its runs if a loop

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from graphc import runtime_cublaslt as cublaslt
 from graphc.artifact import Artifact
-from graphc.artifact_records import TargetRecord
+from graphc.artifact_records import Build, GridRecord
 from graphc.errors import error
 
-__all__ = ["Device", "DeviceBlock", "Kernel", "fitting", "found", "missing", "unfit_gpu"]
+__all__ = ["Device", "DeviceBlock", "Kernel", "architecture_of", "fitting", "found", "missing", "unfit_gpu"]
 
 PACKAGE = "cupy"
 INSTALL = "pip install 'graphc[cuda]' installs CuPy for CUDA 13; nvidia-smi shows the driver and the GPUs that it finds"
@@ -53,7 +54,9 @@ def found() -> dict[str, str]:
     ]
     versions = {"driver": cuda.driverGetVersion(), "runtime": cuda.runtimeGetVersion()}
     texts = [f"{name} {v // 1000}.{v % 1000 // 10}" for name, v in versions.items()]
-    return {"cuda": "; ".join(described), "cupy": f"{cupy.__version__}, for CUDA of {' and '.join(texts)}"}
+    library = cublaslt.release() if cublaslt.available() else f"not installed; {cublaslt.INSTALL}"
+    cupy_version = f"{cupy.__version__}, for CUDA of {' and '.join(texts)}"
+    return {"cuda": "; ".join(described), "cupy": cupy_version, "cublaslt": library}
 
 
 def fitting(architectures: Sequence[str], capability: str) -> str | None:
@@ -71,13 +74,16 @@ def fitting(architectures: Sequence[str], capability: str) -> str | None:
     return max(found)[2] if found else None
 
 
-def unfit_gpu(target: TargetRecord) -> str:
-    """Why code for ``target`` cannot run on the GPU of this machine; empty if it can."""
+def unfit_gpu(build: Build) -> str:
+    """Why ``build`` cannot run on the GPU of this machine; empty if it can."""
+    target = build.target
     if why := missing():
         return f"was built for an NVIDIA GPU, and {why}"
     capability = str(importlib.import_module(PACKAGE).cuda.Device().compute_capability)
     if fitting(target.features, capability) is None:
         return f"was built for {', '.join(target.features)}, and this GPU is sm_{capability}"
+    if any(kernel.gemm for kernel in build.kernels) and not cublaslt.available():
+        return "multiplies with cuBLASLt, which is not installed here"
     return ""
 
 
@@ -152,33 +158,32 @@ class DeviceBlock:
 class Kernel:
     """A kernel that is loaded on a device: ``kernel(blocks, words)`` puts a launch on the device's stream."""
 
-    def __init__(self, device: Device, function: Any, threads: int, shared_bytes: int):
-        driver = device.cupy.cuda.driver
-        if shared_bytes > _DEFAULT_SHARED:
+    own_code = True
+
+    def __init__(self, device: Device, cubin: bytes, symbol: str, grid: GridRecord):
+        driver, module = device.cupy.cuda.driver, device.cupy.cuda.Module()
+        module.load(cubin)
+        function = module.get_function(symbol)
+        if grid.shared_bytes > _DEFAULT_SHARED:
             attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            driver.funcSetAttribute(function.ptr, attribute, shared_bytes)
+            driver.funcSetAttribute(function.ptr, attribute, grid.shared_bytes)
         # Code is loaded when it is first needed, which must not be while launches are captured.
         driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_NUM_REGS, function.ptr)
-        self._function, self._threads, self._shared, self._stream = function, threads, shared_bytes, device.stream
+        self._function, self._grid, self._stream = function, grid, device.stream
+        self.workspace_bytes = grid.workspace_bytes
 
     def __call__(self, blocks: int, words: Sequence[int]) -> None:
-        """``words``: an address or a number for each parameter."""
+        """``words``: an address or a number for each parameter, then the address of the workspace, if there is one."""
         args = tuple(map(np.int64, words))
-        self._function((blocks, 1, 1), (self._threads, 1, 1), args, shared_mem=self._shared, stream=self._stream)
+        block = (self._grid.threads, 1, 1)
+        self._function((blocks, 1, 1), block, args, shared_mem=self._grid.shared_bytes, stream=self._stream)
 
-    @classmethod
-    def all_of(cls, device: Device, artifact: Artifact) -> list[Kernel]:
-        """The kernels of an artifact in their order. Raises GC0505 where it has no code for this device."""
-        manifest, capability = artifact.manifest, str(device.gpu.compute_capability)
-        architecture = fitting(manifest.target.features, capability)
-        if architecture is None:
-            message = f"the artifact has code for {', '.join(manifest.target.features)}; this GPU is sm_{capability}"
-            raise error("GC0505", message, hint=f"graphc compile FILE.py --target cuda --arch sm_{capability}")
-        made = []
-        for record in manifest.kernels:
-            assert record.grid is not None
-            module = device.cupy.cuda.Module()
-            module.load(bytes(artifact.members[record.cubins[architecture]]))
-            function = module.get_function(record.symbol)
-            made.append(cls(device, function, record.grid.threads, record.grid.shared_bytes))
-        return made
+
+def architecture_of(device: Device, artifact: Artifact) -> str:
+    """The best of the architectures of an artifact for this device. Raises GC0505 where there is none."""
+    features, capability = artifact.manifest.target.features, str(device.gpu.compute_capability)
+    found = fitting(features, capability)
+    if found is None:
+        message = f"the artifact has code for {', '.join(features)}; this GPU is sm_{capability}"
+        raise error("GC0505", message, hint=f"graphc compile FILE.py --target cuda --arch sm_{capability}")
+    return found

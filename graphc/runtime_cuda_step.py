@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from graphc.artifact import ALIGN
-from graphc.artifact_records import ARENA, FLAGS, EntryRecord, GridRecord, PortRecord
+from graphc.artifact_records import ARENA, FLAGS, EntryRecord, PortRecord
 from graphc.dtype import DType
 from graphc.errors import error
 from graphc.runtime_arguments import as_array, bind, failed_check
-from graphc.runtime_cuda_device import Device, DeviceBlock, Kernel
-from graphc.runtime_cuda_walk import Node, Walk
+from graphc.runtime_cuda_device import Device, DeviceBlock
+from graphc.runtime_cuda_walk import Launched, Node, Walk
 from graphc.runtime_table import PREPARED
 
 __all__ = ["Batch", "Feed", "Step"]
@@ -30,8 +30,7 @@ class Step:
         self,
         device: Device,
         record: EntryRecord,
-        kernels: list[Kernel],
-        grids: list[GridRecord | None],
+        kernels: list[Launched],
         blocks: Mapping[int, DeviceBlock],
         workspace: DeviceBlock,
     ):
@@ -40,7 +39,7 @@ class Step:
         self._seen = device.pinned(4 * len(record.checks)).view(np.int32)
         kept = device.alloc(record.prepared_bytes, f"entry {record.name!r}")
         own = {FLAGS: self._flags, PREPARED: kept}
-        self.walk = Walk(device, record, kernels, grids, {**blocks, **own}, workspace)
+        self.walk = Walk(device, record, kernels, {**blocks, **own}, workspace)
         self._sources, self._sinks = _Pinned(device), _Pinned(device)  # of arguments and results on the host
         self._fed = device.event()  # all arguments are in the arena
         self._held: Arrays = {}  # until then

@@ -7,19 +7,19 @@ of a known number of iterations are part of a graph, each launch with the addres
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from graphc.artifact_records import ARENA, VALUE, EntryRecord, GridRecord, SpanRecord
-from graphc.runtime_cuda_device import Device, DeviceBlock, Kernel
+from graphc.artifact_records import ARENA, VALUE, EntryRecord, SpanRecord
+from graphc.runtime_cuda_device import Device, DeviceBlock
 from graphc.runtime_table import PREPARED
 
-__all__ = ["Walk"]
+__all__ = ["Launched", "Walk"]
 
 LARGEST = 20_000  # launches of a loop that are captured; longer ones are launched one by one
 
@@ -35,13 +35,26 @@ class Nest:
 
 @dataclass
 class Captured:
-    """What is the same in each step. The graph is made in the first."""
+    """What is the same in each step. The graph is made in the first, or, where code is ``loaded`` in that, in the
+    second."""
 
     nodes: tuple[Node, ...]
     graph: Any = field(default=None, compare=False)
+    loaded: bool = field(default=False, compare=False)
 
 
 Node = int | Nest | Captured
+
+
+class Launched(Protocol):
+    """What a launch runs: a kernel, or a call of a library. ``own_code``: it is there before it first runs."""
+
+    own_code: bool
+    workspace_bytes: int
+
+    def __call__(self, blocks: int, words: Sequence[int]) -> None:
+        """Put it on the device's stream."""
+        ...
 
 
 class Walk:
@@ -56,19 +69,16 @@ class Walk:
         self,
         device: Device,
         entry: EntryRecord,
-        kernels: Sequence[Kernel],
-        grids: Sequence[GridRecord | None],
+        kernels: Sequence[Launched],
         blocks: Mapping[int, DeviceBlock],
         workspace: DeviceBlock,
     ):
         self._device, self._entry, self._blocks = device, entry, blocks
         self._words: list[list[int]] = []
         self._kernels = [kernels[launch.kernel] for launch in entry.launches]
-        for launch in entry.launches:
+        for launch, kernel in zip(entry.launches, self._kernels, strict=True):
             words = [where if space == VALUE else self.place(space, where).ptr for space, where, _ in launch.args]
-            grid = grids[launch.kernel]
-            has_workspace = grid is not None and grid.workspace_bytes > 0
-            self._words.append([*words, workspace.address] if has_workspace else words)
+            self._words.append([*words, workspace.address] if kernel.workspace_bytes else words)
         self._moved: Counter[tuple[int, int]] = Counter()
         self._test = device.pinned(1)
         self._clock: list[tuple[int, Any, Any]] | None = None
@@ -126,6 +136,10 @@ class Walk:
         if self._clock is not None:
             self.run(node.nodes)
             return
+        if not node.loaded and not all(self._kernels[n].own_code for n in flat(node.nodes)):
+            node.loaded = True  # by running: a library loads its code when it first does
+            self.run(node.nodes)
+            return
         if node.graph is None:
             stream.begin_capture()
             try:
@@ -176,6 +190,15 @@ def nested(spans: Sequence[SpanRecord], start: int, stop: int) -> tuple[Node, ..
         nodes.append(Nest(span, nested(inner, at, span.middle), nested(inner, span.middle, span.stop)))
         at = span.stop
     return tuple(nodes)
+
+
+def flat(nodes: Sequence[Node]) -> Iterator[int]:
+    """All launches, those that loops repeat once."""
+    for node in nodes:
+        if isinstance(node, int):
+            yield node
+        elif isinstance(node, Nest):
+            yield from flat((*node.before, *node.after))
 
 
 def planned(nodes: Sequence[Node]) -> tuple[Node, ...]:

@@ -61,7 +61,7 @@ def program_of(
     machine can run. Where there is none, one that is for a GPU can be looked at and saved, and to run it is GC0508;
     any other is GC0505."""
     builds = artifact.manifest.builds
-    runnable = (n for n, build in enumerate(builds) if not unfit(build.target))
+    runnable = (n for n, build in enumerate(builds) if not unfit(build))
     for_gpus = (n for n, build in enumerate(builds) if build.target.name == "cuda")
     number = next(runnable, next(for_gpus, None))
     if number is not None and builds[number].target.name == "cuda":

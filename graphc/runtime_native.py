@@ -27,7 +27,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from graphc.artifact import ALIGN, Artifact
-from graphc.artifact_records import Manifest, TargetRecord
+from graphc.artifact_records import Build, Manifest
 from graphc.errors import error
 from graphc.runtime_cuda_device import unfit_gpu
 from graphc.system import TILES, allow_tiles, features
@@ -83,17 +83,18 @@ def best_build(manifest: Manifest, name: str = "the artifact") -> int:
     ``name`` is what to call the artifact."""
     reasons = []
     for number, build in enumerate(manifest.builds):
-        why = unfit(build.target)
+        why = unfit(build)
         if not why:
             return number
         reasons.append(why)
     raise error("GC0505", f"{name} {'; other code in it '.join(reasons)}", hint=_REBUILD)
 
 
-def unfit(target: TargetRecord) -> str:
-    """Why native code for ``target`` cannot run here; empty if it can."""
+def unfit(build: Build) -> str:
+    """Why the native code of ``build`` cannot run here; empty if it can."""
+    target = build.target
     if target.name == "cuda":
-        return unfit_gpu(target)
+        return unfit_gpu(build)
     here = llvm.get_process_triple().split("-")
     there = target.triple.split("-")
     if target.name != "cpu" or here[0] != there[0] or here[2:3] != there[2:3]:

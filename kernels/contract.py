@@ -8,7 +8,7 @@ and the tile of c gets its epilogue while it is still in the first level.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -28,6 +28,7 @@ from graphc.kernels.contract_direct import (
 from graphc.kernels.contract_direct_loops import DirectLoops, Panels
 from graphc.kernels.contract_epilogue import Epilogue
 from graphc.kernels.contract_factors import Stored, in_words, word_type, words_of
+from graphc.kernels.contract_library import library_call
 from graphc.kernels.contract_loops import Loops
 from graphc.kernels.contract_problem import Problem, problem
 from graphc.kernels.contract_schedule import alternatives, choose, choose_ahead
@@ -79,7 +80,10 @@ def lower_contract(
     then = "" if epilogue.identity else ", then what follows per element"
     doc = f"The product of {left.dtype}{list(left.shape)} and {list(right.shape)}"
     if ctx.target.processors and left.dtype == right.dtype:
-        return work.tiled(name, doc, then, came_from)
+        ways, products = [work.tiled(name, doc, then, came_from)], ctx.target.products
+        if products is not None:
+            ways += work.by_library(name, doc, then, came_from)
+        return products.chosen(ways) if products is not None and len(ways) > 1 else ways[0]
     return before + work.launches(name, doc, then, came_from, whole)
 
 
@@ -194,6 +198,35 @@ class Work:
         return [
             launch(name, operands, loops.body(), doc=f"{doc}{then}.", lines=lines, flops=flops, scratch=loops.scratch())
         ]
+
+    def by_library(self, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> Iterator[list[Launch]]:
+        """The ways in which a library makes the product: with what follows, and with a kernel for that."""
+        flops = 2 * self.size * self.depth
+        whole = library_call(self.p, self.dtype, self.epilogue, self.factors, self.tiles)
+        if whole is not None:
+            yield [
+                launch(
+                    name, whole.operands, whole.body, doc=f"{doc}{then}, by a library.", lines=lines,
+                    flops=flops + self.size * self.epilogue.cost, scratch=whole.scratch,
+                )
+            ]  # fmt: skip
+        if self.epilogue.identity:
+            return
+        one, plain = partial_problem(self.p, 1), Epilogue.plain(self.dtype, (1, self.size))
+        made = View.whole(self.ctx.temp("product", self.size * self.dtype.itemsize), self.dtype, (1, self.size))
+        bare = library_call(one, self.dtype, plain, self.factors, [Operand("y0", made, writes=True)])
+        if bare is not None:
+            second = Sum(self.p, 1, self.dtype, self.epilogue)
+            yield [
+                launch(
+                    f"{name}_product", bare.operands, bare.body, doc=f"{doc}, by a library.", lines=lines, flops=flops,
+                    scratch=bare.scratch,
+                ),
+                launch(
+                    f"{name}_rest", [Operand("a", made, reads=True), *self.tiles], second.body(),
+                    doc="What follows a product per element.", lines=lines, flops=self.size * self.epilogue.cost,
+                ),
+            ]  # fmt: skip
 
     def turned(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """The right factor, turned, and the product with that."""

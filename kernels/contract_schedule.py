@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Protocol
 
 from graphc.dtype import DType
 from graphc.kernels.contract_problem import Problem
+from graphc.kernels.plan import Launch
 
-__all__ = ["TEAMS", "Schedule", "Target", "alternatives", "choose", "choose_ahead", "cost", "even"]
+__all__ = ["TEAMS", "Products", "Schedule", "Target", "alternatives", "choose", "choose_ahead", "cost", "even"]
 
 SLAB = 128  # rows of both factors that are fetched while as many are multiplied
 LONG_SLAB = 256  # the same, where a factor lies along k: its rows are longer runs
@@ -51,6 +52,14 @@ TASK = 1000  # start of a task
 LAUNCH = 5000  # of a second kernel, with the barrier before it
 
 
+class Products(Protocol):
+    """Who knows which way to make a product is the fastest."""
+
+    def chosen(self, ways: Sequence[list[Launch]]) -> list[Launch]:
+        """One of ``ways``: the first are our own loops, the others calls of a library with what more they need."""
+        ...
+
+
 class Target(Protocol):
     """What the lowering must know of the machine."""
 
@@ -62,6 +71,11 @@ class Target(Protocol):
     @property
     def processors(self) -> int:
         """Blocks of threads that should have work at a time; 0: one thread does a unit of work by itself."""
+        ...
+
+    @property
+    def products(self) -> Products | None:
+        """Who chooses between our own loops and a library's products; None where there is no library."""
         ...
 
     @property

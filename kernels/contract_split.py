@@ -14,7 +14,7 @@ from graphc.kernels.contract_code import Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_row
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
 from graphc.kernels.contract_schedule import LAUNCH, TEAMS, Target, choose, cost
-from graphc.loop import Affine, Role, Scratch, Stmt
+from graphc.loop import Affine, Role, Scratch, Stmt, Var
 
 __all__ = ["Sum", "k_parts", "partial_problem"]
 
@@ -59,7 +59,8 @@ def partial_problem(p: Problem, parts: int) -> Problem:
 
 @dataclass
 class Sum:
-    """The second launch: ``parts`` partial results in ``a`` become the sum, and then what follows per element."""
+    """The second launch: ``parts`` partial results in ``a`` become the sum, and then what follows per element. A single
+    one is the sum."""
 
     p: Problem
     parts: int
@@ -67,18 +68,26 @@ class Sum:
     epilogue: Epilogue
 
     def scratch(self) -> tuple[Scratch, ...]:
-        return (Scratch("row", self.dtype, self.p.n.size),)
+        return (Scratch("row", self.dtype, self.p.n.size),) if self.parts > 1 else ()
 
     def body(self) -> tuple[Stmt, ...]:
         p, c = self.p, Code(self.dtype, ("a", "row"))
         rows = p.outer_size * p.m.size
         with c.loop("task", 0, rows, role=Role.PARALLEL) as task:
             *outer, m = c.unflatten(task, [*outer_sizes(p), ("m", p.m.size)])
-            with c.lanes(0, p.n.size) as j:
-                c.store("row", Affine.of(j), c.load("a", place([(task, p.n.size), (j, 1)])))
-            with c.loop("part", 1, self.parts) as part, c.lanes(0, p.n.size) as j:
-                more = c.load("a", place([(part, rows * p.n.size), (task, p.n.size), (j, 1)]))
-                c.store("row", Affine.of(j), c.fn("add", c.load("row", Affine.of(j)), more))
             axes = [*zip(p.outer, outer, strict=True), (p.m, m)]
-            finish_row(c, self.epilogue, axes, p.n, (0, p.n.size), ("row", Affine()))
+            product = ("a", place([(task, p.n.size)]))
+            if self.parts > 1:
+                self.add(c, task, rows)
+                product = ("row", Affine())
+            finish_row(c, self.epilogue, axes, p.n, (0, p.n.size), product)
         return tuple(c.out)
+
+    def add(self, c: Code, task: Var, rows: int) -> None:
+        """The parts of row ``task``, one after the other, into ``row``."""
+        n = self.p.n.size
+        with c.lanes(0, n) as j:
+            c.store("row", Affine.of(j), c.load("a", place([(task, n), (j, 1)])))
+        with c.loop("part", 1, self.parts) as part, c.lanes(0, n) as j:
+            more = c.load("a", place([(part, rows * n), (task, n), (j, 1)]))
+            c.store("row", Affine.of(j), c.fn("add", c.load("row", Affine.of(j)), more))

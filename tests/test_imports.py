@@ -23,6 +23,7 @@ LONGEST = 500
 LAYERS = (
     ("graphc.codes*",),
     ("graphc.errors", "graphc.dtype"),
+    ("graphc.gemm",),
     ("graphc.ir", "graphc.loop", "graphc.config", "graphc.system"),
     ("graphc.ops",),
     (
@@ -44,7 +45,15 @@ LAYERS = (
 
 # An artifact runs where the compiler is not installed: these import nothing else of graphc.
 STANDALONE = ("graphc.artifact*", "graphc.runtime*")
-STANDALONE_MAY_USE = (*STANDALONE, "graphc.dtype", "graphc.codes*", "graphc.errors", "graphc.config", "graphc.system")
+STANDALONE_MAY_USE = (
+    *STANDALONE,
+    "graphc.dtype",
+    "graphc.codes*",
+    "graphc.errors",
+    "graphc.config",
+    "graphc.system",
+    "graphc.gemm",
+)
 
 # Functions that import when they are called: `import graphc` stays cheap, and commands load what they use.
 LATE = {"graphc": {"compile", "compile_file", "load", "load_safetensors", "_rebuild"}}

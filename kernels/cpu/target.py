@@ -37,6 +37,11 @@ class CpuTarget:
         return 0
 
     @property
+    def products(self) -> None:
+        """All products are our own."""
+        return None
+
+    @property
     def units(self) -> int:
         """Enough for any team of threads."""
         return 64

@@ -26,7 +26,7 @@ from graphc.kernels.cuda.wide import ACCESS
 from graphc.kernels.plan import Arg, EntryPlan
 from graphc.loop import Kernel
 
-__all__ = ["OPTIONS", "Compilation", "Compiled", "aligned_params", "headers"]
+__all__ = ["OPTIONS", "Compilation", "Compiled", "aligned_params", "generator", "headers"]
 
 # Rounding is what the kernel says; warnings are of the header's functions for every type.
 OPTIONS = ("--std=c++17", "--fmad=false", "--disable-warnings")
@@ -124,14 +124,14 @@ class Compilation:
 
 def _printed(kernel: Kernel, aligned: frozenset[str], target: CudaTarget) -> tuple[str, str, Threads]:
     """The symbol, the source, and what a thread does."""
-    text = f"{_generator()}\n{target!r}\n{sorted(aligned)}\n{kernel.key}"
+    text = f"{generator()}\n{target!r}\n{sorted(aligned)}\n{kernel.key}"
     symbol = "gc_" + hashlib.sha256(text.encode()).hexdigest()[:32]
     threads = shared_out(kernel, aligned, target.shared_bytes)
     return symbol, source_of(threads, symbol), threads
 
 
 @cache
-def _generator() -> str:
+def generator() -> str:
     """What the code generator is: its own source, the header, and the version of the compiler below it."""
     here = Path(__file__).parent
     files = [Path(graphc.loop.__file__), here.parent / "emit.py", here.parent / "c.py", *sorted(here.glob("*.py"))]

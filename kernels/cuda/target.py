@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from graphc.dtype import DType
+from graphc.kernels.contract_schedule import Products
 
 __all__ = ["ARCHITECTURES", "CudaTarget"]
 
@@ -14,7 +15,8 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # Ampere, Hopper, Blackwell: cubin
 @dataclass(frozen=True, slots=True)
 class CudaTarget:
     """Every GPU from Ampere on. A block may have ``shared_bytes`` of shared memory: what the smallest of them has, with
-    some left for a second block."""
+    some left for a second block. ``products`` chooses between our own and those of cuBLASLt, if these may be used; what
+    a kernel is does not depend on it."""
 
     name: str = "cuda"
     triple: str = "nvptx64-nvidia-cuda"
@@ -25,6 +27,7 @@ class CudaTarget:
     processors: int = 132
     units: int = 1 << 17
     chunk: int = 512
+    products: Products | None = field(default=None, repr=False, compare=False)
 
     def tile(self, dtype: DType) -> tuple[int, int]:
         """Rows and columns of the result that a block product makes."""

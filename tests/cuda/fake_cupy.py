@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from shim import SHARED_LIMIT, Buffer, Place, compile_kernels
 
+from graphc import runtime_cublaslt
 from graphc.kernels.cuda import nvrtc
 
 BUILD = "checked"  # kernels say what they write, and are stopped where they read what nobody has written
@@ -478,16 +479,20 @@ def module() -> types.ModuleType:
 
 @contextmanager
 def installed() -> Iterator[types.ModuleType]:
-    """``import cupy`` finds the fake; kernels of target cuda are "compiled" by keeping their source."""
+    """``import cupy`` finds the fake; kernels of target cuda are "compiled" by keeping their source. cuBLASLt is none:
+    a real one would look for a GPU."""
     was = sys.modules.get("cupy")
     kept = {name: getattr(nvrtc, name) for name in ("available", "version", "compile_cubin")}
     fakes = {"available": lambda: True, "version": lambda: (0, 0), "compile_cubin": lambda s, *_: (s.encode(), "")}
     sys.modules["cupy"] = fake = module()
+    library = runtime_cublaslt._loaded
     vars(nvrtc).update(fakes)
+    vars(runtime_cublaslt)["_loaded"] = lambda: None
     try:
         yield fake
     finally:
         vars(nvrtc).update(kept)
+        vars(runtime_cublaslt)["_loaded"] = library
         del sys.modules["cupy"]
         if was is not None:
             sys.modules["cupy"] = was
