@@ -132,6 +132,7 @@ class ThreadPrinter(Printer):
 
     def __init__(self, kernel: Kernel, dialect: Dialect):
         super().__init__(kernel, dialect)
+        self.global_arrays = {p.name for p in kernel.params}
         self.names |= {v.name: v.name.removeprefix("thread: ") for v in (LANE, WARP_LANE, WARP_NUMBER)}
 
     def stmt(self, stmt: Stmt) -> None:
@@ -157,7 +158,11 @@ class ThreadPrinter(Printer):
                 self.simple(self.registers(stmt))
             case StoreWide():
                 at = f"{self.names[stmt.buffer]} + {self.affine(stmt.index)}"
-                self.simple(f"*({wide(stmt.source)} *)({at}) = {self.names[stmt.source.name].removesuffix('.of')}")
+                value = self.names[stmt.source.name].removesuffix(".of")
+                if stmt.buffer in self.global_arrays:
+                    self.simple(f"store_wide({at}, {value})")
+                else:
+                    self.simple(f"*({wide(stmt.source)} *)({at}) = {value}")
             case _:
                 super().stmt(stmt)
 

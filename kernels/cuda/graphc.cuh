@@ -154,6 +154,21 @@ CORE void copy_async_16(void *to, const void *from, bool inside) {
 }
 CORE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> CORE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+
+// Neighbouring elements to global memory, in one access. Left to itself, the compiler may store them one by one: where it
+// strength-reduces a loop's addresses, it forgets which of them are aligned.
+template <typename Wide> CORE void store_wide(void *to, Wide x) {
+    const u64 at = __cvta_generic_to_global(to);
+    u32 w[(sizeof x + 3) / 4];
+    memcpy(w, &x, sizeof x);
+    if constexpr (sizeof x == 16)
+        asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};"
+                     :: "l"(at), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+    else if constexpr (sizeof x == 8)
+        asm volatile("st.global.v2.b32 [%0], {%1,%2};" :: "l"(at), "r"(w[0]), "r"(w[1]) : "memory");
+    else if constexpr (sizeof x == 4) asm volatile("st.global.b32 [%0], %1;" :: "l"(at), "r"(w[0]) : "memory");
+    else asm volatile("st.global.b16 [%0], %1;" :: "l"(at), "h"((u16)w[0]) : "memory");
+}
 #endif
 
 // What the threads of a group do together --------------------------------------------------------------------------------

@@ -209,6 +209,9 @@ inline void copy_async_commit() { simt::copy_commit(); }
 template <int N>
 void copy_async_wait() { simt::copy_wait(N); }
 
+template <class Wide>  // a fault in it is that of the line that calls
+__attribute__((always_inline)) inline void store_wide(void *to, Wide x) { *static_cast<Wide *>(to) = x; }
+
 // For the driver: an entry point with the parameters' addresses, as cuLaunchKernel takes them.
 #define SIMT_KERNEL(name)                                                                                          \
     extern "C" int simt_run_##name(const simt::Launch *how, void **params) { return simt::launch(name, how, params); }
