@@ -35,15 +35,18 @@ MISSING = "no g++ here, which compiles CUDA kernels for the CPU"  # why a test i
 FAULTS = ("none", "divergence", "lanes", "race", "bounds", "unwritten", "alignment", "undefined")
 
 COMMON = (
-    "-std=c++20", "-DGRAPHC_HOST", "-O1", "-g1", "-fPIC", "-w", "-ffp-contract=off", "-fno-math-errno",
+    "-std=c++20", "-DGRAPHC_HOST", "-Og", "-g1", "-fPIC", "-w", "-ffp-contract=off", "-fno-math-errno",
     "-fno-strict-aliasing",
     "-fno-extern-tls-init",  # `extern __shared__` needs no constructor
     "-ftrivial-auto-var-init=pattern",  # what a thread leaves uninitialised is not 0 by chance
 )  # fmt: skip
 BUILDS = {
-    "plain": ("-fsanitize=alignment",),  # else a vector access that is not aligned ends the process
-    "checked": ("-fsanitize=thread,undefined", "--param", "tsan-instrument-func-entry-exit=0"),
-}
+    "plain": ("-fsanitize=alignment,integer-divide-by-zero",),  # which else end the process
+    "checked": (
+        "-fsanitize=thread,undefined", "-fno-sanitize=null,object-size,pointer-overflow",  # bounds are known better
+        "--param", "tsan-instrument-func-entry-exit=0",
+    ),
+}  # fmt: skip
 KERNEL = re.compile(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(")
 SHARED_LIMIT = 227 * 1024  # bytes of shared memory that a block may have (compute capability 9.0)
 
@@ -256,6 +259,7 @@ def compile_kernels(sources: Mapping[str, str], build: str = "checked", batch: i
     names = list(sources)
     batches = [names[i : i + batch] for i in range(0, len(names), batch)]
     _runtime()
+    _header(build)
     with ThreadPoolExecutor(cpus()) as pool:
         made = pool.map(lambda b: _library({n: sources[n] for n in b}, build), batches)
         return {name: Kernel(library, name) for library, found in made for name in found}
@@ -263,8 +267,7 @@ def compile_kernels(sources: Mapping[str, str], build: str = "checked", batch: i
 
 def _library(sources: Mapping[str, str], build: str) -> tuple[Library, list[str]]:
     """A batch, with the names of its kernels. Each file has a namespace, for functions that several have."""
-    headers = {f.name: f.read_text() for f in sorted(HEADERS.glob("*.cuh"))}
-    lines, found = [f'#include "{name}"' for name in headers], list[str]()
+    lines, found = list[str](), list[str]()
     for number, (file, text) in enumerate(sources.items()):
         kernels = KERNEL.findall(text)
         lines += [f"namespace file{number} {{", f'#include "{file}"', *(f"SIMT_KERNEL({k})" for k in kernels), "}"]
@@ -272,25 +275,44 @@ def _library(sources: Mapping[str, str], build: str) -> tuple[Library, list[str]
     lines.append(f"__shared__ __align__(128) unsigned char shared[{SHARED_LIMIT}];")  # that graphc.cuh declares
     lines.append('extern "C" void *simt_shared() { return shared; }')
     texts = {**sources, "batch.cpp": "\n".join([*lines, ""])}
-    flags = [*COMMON, *BUILDS[build]]
-    stamp = _digest([*flags, *_texts("*.h"), *headers.values(), *texts, *texts.values()])
-    return Library(_made(f"{build}-{stamp}", texts, flags), build), found
+    return Library(_made(build, texts), build), found
 
 
-def _made(name: str, texts: Mapping[str, str], flags: Iterable[str]) -> Path:
+def _made(build: str, texts: Mapping[str, str]) -> Path:
     """Compile batch.cpp of ``texts`` in a folder of its own, unless that was done before."""
-    folder = _folder() / name
+    header = _header(build)
+    folder = _folder() / f"{build}-{_digest([header.parent.name, *texts, *texts.values()])}"
     library = folder / "kernels.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in texts.items():
             (folder / file).write_text(text)
         unlinked, part = (f"kernels-{os.getpid()}.{kind}" for kind in ("o", "part"))
-        _run(["g++", *flags, f"-I{RUNTIME}", f"-I{HEADERS}", "-c", "batch.cpp", "-o", unlinked], folder)
+        _run([*_command(build), "-include", str(header), "-c", "batch.cpp", "-o", unlinked], folder)
         # Linked without the sanitizers' own libraries: what the code calls is in the runtime, which this process has.
         _run(["g++", "-shared", unlinked, "-o", part], folder)
         (folder / part).rename(library)
     return library
+
+
+@cache
+def _header(build: str) -> Path:
+    """What all kernels include, compiled once: g++ takes the .gch beside it."""
+    texts = {f.name: f.read_text() for f in sorted([*HEADERS.glob("*.cuh"), *RUNTIME.glob("*.h")])}
+    folder = _folder() / f"header-{build}-{_digest([*_command(build), *texts.values()])}"
+    header = folder / "kernels.h"
+    compiled = header.with_suffix(".h.gch")
+    if not compiled.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        header.write_text("".join(f'#include "{name}"\n' for name in texts if name.endswith(".cuh")))
+        part = f"kernels-{os.getpid()}.part"
+        _run([*_command(build), "-x", "c++-header", header.name, "-o", part], folder)
+        (folder / part).rename(compiled)
+    return header
+
+
+def _command(build: str) -> list[str]:
+    return ["g++", *COMMON, *BUILDS[build], f"-I{RUNTIME}", f"-I{HEADERS}"]
 
 
 def _run(command: Sequence[str], folder: Path) -> None:

@@ -24,6 +24,7 @@ from graphc.ir import Graph
 from graphc.kernels.cuda.target import CudaTarget
 from graphc.kernels.lower import lower
 from graphc.kernels.plan import EntryPlan
+from graphc.models import resnet
 from graphc.ops import OPS
 from graphc.ops.base import Meta, Region, Source, apply, apply_node
 from graphc.passes import pipeline
@@ -133,20 +134,37 @@ def test_random_programs(programs: tuple[dict[int, tuple[Case, Run]], Compiled],
 # Models --------------------------------------------------------------------------------------------------------------
 
 
-# A ResNet's many small products take minutes here; its kernels are those of the ops and of the others' products.
-FLOAT = [name for name in SMALL if name != "resnet"]
+# A ResNet with a block in each stage: the others repeat its kernels.
+FEW_BLOCKS = resnet.PRESETS["resnet20"] | {"layers": (1, 1, 1)}
 
 
-@pytest.mark.parametrize(("name", "precision"), [*((name, "float32") for name in FLOAT), ("gpt2", "bfloat16")])
-def test_training_steps(name: str, precision: str) -> None:
+@dataclass(frozen=True)
+class Steps:
+    """A model's training step by precision, compiled together, and the state that it begins with."""
+
+    runs: dict[str, Run]
+    compiled: Compiled
+    initial: Arrays
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def steps(request: pytest.FixtureRequest) -> Steps:
+    module, sizes = SMALL[request.param]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.PRESETS, "resnet20", FEW_BLOCKS)
+        entry = trace_entry(next(e for e in module.entries(module.Config(**sizes)) if e.name == "train"))
+    runs = {}
+    for precision in ("float32", "bfloat16"):
+        graph = entry.graph if precision == "float32" else round_factors(entry.graph, dtype(precision))
+        plan = lower(pipeline.run(graph), CudaTarget())
+        runs[precision] = Run(pipeline.run(graph, stop_after="precision"), examples(plan), plan)
+    return Steps(runs, Compiled([r.plan for r in runs.values()]), {n: np.array(a) for n, a in entry.initial.items()})
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_steps(steps: Steps, precision: str) -> None:
     """Two steps; the second one starts from what the first one made of parameters and optimizer."""
-    module, sizes = SMALL[name]
-    entry = trace_entry(next(e for e in module.entries(module.Config(**sizes)) if e.name == "train"))
-    graph = entry.graph if precision == "float32" else round_factors(entry.graph, dtype(precision))
-    plan = lower(pipeline.run(graph), CudaTarget())
-    run = Run(pipeline.run(graph, stop_after="precision"), examples(plan), plan)
-    compiled = Compiled([plan])
-    state = {n: np.array(a) for n, a in entry.initial.items()}
+    run, compiled, state = steps.runs[precision], steps.compiled, steps.initial
     for schedule in (FORWARD, SCHEDULES[-1]):
         want = interpret(run.graph, run.inputs, state)
         assert np.isfinite(want[0]["loss"])
