@@ -19,6 +19,7 @@ from statistics import median
 
 import numpy as np
 from peaks import peak_object, peak_symbol, peak_work
+from run import cpu_model
 
 from graphc.dtype import DType, TensorType, bfloat16, float32, int8, int32
 from graphc.ir import Graph, attrs
@@ -36,6 +37,15 @@ from graphc.runtime_native import Block, Code, Team
 
 assert OPS
 ROUND_SECONDS = 0.05  # of one case in one round
+PAGE = """# Contractions and attention: what the kernels reach
+
+`python bench/contract.py --markdown FILE` on an {cpu}. Layouts: `mk,nk` is x·Wᵀ with PyTorch's weight layout (y),
+`mk,kn` the gradient of the input (dx), `km,kn` the gradient of the weight (dW). The y of layers include bias and
+x·sigmoid(x) in the epilogue, counted by their operations; attention is causal and counts half of the scores.
+The roof is min(peak, FLOP/byte × memory speed); above 100 % of peak is the processor's turbo between two measurements.
+One thread is measured in its own processor time, two in wall-clock time.
+
+{results}"""
 
 
 @dataclass
@@ -289,7 +299,7 @@ def main() -> None:
     text += table(todo, options.threads, measured, memory) + "\n"
     print(text)
     if options.markdown:
-        options.markdown.write_text(text)
+        options.markdown.write_text(PAGE.format(cpu=cpu_model(), results=text))
 
 
 if __name__ == "__main__":
