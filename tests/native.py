@@ -12,21 +12,23 @@ import numpy as np
 
 
 class Loaded:
-    """Object files in executable memory; keep it alive while their functions are in use."""
+    """Object files in executable memory, linked as `graphc.runtime_native.Code` links those of an artifact, with or
+    without the thread team; keep it alive while their functions are in use."""
 
     def __init__(self, objects: Sequence[bytes]):
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        machine = llvm.Target.from_default_triple().create_target_machine()
-        self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        self._jit = llvm.create_lljit_compiler(use_jit_link=True, suppress_errors=True)
+        library = llvm.JITLibraryBuilder().add_current_process()
         for data in objects:
-            self.engine.add_object_file(llvm.ObjectFileRef.from_data(data))
-        self.engine.finalize_object()
+            library.add_object_img(data)
+            for symbol, is_defined in elf_symbols(data)[1].items():
+                if is_defined:
+                    library.export_symbol(symbol)
+        self._code = library.link(self._jit, "code")
 
     def address(self, symbol: str) -> int:
-        found: int = self.engine.get_function_address(symbol)
-        assert found, f"no function {symbol}"
-        return found
+        return int(self._code[symbol])
 
     def function(self, symbol: str, arity: int) -> Callable[..., None]:
         """``void symbol(int64, …)``."""
