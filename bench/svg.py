@@ -11,7 +11,7 @@ COLOURS = {
     "graphc": "#0b5fa5", "torch": "#ee7733", "torch-compile": "#cc3311", "torch-max-autotune": "#882255",
     "torch-export": "#ddaa33", "torch-aoti": "#aa4499", "jax": "#44aa77", "jax-export": "#117733",
     "onnxruntime": "#999933", "openvino": "#66ccee", "roofline": "#666666",
-    "gpu-graphc": "#0b5fa5", "gpu-torch": "#ee7733", "gpu-torch-compile": "#cc3311",
+    "gpu-graphc": "#0b5fa5", "gpu-graphc-own": "#77aadd", "gpu-torch": "#ee7733", "gpu-torch-compile": "#cc3311",
     "gpu-torch-max-autotune": "#882255", "gpu-jax": "#44aa77",
 }  # fmt: skip
 
