@@ -382,27 +382,37 @@ def _fitted(
 ) -> Planned:
     """``whole``, the plan of ``source``, with values computed again where the budget of ``options`` asks for it, or the
     same of the thrifty form of ``source``: what fits and has less work, else what is smaller. Where neither fits, more
-    can be computed again if late kernels write nothing by the way."""
+    can be computed again if late kernels write nothing by the way. If nothing fits, it is the smallest plan that can be
+    found, so that the error can name its size."""
     assert options.memory_budget is not None
     constants = lay_out_consts([p.plan for p in entries])[0].nbytes
     rest = options.memory_budget - state_bytes - constants
 
-    def over(p: Planned) -> int:
-        return max(0, p.memory.arena_bytes + p.plan.scratch_bytes * options.team(target) - rest)
+    def taken(p: Planned) -> int:
+        return p.memory.arena_bytes + p.plan.scratch_bytes * options.team(target)
 
-    if not over(whole):
+    if taken(whole) <= rest:
         return whole
     with report.phase("passes"):
         thrifty = pipeline.run(source.graph, check=options.checked, thrifty=True)
     forms = [whole]
     if thrifty != whole.graph:
         forms.append(plan(thrifty, target, report.phase, whole.orders, whole.others))
-    fitted = [fit(p, p.memory.arena_bytes - over(p), target, report.phase) for p in forms]
-    if all(map(over, fitted)):
-        bare = pipeline.run(source.graph, stop_after="schedule", check=options.checked, thrifty=True)
-        last = plan(bare, target, report.phase, whole.orders, whole.others)
-        fitted.append(fit(last, last.memory.arena_bytes - over(last), target, report.phase))
-    found = min(fitted, key=lambda p: (over(p), p.flops))
+
+    def closest(room: int) -> Planned:
+        def over(p: Planned) -> int:
+            return max(0, taken(p) - room)
+
+        fitted = [fit(p, p.memory.arena_bytes - over(p), target, report.phase) for p in forms]
+        if all(map(over, fitted)):
+            bare = pipeline.run(source.graph, stop_after="schedule", check=options.checked, thrifty=True)
+            last = plan(bare, target, report.phase, whole.orders, whole.others)
+            fitted.append(fit(last, last.memory.arena_bytes - over(last), target, report.phase))
+        return min(fitted, key=lambda p: (over(p), p.flops))
+
+    found = closest(rest)
+    while taken(found) > rest and taken(closer := closest(taken(found) - 1)) < taken(found):
+        found = closer
     report.recomputed.setdefault(whole.graph.name, Recomputed.between(whole, found))  # of the best target
     return found
 

@@ -8,8 +8,9 @@ and the tile of c gets its epilogue while it is still in the first level.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 from graphc.dtype import DType
@@ -31,7 +32,7 @@ from graphc.kernels.contract_factors import Stored, in_words, word_type, words_o
 from graphc.kernels.contract_library import library_call
 from graphc.kernels.contract_loops import Loops
 from graphc.kernels.contract_problem import Problem, problem
-from graphc.kernels.contract_schedule import alternatives, choose, choose_ahead
+from graphc.kernels.contract_schedule import Schedule, alternatives, choose, choose_ahead
 from graphc.kernels.contract_simple import SimpleLoops, is_simple
 from graphc.kernels.contract_split import Sum, k_parts, partial_problem
 from graphc.kernels.contract_thin import ThinLoops, is_thin
@@ -112,20 +113,20 @@ class Work:
         """The factors that cannot be read in place."""
         return [name for name, lies in self.stored.items() if not lies.in_place]
 
-    def loops(self, p: Problem, epilogue: Epilogue) -> Loops:
-        """Blocked loops under the best schedule."""
-        schedule = choose(p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
+    def loops(self, p: Problem, epilogue: Epilogue, schedule: Schedule | None = None) -> Loops:
+        """Blocked loops under ``schedule``, or the best one."""
+        schedule = schedule or choose(p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
         return Loops(p, schedule, self.dtype, epilogue, self.stored)
 
-    def with_others(self, made: Launch, p: Problem, epilogue: Epilogue) -> Launch:
-        """``made``, a launch of `loops`, with the kernels of other schedules where these were asked for."""
+    def with_others(
+        self, made: Launch, p: Problem, loops: Callable[[Schedule], Loops], ahead: Schedule | None = None
+    ) -> Launch:
+        """``made``, a launch of ``loops`` for ``p``, with the kernels of other schedules where these were asked for."""
         if not self.ctx.others:
             return made
-        schedules = alternatives(p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
-        loops = [Loops(p, s, self.dtype, epilogue, self.stored) for s in schedules]
-        return replace(
-            made, others=tuple(replace(made.kernel, body=cut.body(), scratch=cut.scratch()) for cut in loops)
-        )
+        schedules = alternatives(p, self.dtype, self.ctx.target, self.copied, words_of(self.stored), ahead)
+        kernels = [replace(made.kernel, body=cut.body(), scratch=cut.scratch()) for cut in map(loops, schedules)]
+        return replace(made, others=tuple(kernels))
 
     def launches(self, name: str, doc: str, then: str, lines: tuple[Loc, ...], whole: bool) -> list[Launch]:
         """The form that suits the loops; ``whole``: a small one in one launch."""
@@ -157,7 +158,8 @@ class Work:
         flops = self.size * (2 * self.depth + self.epilogue.cost)
         operands = self.factors + self.tiles
         made = launch(name, operands, builder.body(), doc=doc, lines=lines, flops=flops, scratch=builder.scratch())
-        return self.with_others(made, self.p, self.epilogue) if isinstance(builder, Loops) else made
+        again = partial(self.loops, self.p, self.epilogue)
+        return self.with_others(made, self.p, again) if isinstance(builder, Loops) else made
 
     def ahead(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """Panels of the right factor, and the product with those, where that pays: if the panels can be prepared, or
@@ -173,16 +175,21 @@ class Work:
         panels = PackedAhead(self.p, schedule, lies)
         view = View.whole(self.ctx.temp("panels", panels.size * lies.value.itemsize), lies.value, (panels.size,))
         stored = {**self.stored, "b": Stored(lies.value, lies.value, lies.words)}
-        loops = Loops(panels.after, schedule, self.dtype, self.epilogue, stored, panels.panel)
+
+        def loops(schedule: Schedule) -> Loops:
+            return Loops(panels.after, schedule, self.dtype, self.epilogue, stored, panels.panel)
+
+        product = loops(schedule)
+        made = launch(
+            name, [a, replace(b, view=view), *self.tiles], product.body(), doc=doc, lines=lines,
+            flops=self.size * (2 * self.depth + self.epilogue.cost), scratch=product.scratch(),
+        )  # fmt: skip
         return [
             launch(
                 f"{name}_panels", [b, Operand("y0", view, writes=True)], panels.body(),
                 doc="The right factor in panels.", lines=lines,
             ),
-            launch(
-                name, [a, replace(b, view=view), *self.tiles], loops.body(), doc=doc, lines=lines,
-                flops=self.size * (2 * self.depth + self.epilogue.cost), scratch=loops.scratch(),
-            ),
+            self.with_others(made, self.p, loops, schedule),
         ]  # fmt: skip
 
     def tiled(self, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
@@ -312,7 +319,7 @@ class Work:
         """Partial products, then their sum."""
         plain, part = Epilogue.plain(self.dtype, (parts, self.size)), partial_problem(self.p, parts)
         first, second = self.summed(self.loops(part, plain), self.factors, parts, name, doc, then, lines)
-        return [self.with_others(first, part, plain), second]
+        return [self.with_others(first, part, partial(self.loops, part, plain)), second]
 
     def summed(
         self,

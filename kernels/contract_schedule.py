@@ -155,16 +155,22 @@ def choose(
 
 
 def alternatives(
-    p: Problem, dtype: DType, target: Target, copied: Collection[str] = (), words: DType | None = None
+    p: Problem,
+    dtype: DType,
+    target: Target,
+    copied: Collection[str] = (),
+    words: DType | None = None,
+    ahead: Schedule | None = None,
 ) -> list[Schedule]:
     """Other schedules than that of `choose` for the same bits, as many as `ALTERNATIVES`, best first by the cost model:
-    they cut the sum into the same blocks of the same tiles, but differ in tasks, and in what is packed."""
-    best = choose(p, dtype, target, copied, words)
+    they cut the sum into the same blocks of the same tiles, but differ in tasks, and in what is packed. Tile registers
+    add in the same order under any. Where panels are packed already, by the schedule ``ahead``, tasks alone differ."""
+    best = ahead or choose(p, dtype, target, copied, words)
     found = {
         packed: cost(p, packed)
         for s in candidates(p, dtype, target, copied, words)
-        if (s.mr, s.nr, s.k_slab, s.k_block) == (best.mr, best.nr, best.k_slab, best.k_block)
-        for packed in packings(p, s, dtype, copied)
+        if best.block or (s.mr, s.nr, s.k_slab, s.k_block) == (best.mr, best.nr, best.k_slab, best.k_block)
+        for packed in ([replace(s, pack_b=False)] if ahead else packings(p, s, dtype, copied))
     }
     found.pop(best, None)
     return sorted(found, key=lambda s: found[s])[:ALTERNATIVES]

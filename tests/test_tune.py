@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lowered import blank, like, view_of
+from lowered import blank, garbage, like, view_of
 from native import load_objects
 
 import graphc as gc
@@ -16,9 +16,10 @@ from graphc.ir import Graph, attrs
 from graphc.kernels.contract import lower_contract
 from graphc.kernels.contract_problem import problem
 from graphc.kernels.contract_schedule import ALTERNATIVES, alternatives, choose
-from graphc.kernels.cpu.build import compile_kernels
+from graphc.kernels.cpu.build import Compiled, compile_kernels
 from graphc.kernels.cpu.target import BASELINES, host
 from graphc.kernels.lower_context import LowerContext
+from graphc.kernels.plan import Launch
 from graphc.ops.base import apply
 
 CASES = [(70, 300, 90, "mk,kn"), (130, 64, 600, "km,nk"), (24, 200, 1300, "mk,nk")]
@@ -42,16 +43,23 @@ def test_other_kernels_have_the_same_bits(case: tuple[int, int, int, str], kind:
     out = blank(dot.shape, sums.name)
     views = [view_of(n, x, memory) for n, x in (("a", arrays[0]), ("b", arrays[1]), ("y", out))]
     body = Graph.build("contract", [a, b], [("y0", dot)])
-    launch = lower_contract(body, attrs(), views[:2], views[2:], LowerContext(host(), others=True))[-1]
+    *before, launch = lower_contract(body, attrs(), views[:2], views[2:], LowerContext(host(), others=True))
     assert 1 <= len(launch.others) <= ALTERNATIVES
+    packed = compile_kernels([x.kernel for x in before], host(), tmp_path)
     built = compile_kernels([launch.kernel, *launch.others], host(), tmp_path)
     assert len({x.symbol for x in built}) == len(built)
-    loaded = load_objects([x.object for x in built])
+    loaded = load_objects([x.object for x in (*packed, *built)])
+
+    def run(launch: Launch, made: Compiled) -> None:
+        words = [memory.setdefault(a.buffer.name, garbage(a.buffer)).ctypes.data + a.offset for a in launch.args]
+        loaded.run(made.symbol, words, 3, made.kernel.scratch_bytes)
+
+    for first, made in zip(before, packed, strict=True):
+        run(first, made)
     found = []
     for made in built:
         out[:] = 0
-        words = [memory[arg.buffer.name].ctypes.data + arg.offset for arg in launch.args if arg.buffer]
-        loaded.run(made.symbol, words, 3, made.kernel.scratch_bytes)
+        run(launch, made)
         found.append(out.tobytes())
     assert len(set(found)) == 1
     assert np.any(out)
