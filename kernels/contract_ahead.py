@@ -1,5 +1,5 @@
-"""Panels of a right factor that are packed by a launch of their own instead of by every task: once for many steps, if the
-factor depends on state alone (`graphc.kernels.prepare`), or in each step for all tasks that would pack the same ones."""
+"""Panels of a right factor that are packed by a launch of their own instead of by every task: once for many steps, if
+it depends on state alone (`graphc.kernels.prepare`), or in each step for all tasks that would pack the same ones."""
 
 from __future__ import annotations
 
