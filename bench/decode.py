@@ -3,14 +3,15 @@
     python bench/decode.py                          # all of it
     python bench/decode.py --models llama           # that one only; the other results stay
     python bench/decode.py --peers torch openvino --rounds 5
+    python bench/decode.py --resume                 # what has no result of this version of graphc yet
 
 Float32, batch 1, random weights that all systems share, a cache of 256 positions that is half full; the token that
 follows is the most likely one. The first logits of all systems are compared before anything is timed. Each system runs
 in a process of its own, which is stopped while another one has its turn; times are medians over the rounds.
 
 A step reads every weight once, so memory is what limits it: beside the tokens a second stands the share of
-(bytes of the weights) / (bytes a second that all threads read from an array of that size), measured in each round.
-Results are in bench/results/decode.json and .md.
+(bytes of the weights) / (bytes a second that all threads read from an array of that size), which has a turn as long as
+the systems' in each round. Results are in bench/results/decode.json and .md, model by model.
 """
 
 from __future__ import annotations
@@ -33,13 +34,12 @@ from typing import Any
 
 import numpy as np
 from child import Child
-from run import cpu_model
-from systems import environment
+from run import cpu_model, write
+from systems import TURN, environment, identity
 from worker import one_cpu_per_core
 
 HERE = Path(__file__).resolve().parent
 LENGTH = 256  # positions of the cache
-TURN = 0.4  # seconds that a system runs before the next one does
 CHECKED = 4  # logits that are compared
 TOLERANCE = 1e-3  # of the largest logit
 
@@ -217,10 +217,10 @@ def serve(system: str, job: Job) -> None:
         export(job)
         return
     if system == "memory":
-        from system_machine import best, reader
+        from system_machine import reader, seconds
 
         read = reader(weight_bytes(job.model, job.weights), job.threads)
-        answers: dict[str, Callable[[str], dict[str, float]]] = {"read": lambda _: {"seconds": best(read)}}
+        answers: dict[str, Callable[[str], dict[str, float]]] = {"read": lambda _: {"seconds": seconds(read)[1]}}
     else:
         step = SYSTEMS[system](job)
 
@@ -301,12 +301,17 @@ def measure(name: str, systems: list[str], rounds: int, threads: int) -> dict[st
                         count[system] = max(2, round(TURN / server.ask("steps 5")["seconds"]))
                     seconds[system].append(server.ask(f"steps {count[system]}")["seconds"])
     nbytes = weight_bytes(model, weights)
-    least = median(seconds.pop("memory"))
+    reads = seconds.pop("memory")
     return {
+        "version": identity("graphc"),
         "weight_bytes": nbytes,
-        "read_bytes_per_second": nbytes / least,
+        "read_bytes_per_second": nbytes / median(reads),
         "systems": {
-            s: {"tokens_per_second": 1 / median(t), "share": least / median(t), "gap": gaps[s]}
+            s: {
+                "tokens_per_second": 1 / median(t),
+                "share": median(read / mine for read, mine in zip(reads, t, strict=True)),
+                "gap": gaps[s],
+            }
             for s, t in seconds.items()
         },
     }
@@ -328,7 +333,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         f"`python bench/decode.py`: float32, {results['threads']} threads, {results['cpu']}, a half full cache of "
         f"{LENGTH} positions. {', '.join(f'{k} {v}' for k, v in results['versions'].items())}.",
-        "Share: of the tokens a second at which the weights alone would come in, at the measured bandwidth.",
+        "Share: of the tokens a second at which the weights alone would come in, read in turn with the systems.",
         "",
     ]
     for name, row in results["rows"].items():
@@ -352,6 +357,7 @@ def arguments() -> argparse.Namespace:
     ap.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     ap.add_argument("--rounds", type=int, default=9)
     ap.add_argument("--threads", type=int, default=2)
+    ap.add_argument("--resume", action="store_true", help="leave out what has a result of this version of graphc")
     ap.add_argument("--out", type=Path, default=HERE / "results" / "decode.json", help="the .md is written beside it")
     ap.add_argument("--serve", help=argparse.SUPPRESS)
     ap.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -366,13 +372,13 @@ def main() -> None:
     peers = [p for p in args.peers if find_spec(PEERS[p])]
     versions = {package: metadata.version(package) for package in sorted({PEERS[p] for p in peers})}
     rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else {}
-    rows |= {name: measure(name, ["graphc", *peers], args.rounds, args.threads) for name in args.models}
-    rows = {name: rows[name] for name in MODELS if name in rows}
-    results = {"cpu": cpu_model(), "threads": args.threads, "versions": versions, "rows": rows}
-    text = page(results)
-    args.out.write_text(json.dumps(results, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(text)
-    print(text)
+    for name in args.models:
+        if args.resume and rows.get(name, {}).get("version") == identity("graphc"):
+            continue
+        rows[name] = measure(name, ["graphc", *peers], args.rounds, args.threads)
+        found = {n: rows[n] for n in MODELS if n in rows}
+        write({"cpu": cpu_model(), "threads": args.threads, "versions": versions, "rows": found}, args.out, page)
+    print(args.out.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":

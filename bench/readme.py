@@ -1,12 +1,29 @@
-"""The speed tables of README.md, from bench/results/suite.json: python bench/readme.py"""
+"""The speed tables of README.md and the shares of the machine's limits, from bench/results/suite.json:
+
+python bench/readme.py
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 
-from report import Row, best_peer, geometric_mean, markdown, number, of_mode, replaced, timed
-from systems import HERE
+from report import (
+    Row,
+    best_peer,
+    geometric_mean,
+    markdown,
+    number,
+    of_mode,
+    replaced,
+    share,
+    sustained,
+    sustained_share,
+    timed,
+    with_limits,
+)
+from systems import BASE, HERE
 from workloads import BFLOAT16, FLOAT32, MODES, NARROW
 
 README = HERE.parent / "README.md"
@@ -36,6 +53,12 @@ WORKS = {
     "gpt2-nano-1": "GPT-2 nano, 1×64 tokens",
 }
 WORKS |= {name: WORKS[name.removesuffix("-bf16")] for name in NARROW}
+LIMITS = "Beside the machine's limits:"  # how the paragraph begins
+BURST = """the fastest burst of independent FMAs reached {burst:.0f} GFLOP/s, and training runs at {ours} of that, the
+best peers at {theirs}."""
+IN_TURN = """ In turn with the systems and for as long as these run, the same loop reached {loop:.0f} GFLOP/s at the
+median, since the processor is shared. Training runs at {ours} of what the loop reached in the same round, and the best
+peers at {theirs}: with FMAs alone, nothing could be more than {least:.1f} to {most:.1f} times as fast as they."""
 COSTS = {
     "compile_s": ("first compile and step, s", ("graphc", "torch-compile", "jax")),
     "load_s": ("from the cache, s", ("graphc", "torch-compile", "jax")),
@@ -91,8 +114,34 @@ def costs(results: Row) -> str:
     return markdown(["training", *head], body)
 
 
+def limits(results: Row) -> str:
+    """A paragraph: what training reaches of the machine's limits, and what is left between these and the best peers."""
+    rows = [row for row in of_mode({"rows": with_limits(results["rows"])}, "train").values() if best_peer(row)]
+    peers = [peer[0] for row in rows if (peer := best_peer(row))]
+    burst = rows[0]["machine"]["flops_per_second"] / 1e9
+    ours, theirs = (span(map(share, rows, names)) for names in ([BASE] * len(rows), peers))
+    text = f"{LIMITS} {BURST.format(burst=burst, ours=ours, theirs=theirs)}"
+    loop = sustained(rows, "flops_per_second")
+    pairs = [(sustained_share(row, BASE), sustained_share(row, peer)) for row, peer in zip(rows, peers, strict=True)]
+    found = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
+    if loop and found:
+        ours, theirs = (span(shares) for shares in zip(*found, strict=True))
+        most = [1 / theirs for _, theirs in found]
+        text += IN_TURN.format(loop=loop / 1e9, ours=ours, theirs=theirs, least=min(most), most=max(most))
+    return textwrap.fill(" ".join(text.split()), 120, break_on_hyphens=False)
+
+
+def span(shares: Iterable[float]) -> str:
+    found = [100 * s for s in shares]
+    return f"{min(found):.0f} to {max(found):.0f} %"
+
+
 def updated(text: str, results: Row) -> str:
-    """``text`` with the tables of ``results``; one that it does not have yet comes behind the one before it."""
+    """``text`` with the tables of ``results`` and the paragraph of its limits; a table that it does not have yet comes
+    behind the one before it."""
+    before, found, rest = text.partition(f"\n{LIMITS}")
+    if found:
+        text = before + "\n" + limits(results) + rest[rest.index("\n\n") :]
     before = ""
     for table in tables(results):
         text = replaced(text, table)

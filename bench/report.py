@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import product
 from math import exp, log
+from statistics import median
 from typing import Any
 
 from systems import BASE, SYSTEMS
@@ -15,6 +16,16 @@ ENOUGH = {"train": 1.3, "infer": 1.0}  # times the speed of the best peer, on ea
 
 TITLES = {"train": "Train step (forward, backward, AdamW)", "infer": "Inference"}
 PRECISIONS = {FLOAT32: "", BFLOAT16: ", products of bfloat16"}  # as a title ends
+IN_TURN = """
+
+These are bursts of a fraction of a millisecond. The same loops, in turn with the systems and for as long as these run,
+reached {loop:.0f} GFLOP/s and {stream:.0f} GB/s at the median, since the processor is shared; no system was given more.
+So there are two shares. "Of the peak" divides by the fastest burst. "Of the loop in turn" divides by what the loop
+reached in the same round: what is missing there, a system leaves unused. No ratio can be larger than 1 ÷ the best
+peer's share of the loop ("÷ graphc at most") while products run on the FMA units."""
+TILES = """ The tile registers (AMX) do {best:,.0f}
+GFLOP/s of bfloat16 at best and {tiles:,.0f} in turn: a float32 product as six of parts in bfloat16 could reach
+{best_wide:,.0f} and {wide:,.0f}, so that shares of the FMA units' peak may pass 100 %."""
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
@@ -36,8 +47,28 @@ def rate(row: Row, system: str) -> float:
 
 
 def share(row: Row, system: str) -> float:
-    """Of the peak, at the row's precision, measured in the same run."""
+    """Of the peak, at the row's precision, measured in the same run: the fastest run of the machine's loop."""
     return rate(row, system) / float(row["machine"]["flops_per_second"])
+
+
+def sustained_share(row: Row, system: str) -> float | None:
+    """Of what the machine's loop reached in a turn of the same round, the median over the rounds; None where such turns
+    were not measured."""
+    loop, turns = turns_of_machine(row, "flops_per_second"), row["systems"][system].get("turns_ms", [])
+    if not loop or len(loop) != len(turns):
+        return None
+    return median(row["flops"] / ms * 1e3 / rate for ms, rate in zip(turns, loop, strict=True))
+
+
+def turns_of_machine(row: Row, name: str) -> list[float]:
+    """The mean rate of one of its loops in each turn."""
+    return list(row.get("machine_turns", {}).get(name, []))
+
+
+def sustained(rows: Iterable[Row], name: str) -> float | None:
+    """The median over all turns of the rows."""
+    found = [rate for row in rows for rate in turns_of_machine(row, name)]
+    return median(found) if found else None
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -81,7 +112,7 @@ def line(name: str, row: Row) -> str:
         parts += [f"{s} compiled in {r['compile_s']:.1f} s" for s, r in row["systems"].items() if "compile_s" in r]
     if BASE in timed(row):
         parts.append(f"{BASE} runs at {share(row, BASE):.0%} of the peak")
-    return f"{name}: {', '.join(parts)}"
+    return f"{name}: {', '.join(parts)} ({row['wall_s']:.0f} s)"
 
 
 def markdown(head: list[str], body: Iterable[list[str]]) -> str:
@@ -111,21 +142,42 @@ def per_system(rows: dict[str, Row], key: str, show: Callable[[float], str] = nu
 
 def speed(rows: dict[str, Row], mode: str) -> str:
     systems = [s for s in SYSTEMS if any(s in timed(row) for row in rows.values())]
-    head = ["", *systems, "best peer", "÷ graphc", "graphc GFLOP/s", "of the peak", "best peer's share"]
     body = []
     for work, row in rows.items():
         peer, found = best_peer(row), timed(row)
         cells = [number(found[s]["ms"]) if s in found else "" for s in systems]
-        cells += [peer[0], f"{peer[1]:.2f}"] if peer else ["", ""]
-        cells += [f"{rate(row, BASE) / 1e9:.0f}", f"{share(row, BASE):.0%}"] if BASE in found else ["", ""]
-        body.append([work, *cells, f"{share(row, peer[0]):.0%}" if peer else ""])
+        body.append([work, *cells, *([peer[0], f"{peer[1]:.2f}"] if peer else ["", ""])])
     ratios = {work: peer[1] for work, row in rows.items() if (peer := best_peer(row))}
-    text = markdown(head, body)
+    text = markdown(["", *systems, "best peer", "÷ graphc"], body)
     if ratios:
         below = [f"{work} ({ratio:.2f})" for work, ratio in ratios.items() if ratio < ENOUGH[mode]]
         text += f"\n\nBest peer ÷ graphc, geometric mean: **{geometric_mean(ratios.values()):.2f}**."
         text += f" Below {ENOUGH[mode]}: {', '.join(below) or 'none'}."
     return text
+
+
+def shares(rows: dict[str, Row]) -> str:
+    """How near to the machine's limits graphc and the best peer come, and what is left between the two."""
+    head = [
+        "",
+        "graphc GFLOP/s",
+        "of the peak",
+        "best peer's",
+        "of the loop in turn",
+        "best peer's",
+        "÷ graphc at most",
+    ]
+    body = []
+    for work, row in rows.items():
+        peer = best_peer(row)
+        if BASE not in timed(row) or "machine" not in row:
+            continue
+        of_peak = [f"{share(row, BASE):.0%}", f"{share(row, peer[0]):.0%}" if peer else ""]
+        pair = [sustained_share(row, BASE), sustained_share(row, peer[0]) if peer else None]
+        in_turn = ["" if s is None else f"{s:.0%}" for s in pair]
+        most = "" if pair[1] is None else f"{1 / pair[1]:.2f}"
+        body.append([work, f"{rate(row, BASE) / 1e9:.0f}", *of_peak, *in_turn, most])
+    return markdown(head, body)
 
 
 def memory(rows: dict[str, Row]) -> str:
@@ -137,25 +189,27 @@ def memory(rows: dict[str, Row]) -> str:
 
 def profile(row: Row) -> str:
     """The classes of kernels of one workload, and the kernels that leave most time on the table."""
+    in_turn = bool(turns_of_machine(row, "flops_per_second"))
     kernels, machine = row["profile"], row["machine"]
     total = sum(k["seconds"] for k in kernels)
+    medians = {name: sustained([row], name) or rate for name, rate in machine.items()}
 
-    def least(k: Row) -> float:
+    def least(k: Row, limit: Row = machine) -> float:
         """The roofline's time: arithmetic at the FMA peak or bytes at memory's speed."""
-        return max(k["flops"] / machine["flops_per_second"], k["bytes"] / machine["bytes_per_second"])
+        return float(max(k["flops"] / limit["flops_per_second"], k["bytes"] / limit["bytes_per_second"]))
 
     def cells(name: str, some: list[Row]) -> list[str]:
         seconds = sum(k["seconds"] for k in some) or 1e-12
         flops, moved = sum(k["flops"] for k in some), sum(k["bytes"] for k in some)
         launches = sum(k["launches"] for k in some)
         numbers = [f"{seconds / total:.1%}", f"{seconds * 1e3:.3f}", f"{flops / seconds / 1e9:.0f}"]
-        roof = f"{sum(map(least, some)) / seconds:.0%}"
-        return [name, str(launches), *numbers, f"{moved / seconds / 1e9:.1f}", roof]
+        roofs = [f"{sum(least(k, limit) for k in some) / seconds:.0%}" for limit in (machine, medians)]
+        return [name, str(launches), *numbers, f"{moved / seconds / 1e9:.1f}", *roofs[: 1 + in_turn]]
 
     classes: dict[str, list[Row]] = {}
     for k in kernels:
         classes.setdefault(k["class"], []).append(k)
-    head = ["launches", "of the step", "ms", "GFLOP/s", "GB/s", "of the roofline"]
+    head = ["launches", "of the step", "ms", "GFLOP/s", "GB/s", "of the roofline", *["of that in turn"] * in_turn]
     ordered = sorted(classes.items(), key=lambda item: -sum(k["seconds"] for k in item[1]))
     lost = sorted(kernels, key=lambda k: least(k) - k["seconds"])[:5]
     return "\n\n".join(
@@ -183,7 +237,17 @@ def limits(results: Row) -> str:
         return ""
     peaks = [f"{m['flops_per_second'] / 1e9:.0f} GFLOP/s of {name}" for name, m in sorted(found.items(), reverse=True)]
     copy = max(m["bytes_per_second"] for m in found.values()) / 1e9
-    return f"The most measured in these runs: {', '.join(peaks)}, {copy:.0f} GB/s through memory."
+    text = f"The most measured in these runs: {', '.join(peaks)}, {copy:.0f} GB/s through memory."
+    wide = [row for row in results["rows"].values() if precision(row) == FLOAT32]
+    loop, stream, tiles = (
+        sustained(wide, name) for name in ("flops_per_second", "bytes_per_second", "tile_flops_per_second")
+    )
+    if loop and stream:
+        text += IN_TURN.format(loop=loop / 1e9, stream=stream / 1e9)
+    if tiles:
+        best = found[FLOAT32]["tile_flops_per_second"]
+        text += TILES.format(best=best / 1e9, tiles=tiles / 1e9, best_wide=best / 6e9, wide=tiles / 6e9)
+    return text
 
 
 def page(results: Row) -> str:
@@ -199,6 +263,7 @@ def page(results: Row) -> str:
         if not rows:
             continue
         parts += [f"## {TITLES[mode]}{PRECISIONS[of]}", speed(rows, mode)]
+        parts += ["Shares of the machine's limits:", shares(rows)]
         parts += ["Compile with empty caches up to the end of the first step, seconds:", per_system(rows, "compile_s")]
         parts += ["The same with what the first process kept, seconds:", per_system(rows, "load_s")]
         parts += ["Memory added since the import, at its peak, MB:", per_system(rows, "rss_added_mb", "{:.0f}".format)]
@@ -210,7 +275,10 @@ def page(results: Row) -> str:
         if "variant" in r
     ]
     if chosen:
-        parts += ["## XLA's library fusions, chosen by a calibration run", "\n".join(chosen)]
+        parts += ["## XLA's library fusions, chosen by a calibration run, once per version of JAX", "\n".join(chosen)]
+    older = [n for n, row in results["rows"].items() if row.get("version") != results.get("version")]
+    if older:
+        parts += ["## Measured with an earlier version of graphc", f"All systems together, too: {', '.join(older)}."]
     if reasons := skipped(results):
         parts += ["## Not measured", "\n".join(reasons)]
     profiled = {name: row for name, row in results["rows"].items() if "profile" in row}

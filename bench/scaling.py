@@ -2,8 +2,8 @@
 
     python bench/scaling.py [--axes batch width] [--peers torch jax] [--rounds 5] [--resume]
 
-GPT-2 of four layers, measured as `bench/run.py` does it. Writes bench/results/scaling.json and .md; `bench/plots.py`
-draws them against the roofline (`roofline`).
+GPT-2 of four layers, measured as `bench/run.py` does it. Writes bench/results/scaling.json and .md, point by point;
+`bench/plots.py` draws them against the roofline (`roofline`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import report
 from child import Failed
 from rich.console import Console
+from run import is_done, write
 from suite import Case
 from systems import BASE, HERE, SYSTEMS
 from workloads import Workload, gpt2
@@ -59,7 +60,10 @@ def roofline(row: dict[str, Any]) -> float:
 def page(results: dict[str, Any]) -> str:
     parts = ["# How a train step grows", "`python bench/scaling.py`; milliseconds, medians of interleaved runs."]
     for axis, points in results["axes"].items():
-        parts += [f"## {axis}", f"{AXES[axis].title}.", report.speed(report.with_limits(points), "train")]
+        rows = report.with_limits(points)
+        parts += [f"## {axis}", f"{AXES[axis].title}.", report.speed(rows, "train"), report.shares(rows)]
+        if len({row.get("version") for row in points.values()}) > 1:
+            parts.append("These points are of several versions of graphc.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -69,14 +73,14 @@ def main() -> None:
     ap.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     ap.add_argument("--peers", nargs="*", choices=peers, default=["torch", "jax"])
     ap.add_argument("--rounds", type=int, default=5)
-    ap.add_argument("--resume", action="store_true", help="leave out what has a result")
+    ap.add_argument("--resume", action="store_true", help="leave out what has a result of this version of graphc")
     args = ap.parse_args()
     console = Console()
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {"axes": {}}
     for name in args.axes:
         points = results["axes"].setdefault(name, {})
         for at in AXES[name].points:
-            if args.resume and str(at) in points:
+            if args.resume and is_done(points.get(str(at)), [BASE, *args.peers]):
                 continue
             workload, threads = AXES[name].case(at)
             try:
@@ -86,8 +90,7 @@ def main() -> None:
                 continue
             console.print(report.line(f"{name} {at}", points[str(at)]), markup=False, highlight=False)
             results["axes"][name] = dict(sorted(points.items(), key=lambda item: int(item[0])))
-            RESULT.write_text(json.dumps(results, indent=1) + "\n")
-    RESULT.with_suffix(".md").write_text(page(results))
+            write(results, RESULT, page)
 
 
 if __name__ == "__main__":

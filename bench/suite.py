@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -15,15 +16,15 @@ from typing import Any
 
 import numpy as np
 from child import Child, Failed, last_line
-from systems import BASE, HERE, ROOT, SYSTEMS, environment, identity
+from systems import BASE, HERE, ROOT, SYSTEMS, TURN, environment, identity
 from workloads import FLOAT32, Workload
 
 CACHE = ROOT / "build" / "bench"  # what systems compile, by workload, mode and version
 TOLERANCE = 1e-3  # of the losses and logits of two systems, relative to the largest
 NARROW_TOLERANCE = 2e-2  # the same, of products of bfloat16
 REFERENCE = "torch"  # what the others are compared with, if it is there
-TURN = 0.4  # seconds that a system runs before the next one does
 CALIBRATION = 3  # turns of each variant
+PROBES = 3  # steps, at most, that tell how many a turn has
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,11 @@ class Case:
         return CACHE / f"{self.workload.name}-{self.workload.digest}"
 
     def run(self, systems: list[str], rounds: int, profile: int = 0) -> dict[str, Any]:
-        """The record of the results: of the machine, and of each system its times or why it has none."""
-        work = self.workload
+        """The record of the results: of the machine, and of each system its times or why it has none. ``version`` is
+        that of `base`, ``wall_s`` the seconds that all of it took."""
+        work, start = self.workload, time.perf_counter()
         record: dict[str, Any] = {"flops": work.flops(self.mode), "precision": work.precision, "rounds": rounds}
-        record["systems"] = {}
+        record |= {"version": identity(self.base), "systems": {}}
         candidates = {}
         for system in systems:
             try:
@@ -73,11 +75,12 @@ class Case:
             except Failed as why:
                 record["systems"][system] = {"skipped": str(why)}
         self.compare(candidates, record["systems"])
+        chosen = {system: self.fastest(variants) for system, variants in candidates.items()}
         if rounds:
-            self.measure(candidates, rounds, profile, record)
+            self.measure(chosen, rounds, profile, record)
         else:
-            record["systems"] |= {s: compiled(c[0]) for s, c in candidates.items()}
-        return record
+            record["systems"] |= {s: compiled(c) for s, c in chosen.items()}
+        return record | {"wall_s": time.perf_counter() - start}
 
     # Compiling ----------------------------------------------------------------------------------------------------
 
@@ -149,15 +152,39 @@ class Case:
 
     # Timing -------------------------------------------------------------------------------------------------------
 
-    def measure(
-        self, candidates: dict[str, list[Candidate]], rounds: int, profile: int, record: dict[str, Any]
-    ) -> None:
+    def fastest(self, variants: list[Candidate]) -> Candidate:
+        """By a calibration that is done once and kept beside what the first variant compiled."""
+        if len(variants) == 1:
+            return variants[0]
+        file = variants[0].folder / "calibration.json"
+        found = json.loads(file.read_text()) if file.exists() else {}
+        if any(c.variant not in found for c in variants):
+            found = self.calibrate(variants)
+            file.write_text(json.dumps(found))
+        return min(variants, key=lambda c: found[c.variant])
+
+    def calibrate(self, variants: list[Candidate]) -> dict[str, float]:
+        """Seconds of a step of each; infinite where it does not run."""
+        self.tell(f"{self.name}: variants of {variants[0].system}")
+        with ExitStack() as stack:
+            runners, found = [], {}
+            for candidate in variants:
+                try:
+                    runners.append(stack.enter_context(closing(Runner(candidate, self))))
+                except Failed:
+                    found[candidate.variant] = float("inf")
+            for _ in range(CALIBRATION):
+                for runner in runners:
+                    runner.take_turn()
+            return found | {r.candidate.variant: median(r.seconds) for r in runners}
+
+    def measure(self, chosen: dict[str, Candidate], rounds: int, profile: int, record: dict[str, Any]) -> None:
         with ExitStack() as stack:
             runners = {}
-            for system, variants in candidates.items():
+            for system, candidate in chosen.items():
                 self.tell(f"{self.name}: {system} starts")
                 try:
-                    runners[system] = stack.enter_context(closing(self.runner(variants)))
+                    runners[system] = stack.enter_context(closing(Runner(candidate, self)))
                 except Failed as why:
                     record["systems"][system] = {"skipped": str(why)}
             folder = self.folder / self.machine
@@ -165,35 +192,23 @@ class Case:
             machine = stack.enter_context(closing(self.start(self.machine, "", folder)))
             machine.rest()
             limits: dict[str, list[float]] = {}
+            means: dict[str, list[float]] = {}
             for i in range(rounds):
                 self.tell(f"{self.name}: round {i + 1} of {rounds}")
                 for runner in runners.values():
                     runner.take_turn()
                 with machine.turn():
-                    for name, rate in machine.ask("facts").items():
-                        limits.setdefault(name, []).append(rate)
+                    found = machine.ask("facts")
+                for kept, rates in ((means, found.pop("mean", {})), (limits, found)):
+                    for name, rate in rates.items():
+                        kept.setdefault(name, []).append(rate)
             record["machine"] = {name: max(rates) for name, rates in limits.items()}
+            record["machine_turns"] = means
             base = runners[self.base].seconds if self.base in runners else None
             record["systems"] |= {system: runner.record(base) for system, runner in runners.items()}
             if profile and self.base in runners:
                 with runners[self.base].child.turn() as child:
                     record["profile"] = child.ask(f"profile {profile}")["kernels"]
-
-    def runner(self, variants: list[Candidate]) -> Runner:
-        """The fastest variant, ready to be timed."""
-        with ExitStack() as stack:
-            runners = [stack.enter_context(closing(Runner(c, self))) for c in variants]
-            if len(runners) > 1:
-                for _ in range(CALIBRATION):
-                    for runner in runners:
-                        runner.take_turn()
-            fastest = min(runners, key=lambda r: median(r.seconds or [0.0]))
-            fastest.seconds.clear()
-            stack.pop_all()
-        for runner in runners:
-            if runner is not fastest:
-                runner.close()
-        return fastest
 
 
 class Runner:
@@ -204,12 +219,14 @@ class Runner:
         self.child = case.start(candidate.system, candidate.variant, candidate.folder)
         self.seconds: list[float] = []
         self.rss = 0
+        probes: list[float] = []
         try:
-            step = min(self.child.ask("steps 1")["seconds"] for _ in range(3))
+            while len(probes) < PROBES and sum(probes) < TURN:
+                probes.append(self.child.ask("steps 1")["seconds"])
         except Failed:
             self.close()
             raise
-        self.steps = max(1, round(TURN / max(step, 1e-6)))
+        self.steps = max(1, round(TURN / max(min(probes), 1e-6)))
         self.child.rest()
 
     def take_turn(self) -> None:

@@ -1,15 +1,20 @@
-"""The machine's limits, measured in turn with the systems: independent FMAs in registers (or what else multiplies
-factors of the workload's precision fastest), a stream through memory that reads and writes each byte, and one that only
-reads, all on all threads."""
+"""The machine's limits, measured in turn with the systems and for as long: independent FMAs in registers (or what else
+multiplies factors of the workload's precision fastest), the same in tile registers, and a stream through memory that
+reads and writes each byte, all on all threads.
+
+The fastest run of such a loop is what the machine can do. The mean of its turn is what the machine gave at that time,
+which is less where others use it, or where it slows down under such work."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from peaks import READ_SYMBOL, peak_object, peak_symbol, peak_work, read_object
-from systems import Job, Running
+from systems import TURN, Job, Running
 from workloads import FLOAT32
 
 import graphc as gc
@@ -19,17 +24,22 @@ from graphc.kernels.cpu.target import CpuTarget, host, with_words
 from graphc.runtime_native import Block, Code, Team
 
 STREAM = 1 << 27  # bytes of the array: far beyond the caches of a core
-SECONDS = 0.06  # of each measurement; the best run counts: a limit is what the machine can do, not what it did
 
 
 def prepare(job: Job) -> Running:
-    target = host() if job.workload.precision == FLOAT32 else with_words(host(), [bfloat16])
-    unit = None if target == host() else bfloat16
-    fma, copy = fma_kernel(job.threads, unit, target), stream(job.threads)
-    flops = job.threads * peak_work(unit, target)
+    narrow = with_words(host(), [bfloat16])
+    wide = job.workload.precision == FLOAT32 or narrow == host()
+    units = {"flops_per_second": (None, host()) if wide else (bfloat16, narrow)}
+    if wide and narrow.block(bfloat16):
+        units["tile_flops_per_second"] = (bfloat16, narrow)
+    loops = {name: (job.threads * peak_work(*u), fma_kernel(job.threads, *u)) for name, u in units.items()}
+    loops["bytes_per_second"] = 2 * STREAM, stream(job.threads)
 
-    def facts() -> dict[str, float]:
-        return {"flops_per_second": flops / best(fma), "bytes_per_second": 2 * STREAM / best(copy)}
+    def facts() -> dict[str, Any]:
+        """The best rate of each loop, and the mean over its turn."""
+        found = {name: (work, *seconds(run)) for name, (work, run) in loops.items()}
+        means = {name: work / mean for name, (work, _, mean) in found.items()}
+        return {name: work / least for name, (work, least, _) in found.items()} | {"mean": means}
 
     return Running(lambda: 0.0, facts=facts)
 
@@ -70,11 +80,11 @@ def reader(nbytes: int, threads: int) -> Callable[[], object]:
     return lambda: keep and team.run(record, scratch, stride)
 
 
-def best(run: Callable[[], object]) -> float:
-    """Seconds of the fastest run."""
+def seconds(run: Callable[[], object]) -> tuple[float, float]:
+    """Of the fastest run in a turn, and of a run in the mean."""
     run()
-    fastest, end = float("inf"), time.perf_counter() + SECONDS
-    while (start := time.perf_counter()) < end:
+    times = [time.perf_counter()]
+    while times[-1] - times[0] < TURN:
         run()
-        fastest = min(fastest, time.perf_counter() - start)
-    return fastest
+        times.append(time.perf_counter())
+    return min(b - a for a, b in pairwise(times)), (times[-1] - times[0]) / (len(times) - 1)

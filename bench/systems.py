@@ -18,6 +18,7 @@ from workloads import FLOAT32, MODES, Arrays, Workload
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PARTS = ("graphc", "passes", "kernels", "models")  # folders of graphc's own code
+TURN = 0.4  # seconds that a system runs before the next one does
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 It prints one JSON line when the first step is done: seconds of the import, of all that comes before the first step, and
 of that step. Then it answers each line of standard input with one:
 
-    steps N      → seconds of a step, mean of N, after one that is not timed; RSS added since the import, in bytes
+    steps N      → seconds of a step, mean of N, after one that is not timed unless N is 1; RSS added since the import,
+                   in bytes
     check FILE   → writes the logits, or the losses of the first steps, to FILE (.npy)
     keep         → leaves for the next process what is not in a cache yet
     facts        → what the system knows of itself
@@ -57,8 +58,9 @@ class Answers:
 
     def steps(self, count: str) -> dict[str, Any]:
         step, n = self.running.step, int(count)
-        step()
-        self.running.wait()
+        if n > 1:  # a step that takes a whole turn does not feel what the caches held before
+            step()
+            self.running.wait()
         start = time.perf_counter()
         for _ in range(n):
             step()

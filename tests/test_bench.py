@@ -76,6 +76,7 @@ def results() -> dict[str, Any]:
             systems: dict[str, Any] = {"openvino": {"skipped": "not installed: openvino"}} if mode == "infer" else {}
             for i, system in enumerate(["graphc", "torch", "jax"], 2):
                 times = {"ms": i * 10.0, "ratio": i / 2, "compile_s": 1.0, "load_s": 0.1, "rss_added_mb": 100.0}
+                times["turns_ms"] = [i * 8.0, i * 10.0, i * 10.0]
                 systems[system] = times | ({"variant": ""} if system == "jax" else {})
             plan = ("kernels", "launches", "planned_peak_bytes", "measured_peak_bytes")
             systems["graphc"] |= dict.fromkeys(plan, 7) | {"state_bytes": 12_000}
@@ -83,27 +84,52 @@ def results() -> dict[str, Any]:
             if work.precision == BFLOAT16:
                 machine["flops_per_second"] *= 4
             row = {"flops": work.flops(mode), "precision": work.precision, "systems": systems, "machine": machine}
-            rows[f"{work.name}/{mode}"] = row
+            turns = {name: [rate, 0.8 * rate, 0.8 * rate] for name, rate in machine.items()}
+            rows[f"{work.name}/{mode}"] = row | {"machine_turns": turns, "wall_s": 60.0, "version": "1"}
     kernel = {"class": "contract", "name": "k", "launches": 2, "seconds": 1e-3, "flops": 10**8, "bytes": 10**6}
     rows["mlp/train"]["profile"] = [kernel]
-    return {"cpu": "a processor", "threads": 2, "versions": {"torch": "2"}, "rows": rows}
+    return {"cpu": "a processor", "threads": 2, "versions": {"torch": "2"}, "version": "1", "rows": rows}
 
 
 def test_tables() -> None:
     page = report.page(results())
-    assert "| mlp | 20.0 | 30.0 | 40.0 | torch | 1.50 | " in page
+    assert "| mlp | 20.0 | 30.0 | 40.0 | torch | 1.50 |\n" in page
     assert "| 50% | 33% |" in page  # of the peak: graphc, and the best peer
     assert "geometric mean: **1.50**. Below 1.3: none." in page
     assert page.count("not installed: openvino") == 1
     assert "| `k` | 2 | 100.0% | 1.000 | 100 | 1.0 | " in page
+    assert "earlier version" not in page
     assert report.number(0.01234) == "0.0123"
     assert report.number(1234.5) == "1234"
+
+
+def test_shares_of_what_the_machine_gave_in_the_same_round() -> None:
+    found = results()
+    row = found["rows"]["vit/train"]
+    assert report.share(row, "graphc") == pytest.approx(0.5)
+    assert report.sustained_share(row, "graphc") == pytest.approx(0.625)  # of the rounds: 0.625, 0.625, 0.625
+    assert "| 50% | 33% | 62% | 42% | 2.40 |" in report.shares({"vit": row})
+    del row["machine_turns"]  # as results were written before
+    assert report.sustained_share(row, "graphc") is None
+    assert "| 50% | 33% |  |  |  |" in report.shares({"vit": row})
+    found["rows"]["vit/train"]["version"] = "0"
+    assert "All systems together, too: vit/train." in report.page(found)
+
+
+def test_a_variant_is_chosen_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, runs = suite.Case(WORKLOADS["mlp"], "infer", 2), []
+    variants = [suite.Candidate("jax", name, tmp_path, {}) for name in ("", "fusion of products")]
+    times = {"": 2.0, "fusion of products": 1.0}
+    monkeypatch.setattr(suite.Case, "calibrate", lambda self, found: runs.append(found) or times)
+    assert [case.fastest(variants).variant for _ in range(2)] == ["fusion of products"] * 2
+    assert case.fastest(variants[:1]).variant == ""
+    assert len(runs) == 1
 
 
 def test_bfloat16_has_sections_and_limits_of_its_own() -> None:
     usual, _, narrow = report.page(results()).partition("products of bfloat16")
     assert "-bf16" not in usual.partition("##")[2]
-    assert "| gpt2-baby-bf16 | 20.0 | 30.0 | 40.0 | torch | 1.50 | " in narrow
+    assert "| gpt2-baby-bf16 | 20.0 | 30.0 | 40.0 | torch | 1.50 |\n" in narrow
     limits = report.with_limits(results()["rows"])
     assert limits["gpt2-baby-bf16/train"]["machine"] != limits["gpt2-baby/train"]["machine"]
 
@@ -128,6 +154,7 @@ def test_losses_of_bfloat16(system: str, name: str, tmp_path: Path) -> None:
 def test_readme_has_the_tables_of_the_suite() -> None:
     text, found = readme.README.read_text(), json.loads(readme.SUITE.read_text())
     assert all(table in text for table in readme.tables(found))
+    assert f"\n\n{readme.limits(found)}\n\n" in text
     assert readme.updated(text, found) == text
 
 
@@ -139,6 +166,16 @@ def test_tables_of_readme() -> None:
     assert "| ResNet-18, 1 image of 224×224 | **20.0** |" in infer
     assert "| geometric mean |  |  |  | 1.50 |" in infer
     assert "| 1.00 / – / 1.00 | 0.100 / – / 0.100 | 100 / 100 / 100 |" in costs
+
+
+def test_limits_in_readme() -> None:
+    one = results() | {"rows": {"vit/train": results()["rows"]["vit/train"]}}
+    text = " ".join(readme.limits(one).split())
+    assert "training runs at 50 to 50 % of that, the best peers at 33 to 33 %." in text
+    assert "at 62 to 62 % of what the loop reached in the same round, and the best peers at 42 to 42 %" in text
+    assert "more than 2.4 to 2.4 times" in text
+    before = f"Before\n\n{readme.LIMITS} old,\nand old.\n\nBehind\n"
+    assert readme.updated(before, results()) == f"Before\n\n{readme.limits(results())}\n\nBehind\n"
 
 
 def test_a_table_that_readme_does_not_have_yet() -> None:
