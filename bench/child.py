@@ -1,20 +1,15 @@
-"""Processes that measure: each holds one system (`worker.py`), and rests while another one has its turn."""
+"""Processes that measure: each holds one system (as `worker.py` does), and rests while another one has its turn."""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from systems import HERE, environment
-from workloads import Workload
 
 LIMIT = 1800.0  # seconds until an answer is no longer waited for
 
@@ -24,30 +19,14 @@ class Failed(Exception):
 
 
 class Child:
-    """``worker.py`` on one job. ``ready``: the seconds that it reported at its first step."""
+    """A process that answers a line with a line of JSON. ``ready``: what it said first."""
 
-    def __init__(
-        self,
-        system: str,
-        workload: Workload,
-        mode: str,
-        files: Mapping[str, Path],
-        threads: int,
-        variant: Mapping[str, str],
-    ) -> None:
-        """``files``: ``weights``, ``model`` and the system's ``folder``."""
-        job = {"system": system, "workload": asdict(workload), "mode": mode, "threads": threads}
-        job |= {name: str(path.resolve()) for name, path in files.items()}
-        self.log = files["folder"] / "worker.log"
-        command = [sys.executable, str(HERE / "worker.py"), json.dumps(job)]
-        with self.log.open("w") as log:
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+        """``log`` takes what it writes to standard error. Raises `Failed`."""
+        self.log = log
+        with log.open("w") as file:
             self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment(files["folder"], threads, variant),
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, env=env
             )
         self.ready = self.read()
 

@@ -245,19 +245,11 @@ def serve(system: str, job: Job) -> None:
 # The run -------------------------------------------------------------------------------------------------------------
 
 
-class Server(Child):
+def process(system: str, model: str, folder: Path, threads: int) -> Child:
     """This script as the process of one system."""
-
-    def __init__(self, system: str, model: str, folder: Path, threads: int) -> None:
-        self.log = folder / f"{system}.log"
-        command = [sys.executable, __file__, "--serve", system, "--models", model]
-        command += ["--folder", str(folder), "--threads", str(threads)]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                env=environment(folder, threads, {}),
-            )  # fmt: skip
-        self.ready = self.read()
+    command = [sys.executable, __file__, "--serve", system, "--models", model]
+    command += ["--folder", str(folder), "--threads", str(threads)]
+    return Child(command, folder / f"{system}.log", environment(folder, threads, {}))
 
 
 def random_weights(model: Model) -> dict[str, np.ndarray]:
@@ -284,7 +276,7 @@ def measure(name: str, systems: list[str], rounds: int, threads: int) -> dict[st
             subprocess.run(command, check=True, capture_output=True)
         servers = {}
         for system in (*systems, "memory"):
-            servers[system] = stack.enter_context(closing(Server(system, name, folder, threads)))
+            servers[system] = stack.enter_context(closing(process(system, name, folder, threads)))
             if system != "memory":
                 servers[system].ask(f"check {folder / system}.npy")
             servers[system].rest()

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -134,8 +134,12 @@ class Case:
         return Candidate(system, variant, folder, json.loads(record.read_text()))
 
     def start(self, system: str, variant: str, folder: Path) -> Child:
+        """A process of `worker.py`, after its first step: ``ready`` has its seconds. Raises `Failed`."""
+        job = {"system": system, "workload": asdict(self.workload), "mode": self.mode, "threads": self.threads}
         files = {"weights": self.folder / "weights.npz", "model": self.folder / "model.onnx", "folder": folder}
-        return Child(system, self.workload, self.mode, files, self.threads, SYSTEMS[system].variants[variant])
+        job |= {name: str(path.resolve()) for name, path in files.items()}
+        env = environment(folder, self.threads, SYSTEMS[system].variants[variant])
+        return Child([sys.executable, str(HERE / "worker.py"), json.dumps(job)], folder / "worker.log", env)
 
     def compare(self, candidates: dict[str, list[Candidate]], records: dict[str, Any]) -> None:
         """Take away what does not compute the same as the reference: its times would mean nothing."""

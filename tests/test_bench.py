@@ -17,6 +17,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
+import contract
+import contract_cases
 import decode
 import gpu_report
 import peers_graphc
@@ -192,6 +194,36 @@ def test_table_of_decoding() -> None:
     page = decode.page({"cpu": "a processor", "threads": 2, "versions": {"torch": "2"}, "rows": rows})
     assert "## llama: 2.0 MB of weights, 2.0 GB/s" in page
     assert "| torch | 200 | 20 % | 0.25 |" in page
+
+
+def test_table_of_contractions() -> None:
+    times = {"seconds": 1e-3, "loop_flops_per_second": 2e11, "share": 0.5, "torch_seconds": 1.2e-3, "ratio": 1.25}
+    alone = {name: times[name] for name in ("seconds", "loop_flops_per_second", "share")}
+    row = {
+        "unit": "FMA",
+        "of": "products of float32",
+        "flops": 10**8,
+        "bytes": 10**7,
+        "threads": {"1": times, "2": alone},
+    }
+    results = {"cpu": "a processor", "torch": "2", "bytes_per_second": 1e10, "rows": {"y": row}}
+    page = contract.page(results)
+    assert "| y | 10 | 50 | 1000 | 100 | 50 | 1200 | 1.25 | 1000 | 100 | 50 |  |  |" in page
+    assert "products of float32, 1 thread: **1.25**." in page
+    assert "FMA, 2 threads: 200 GOP/s" in page
+
+
+def test_what_contractions_are_compared_with() -> None:
+    """PyTorch is given the same product, and operands enough that none of them stays in a core's cache."""
+    torch_peer = pytest.importorskip("contract_torch", reason="PyTorch is not installed")
+    for case in contract_cases.linear("layer", 24, 16, 40):
+        m, n, k = (case.peer[size] for size in "mnk")
+        assert case.flops == pytest.approx(2 * m * n * k, rel=0.05)
+        assert contract.copies_of(case) * case.bytes >= contract.COLD
+        assert torch_peer.product(dict(case.peer))().shape == (m, n)
+    forward, backward = contract_cases.attend("heads", 1, 2, 16, 8)
+    assert torch_peer.attention(dict(forward.peer))()[0].shape == (1, 2, 16, 8)
+    assert [grad.shape for grad in torch_peer.attention(dict(backward.peer))()] == [(1, 2, 16, 8)] * 3
 
 
 def test_pictures_are_xml() -> None:
