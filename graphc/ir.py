@@ -159,26 +159,29 @@ class Graph:
         per result, or None to keep the node (with the rewritten inputs). Unreachable nodes are dropped. Where nothing
         changes, the result is this graph itself.
         """
-        new: dict[Node, tuple[Value, ...]] = {}
-        changed = name is not None
+        new: dict[Node, tuple[Value, ...]] = {}  # of the nodes with another result than their own
+
+        def now(value: Value) -> Value:
+            return new[value.node][value.index] if value.node in new else value
+
         for node in self.nodes:
-            ins = tuple([new[v.node][v.index] for v in node.inputs])
+            ins = tuple(map(now, node.inputs)) if new else node.inputs
             made = fn(node, ins)
-            if made is None and ins == node.inputs:
-                new[node] = node.outs
-                continue
             if made is None:
+                if ins == node.inputs:
+                    continue
                 made = Node(node.op, ins, node.attrs, node.types, node.loc).outs
-            results = new[node] = tuple(made)
+            results = tuple(made)
             assert len(results) == len(node.types), f"a rewrite of {node.op} has {len(results)} results"
-            changed = changed or any(v.node is not node or v.index != i for i, v in enumerate(results))
-        if not changed and not self._unreachable():
+            if any(v.node is not node or v.index != i for i, v in enumerate(results)):
+                new[node] = results
+        if not new and name is None and not self._unreachable():
             return self
         return Graph.build(
             name or self.name,
-            [new[v.node][v.index] for v in self.inputs],
-            [(n, new[v.node][v.index]) for n, v in self.outputs],
-            [(n, new[v.node][v.index]) for n, v in self.updates],
+            map(now, self.inputs),
+            [(n, now(v)) for n, v in self.outputs],
+            [(n, now(v)) for n, v in self.updates],
         )
 
     def _unreachable(self) -> bool:

@@ -210,7 +210,8 @@ class Update:
 class Loop:
     """``for var in range(start, stop, step)``. Bounds are ints or int64 Vars. A VECTOR loop has step 1.
 
-    ``unroll`` is the number of vectors in flight in a VECTOR loop (independent partial accumulators)."""
+    ``unroll`` is the number of vectors in flight in a VECTOR loop (independent partial accumulators), and ``granule`` a
+    number of which its trips are a multiple: where that is the width of a vector, no rest is left."""
 
     var: Var
     stop: int | Var
@@ -219,6 +220,7 @@ class Loop:
     start: int | Var = 0
     step: int = 1
     unroll: int = 1
+    granule: int = 1
 
 
 @dataclass(frozen=True, slots=True)

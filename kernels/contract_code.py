@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
-from math import prod
+from math import gcd, prod
 
 from graphc.dtype import DType, int64
 from graphc.kernels.contract_factors import Stored, words_of
@@ -82,6 +82,7 @@ class Code:
     def __init__(self, dtype: DType, buffers: Iterable[str] = (), stored: Mapping[str, Stored] | None = None):
         self.dtype, self.stored = dtype, stored or {}
         self.names = Names(buffers)
+        self.divisors: dict[Var, int] = {}  # of products: a number by which they can be divided
         self.out: list[Stmt] = []
 
     # Scalars
@@ -97,7 +98,14 @@ class Code:
             return FOLD[op](a, b)
         if isinstance(b, int) and NEUTRAL.get(op) == b:
             return a
-        return self.let(name, call(op, expr(a), expr(b)))
+        var = self.let(name, call(op, expr(a), expr(b)))
+        if op == "mul" and isinstance(b, int):
+            self.divisors[var] = b
+        return var
+
+    def divisor(self, bound: Bound) -> int:
+        """A number by which ``bound`` can be divided."""
+        return bound if isinstance(bound, int) else self.divisors.get(bound, 1)
 
     def acc(self, name: str, combine: str) -> Var:
         var = self.names.var(name, self.dtype)
@@ -165,7 +173,8 @@ class Code:
         var = self.names.var(name)
         yield var
         if self.out:
-            outside.append(Loop(var, stop, tuple(self.out), role, start, step, unroll))
+            granule = gcd(self.divisor(start), self.divisor(stop)) if role is Role.VECTOR else 1
+            outside.append(Loop(var, stop, tuple(self.out), role, start, step, unroll, granule))
         self.out = outside
 
     def lanes(self, start: Bound, stop: Bound, unroll: int = 1) -> AbstractContextManager[Var]:

@@ -380,7 +380,7 @@ class Printer(Expressions):
             start = self.dialect.const(identity(self.accs[var.name].combine, var.dtype))
             self.simple(self.dialect.declare(self.partial(var), self.dialect.splat(start, width), var.dtype))
         name, start, stop = self.names[loop.var.name], self.bound(loop.start), self.bound(loop.stop)
-        full = self.full_stop(loop, width)
+        full = self.full_stop(loop, width) if loop.granule % width else stop
         if full != start:
             with self.block(self.dialect.for_loop(name, start, full, width)):
                 self.vector_body(loop, width, None)

@@ -165,10 +165,10 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
         rules_here = table.get(node.op)
         if not rules_here:
             return None
-        if node in settled and inputs == node.inputs:
-            return node.outs
         if inputs != node.inputs:
             node = Node(node.op, inputs, node.attrs, node.types, node.loc)
+        elif node in settled:
+            return None
         for r in rules_here:
             made = r.apply(node)
             if made is not None:

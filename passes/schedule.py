@@ -35,13 +35,13 @@ def schedule(graph: Graph) -> Graph:
     graph = with_bodies(graph, schedule, blocks_only=True)
     scheduler = _Scheduler(graph, guarded=False)
     made = [(scheduler.ordered(policy), policy) for policy in _Policy]
-    peaks = [peak_bytes(order) for order, _ in made]
+    peaks = [scheduler.peak(order) for order, _ in made]
     peak = min(peaks)
     best, policy = made[peaks.index(peak)]
     if not (graph.updates and any(map(checks_indices, graph.nodes))):
         return best
     guarded = _Scheduler(graph, guarded=True).ordered(policy)
-    return guarded if peak_bytes(guarded) <= GUARD * peak + GUARD_BYTES else best
+    return guarded if scheduler.peak(guarded) <= GUARD * peak + GUARD_BYTES else best
 
 
 def checks_indices(node: Node) -> bool:
@@ -72,13 +72,7 @@ def peak_bytes(graph: Graph) -> int:
 
 def live_bytes(graph: Graph) -> list[int]:
     """The bytes of results alive as each node of ``graph`` runs, in order; see `peak_bytes`."""
-    live = _Liveness(graph)
-    found, now = [], 0
-    for node in graph.nodes:
-        now += live.born(node)
-        found.append(now - live.overwrites(node))
-        now -= live.dies(node)
-    return found
+    return _Liveness(graph).bytes_alive(graph.nodes)
 
 
 class _Liveness:
@@ -106,6 +100,16 @@ class _Liveness:
     def restart(self) -> None:
         """Before the first node."""
         self.left = {v: len(users) for v, users in self.readers.items()}
+
+    def bytes_alive(self, order: Iterable[Node]) -> list[int]:
+        """The bytes of results alive as each node runs, where all of them run in ``order``."""
+        self.restart()
+        found, now = [], 0
+        for node in order:
+            now += self.born(node)
+            found.append(now - self.overwrites(node))
+            now -= self.dies(node)
+        return found
 
     def reads(self, node: Node) -> set[Value]:
         """The values whose memory ``node`` reads."""
@@ -220,6 +224,10 @@ class _Scheduler:
         self.live.restart()
         order = self._run_waiting() if policy is _Policy.WAITS else self._run(policy)
         return Graph(self.graph.name, order, self.graph.inputs, self.graph.outputs, self.graph.updates)
+
+    def peak(self, graph: Graph) -> int:
+        """`peak_bytes` of ``graph``, which has the nodes of this one in some order."""
+        return max(self.live.bytes_alive(graph.nodes), default=0)
 
     def _run(self, policy: _Policy) -> tuple[Node, ...]:
         order: list[Node] = []

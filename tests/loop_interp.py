@@ -233,6 +233,7 @@ class _Thread:
         if loop.role is Role.VECTOR:
             assert self.lanes is None, "VECTOR loops do not nest"
             assert loop.step == 1
+            assert (stop - start) % loop.granule == 0
             if stop > start:
                 self.lanes = stop - start
                 self.vars[loop.var.name] = np.arange(start, stop)

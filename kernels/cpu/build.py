@@ -104,6 +104,20 @@ def optimise(text: str, target: CpuTarget) -> llvm.ModuleRef:
     return module
 
 
+def object_code(module: llvm.ModuleRef, target: CpuTarget) -> bytes:
+    """The module as an ELF object.
+
+    LLVM's loop strength reduction takes a quarter of a code generator's time and finds nothing to gain here: the front
+    end adds up addresses from the outermost loop to the innermost, and the block product carries its own from step to
+    step. Nobody else's modules in this process go without it.
+    """
+    llvm.set_option("", "-disable-lsr=true")
+    try:
+        return bytes(machine(target).emit_object(module))
+    finally:
+        llvm.set_option("", "-disable-lsr=false")
+
+
 def team_object(target: CpuTarget, cache_dir: Path | None = None) -> bytes:
     """Object code of the thread team (gc_run, gc_worker and gc_stop), from the cache in ``cache_dir``, if given."""
     if cache_dir is not None:
@@ -111,12 +125,12 @@ def team_object(target: CpuTarget, cache_dir: Path | None = None) -> bytes:
         if (code := cache.read(name)) is None:
             cache.write_object(name, code := team_object(target))
         return code
-    return bytes(machine(target).emit_object(optimise(team_ir(target), target)))
+    return object_code(optimise(team_ir(target), target), target)
 
 
 def compile_source(source: str, symbol: str, target: CpuTarget) -> bytes:
     """Object code of the function ``symbol`` in ``source``."""
-    return bytes(machine(target).emit_object(optimise(lower(source, symbol), target)))
+    return object_code(optimise(lower(source, symbol), target), target)
 
 
 # Many kernels --------------------------------------------------------------------------------------------------------
@@ -212,7 +226,7 @@ class Compilation:
         self.wait()
 
 
-_KERNELS_PER_PROCESS = 4  # below that, a fork costs more than it saves
+_KERNELS_PER_PROCESS = 2  # below that, a fork costs more than it saves
 _NUMBER = 4  # bytes
 
 

@@ -141,9 +141,9 @@ class _Tile:
         builder.ret_void()
 
     def while_fetching(
-        self, builder: ir.IRBuilder, sums: list[Value], a: Value, b: Value, k: Value, ahead: Sequence[Value]
+        self, builder: ir.IRBuilder, state: list[Value], k: Value, ahead: Sequence[Value]
     ) -> tuple[list[Value], Value]:
-        """``sums`` after the first steps of k, and how many these are: `FETCH_STEPS` for each line of ``ahead``, lest
+        """``state`` after the first steps of k, and how many these are: `FETCH_STEPS` for each line of ``ahead``, lest
         more lines be under way than a core can wait for. Each repeat fetches as many rows."""
         done: Value = _WORD(0)
         for start, block in zip(ahead, self.ahead, strict=True):
@@ -152,37 +152,28 @@ class _Tile:
             steps = _WORD(lines * FETCH_STEPS)
             room = builder.udiv(builder.sub(k, done), steps)
             turns = builder.select(builder.icmp_unsigned("<", room, _WORD(rows)), room, _WORD(rows))
-            sums = self.fetch(builder, sums, a, b, (done, turns), start, block)
+            state = self.fetch(builder, state, turns, start, block)
             done = builder.add(done, builder.mul(turns, steps))
-        return sums, done
+        return state, done
 
     def fetch(
-        self,
-        builder: ir.IRBuilder,
-        sums: list[Value],
-        a: Value,
-        b: Value,
-        trips: tuple[Value, Value],
-        start: Value,
-        block: tuple[int, int, int],
+        self, builder: ir.IRBuilder, state: list[Value], turns: Value, start: Value, block: tuple[int, int, int]
     ) -> list[Value]:
-        """``sums`` after the steps from the first of ``trips`` on, in which as many rows as the second are fetched."""
-        (done, turns), (_, step, lines) = trips, block
+        """``state`` after the steps in which ``turns`` rows are fetched, the first from ``start`` on."""
+        _, step, lines = block
 
-        def row(index: Value, carried: list[Value]) -> list[Value]:
-            first = builder.mul(index, _WORD(lines))
-            at = builder.gep(start, [builder.mul(index, _WORD(step))])
+        def line(_: Value, carried: list[Value]) -> list[Value]:
+            at, *state = carried
+            prefetch(builder, at, FETCH_LOCALITY)
+            for _ in range(FETCH_STEPS):
+                state = self.k_step(builder, state)
+            return [builder.gep(at, [_WORD(LINE)]), *state]
 
-            def line(i: Value, carried: list[Value]) -> list[Value]:
-                prefetch(builder, builder.gep(at, [builder.mul(i, _WORD(LINE))]), FETCH_LOCALITY)
-                k = builder.add(done, builder.mul(builder.add(first, i), _WORD(FETCH_STEPS)))
-                for u in range(FETCH_STEPS):
-                    carried = self.k_step(builder, builder.add(k, _WORD(u)), carried, a, b)
-                return carried
+        def row(_: Value, carried: list[Value]) -> list[Value]:
+            _, *state = _sums(builder, "line", (_WORD(0), _WORD(lines), 1), carried, line)
+            return [builder.gep(carried[0], [_WORD(step)]), *state]
 
-            return _sums(builder, "line", (_WORD(0), _WORD(lines), 1), carried, line)
-
-        return _sums(builder, "fetch", (_WORD(0), turns, 1), sums, row)
+        return _sums(builder, "fetch", (_WORD(0), turns, 1), [start, *state], row)[1:]
 
     def over(
         self,
@@ -216,30 +207,33 @@ class _Tile:
         ``shared`` repeats of this, in which A advances by a row, are done at once: row i of A in one is row i - 1 in
         the next, so that each of its elements is brought in once.
         """
+        size, state = self.size, [a, b, *sums]
         if ahead and self.partials == 1:
-            sums, done = self.while_fetching(builder, sums, a, b, k, ahead)
-            a, b = (builder.gep(x, [builder.mul(done, _WORD(s))]) for x, s in ((a, self.a_col), (b, self.b_row)))
+            state, done = self.while_fetching(builder, state, k, ahead)
             k = builder.sub(k, done)
-        size = self.size
 
         def steps(count: int) -> Callable[[Value, list[Value]], list[Value]]:
-            def body(index: Value, carried: list[Value]) -> list[Value]:
-                new = list(carried)
+            def body(_: Value, carried: list[Value]) -> list[Value]:
+                places, new = carried[:2], carried[2:]
                 for u in range(count):
-                    at = builder.add(index, _WORD(u))
-                    new[u * size : (u + 1) * size] = self.k_step(builder, at, new[u * size : (u + 1) * size], a, b)
-                return new
+                    own = slice(u * size, (u + 1) * size)
+                    first, second, *new[own] = self.k_step(builder, [*places, *new[own]])
+                    places = [first, second]
+                return [*places, *new]
 
             return body
 
         whole = builder.and_(k, _WORD(-self.partials))
-        sums = _sums(builder, "k", (_WORD(0), whole, self.partials), sums, steps(self.partials))
-        return _sums(builder, "k_rest", (whole, k, 1), sums, steps(1)) if self.partials > 1 else sums
+        state = _sums(builder, "k", (_WORD(0), whole, self.partials), state, steps(self.partials))
+        if self.partials > 1:
+            state = _sums(builder, "k_rest", (whole, k, 1), state, steps(1))
+        return state[2:]
 
-    def k_step(self, builder: ir.IRBuilder, k: Value, sums: list[Value], a: Value, b: Value) -> list[Value]:
-        """One rank-1 update of the tile: column k of A times row k of B."""
-        row = builder.gep(b, [builder.mul(k, _WORD(self.b_row))])
-        column = builder.gep(a, [builder.mul(k, _WORD(self.a_col))])
+    def k_step(self, builder: ir.IRBuilder, state: list[Value]) -> list[Value]:
+        """One rank-1 update of the tile: a column of A times a row of B. ``state`` is where they lie and the sums; what
+        it returns, where the next lie and the new sums. Nothing later finds out that an address is the last one's and a
+        step (`graphc.kernels.cpu.build.object_code`)."""
+        column, row, *sums = state
         rows = [builder.gep(row, [_WORD(j * self.shared_step)]) for j in range(self.shared)]
         if self.rows + 2 * self.vectors <= self.rows * self.vectors:  # loads and fetches take no longer than the FMAs
             self.fetch_near(builder, rows)
@@ -258,7 +252,7 @@ class _Tile:
             excess = broadcast(builder, FLIP, self.lanes)
             for v, b_vector in enumerate(b_vectors[0], self.rows * self.vectors):
                 out[v] = self.multiply_add(builder, excess, b_vector, out[v])
-        return out
+        return [builder.gep(column, [_WORD(self.a_col)]), builder.gep(row, [_WORD(self.b_row)]), *out]
 
     def fetch_near(self, builder: ir.IRBuilder, rows: list[Value]) -> None:
         """Bring the rows of B that follow ``rows`` by some steps to the first level of cache: a panel streams through
