@@ -3,12 +3,13 @@
 Dynamic storage allocation is NP-hard; graphs of training steps are kind to it. Every order of greedy placement is a
 valid plan, so several orders are tried and the smallest arena is kept:
 
-- placement: each tensor goes into the tightest gap between the tensors already placed that live at the same time
-  (greedy best fit, as in Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference",
-  arXiv 2001.03288), else above them;
+- placement: each tensor goes into the lowest or the tightest gap between the tensors already placed that live at the
+  same time (greedy first and best fit; see Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net
+  Inference", arXiv 2001.03288), else above them;
 - orders: those alive at the fullest launch first (they must fit without a gap), by size, by lifetime, by start;
-- improvement: what sticks out above the lower bound, or some of it, moves forward in the best order, and those from
-  there on are placed again.
+- improvement: in the best few, what sticks out above the lower bound, or some of it, moves forward, and those from
+  there on are placed again;
+- small tensors come last: they fit between the large ones, and the search goes on without them.
 
 The lower bound is the largest live set: the most bytes that are alive at one launch.
 """
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
+from itertools import count, product
 from math import inf
 from random import Random
 
@@ -28,6 +31,8 @@ __all__ = ["ALIGN", "Lifetime", "MemoryPlan", "Placed", "largest_live_set", "pla
 
 ALIGN = 64  # bytes: one cache line, one AVX-512 vector
 _WORK = 45_000  # placements that the search may spend: well under a second, and the same plan on every machine
+_BEST = 3  # plans that are improved in turn: any one may get stuck
+_SMALL = 1 / 2048  # of the lower bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +93,13 @@ class MemoryPlan:
         return "\n".join(rows)
 
 
-def plan_memory(lifetimes: Sequence[Lifetime]) -> MemoryPlan:
+def plan_memory(lifetimes: Sequence[Lifetime], seed: int = 0) -> MemoryPlan:
     """Choose offsets. Before: names are unique, ``start <= end``. After: tensors alive at the same launch are apart.
+    ``seed``: of the numbers that the search draws; equal lifetimes and seeds give equal plans.
 
     Example: a (64 bytes, launches 0..1), b (64, 1..2), c (64, 2..3): a at 0, b at 64, c at 0; arena 128.
     """
-    search = _Search(lifetimes)
+    search = _Search(lifetimes, seed)
     best = search.run() if lifetimes else np.zeros(0, np.int64)
     end = max((int(o) + life.nbytes for o, life in zip(best, lifetimes, strict=True)), default=0)
     placed = tuple(Placed(life, int(o)) for life, o in zip(lifetimes, best, strict=True))
@@ -124,10 +130,28 @@ def largest_live_set(lifetimes: Sequence[Lifetime]) -> int:
     return most
 
 
+class _Fit(Enum):
+    """Which of the gaps that hold a tensor it goes into."""
+
+    LOWEST = "lowest"
+    TIGHTEST = "tightest"
+
+
+@dataclass
+class _Trial:
+    """What placing tensors in an order gives: their offsets, and the end of the highest."""
+
+    order: list[int]
+    fit: _Fit
+    offsets: np.ndarray
+    end: int
+
+
 class _Search:
     """Tries orders until one is within 0.2 % of the bound or the work is spent."""
 
-    def __init__(self, lifetimes: Sequence[Lifetime]):
+    def __init__(self, lifetimes: Sequence[Lifetime], seed: int):
+        self.random = Random(seed)
         self.size = np.array([max(-(-life.nbytes // ALIGN), 1) * ALIGN for life in lifetimes], np.int64)
         self.start = np.array([life.start for life in lifetimes], np.int64)
         self.end = np.array([life.end for life in lifetimes], np.int64)
@@ -137,26 +161,29 @@ class _Search:
         self.apart = _apart(lifetimes)
 
     def run(self) -> np.ndarray:
-        best, best_end, best_order = np.zeros(0, np.int64), -1, []
-        for order in self._orders():
-            offsets, end = self._place(order)
-            if best_end < 0 or end < best_end:
-                best, best_end, best_order = offsets, end, order
-            if end <= self.enough:
-                return best
-        return self._improve(best, best_end, best_order)
+        large = [i for i, size in enumerate(self.size) if size >= _SMALL * self.bound]
+        small = sorted(set(range(len(self.size))).difference(large), key=lambda i: (-self.size[i], i))
+        best = self._best(large)
+        return self._place([*best.order, *small], best.fit, kept=len(large), before=best.offsets).offsets
 
-    def _orders(self) -> list[list[int]]:
-        n = range(len(self.size))
+    def _best(self, tensors: Sequence[int]) -> _Trial:
+        trials: list[_Trial] = []
+        for fit, order in product(_Fit, self._orders(tensors)):
+            trials.append(self._place(order, fit))
+            if trials[-1].end <= self.enough:
+                return trials[-1]
+        return self._improved(sorted(trials, key=lambda t: t.end)[:_BEST])
+
+    def _orders(self, tensors: Sequence[int]) -> list[list[int]]:
         span = self.end - self.start + 1
         load = self._load()
         return [
-            sorted(n, key=lambda i: (-load[i], -span[i], i)),
-            sorted(n, key=lambda i: (-load[i], -self.size[i], i)),
-            sorted(n, key=lambda i: (-self.size[i], -span[i], i)),
-            sorted(n, key=lambda i: (-span[i] * self.size[i], i)),
-            sorted(n, key=lambda i: (-span[i], -self.size[i], i)),
-            sorted(n, key=lambda i: (self.start[i], -self.size[i], i)),
+            sorted(tensors, key=lambda i: (-load[i], -span[i], i)),
+            sorted(tensors, key=lambda i: (-load[i], -self.size[i], i)),
+            sorted(tensors, key=lambda i: (-self.size[i], -span[i], i)),
+            sorted(tensors, key=lambda i: (-span[i] * self.size[i], i)),
+            sorted(tensors, key=lambda i: (-span[i], -self.size[i], i)),
+            sorted(tensors, key=lambda i: (self.start[i], -self.size[i], i)),
         ]
 
     def _load(self) -> list[int]:
@@ -168,51 +195,57 @@ class _Search:
         live = np.cumsum(change)
         return [int(live[s - first : e - first + 1].max()) for s, e in zip(self.start, self.end, strict=True)]
 
-    def _improve(self, best: np.ndarray, best_end: int, order: list[int]) -> np.ndarray:
-        """Move what sticks out above the bound forward: in turn all of it, what ends highest, and one tensor. Keep what
-        does not get worse."""
-        random = Random(0)
-        offsets, work, turn = best, _WORK, 0
-        while work > 0 and best_end > self.enough:
-            ends = offsets + self.size
-            high = [k for k, i in enumerate(order) if ends[i] > self.bound]
-            highest = [k for k in high if ends[order[k]] == best_end]
-            moved = (high, highest, [random.choice(high)])[turn % 3]
-            rest = [i for k, i in enumerate(order) if k not in moved]
-            at = random.randrange(moved[-1] + 2 - len(moved))
-            trial, kept = [*rest[:at], *(order[k] for k in moved), *rest[at:]], min(at, moved[0])
-            trial_offsets, end = self._place(trial, best_end, kept, offsets)
-            work, turn = work - (len(order) - kept), turn + 1
-            if end <= best_end:
-                offsets, best_end, order = trial_offsets, end, trial
-        return offsets
+    def _improved(self, trials: list[_Trial]) -> _Trial:
+        """Change the ``trials`` in turn, and keep what does not get worse; the best one after all."""
+        work = _WORK
+        for turn in count():
+            at = turn % len(trials)
+            if work <= 0 or trials[at].end <= self.enough:
+                break
+            changed, kept = self._changed(trials[at], turn // len(trials))
+            work -= len(changed.order) - kept
+            if changed.end <= trials[at].end:
+                trials[at] = changed
+        return min(trials, key=lambda t: t.end)
+
+    def _changed(self, trial: _Trial, turn: int) -> tuple[_Trial, int]:
+        """``trial`` with what sticks out above the bound moved forward, and how many tensors keep their places: in turn
+        all of it moves, what ends highest, and one tensor."""
+        order, ends = trial.order, trial.offsets + self.size
+        high = [k for k, i in enumerate(order) if ends[i] > self.bound]
+        highest = [k for k in high if ends[order[k]] == trial.end]
+        moved = (high, highest, [self.random.choice(high)])[turn % 3]
+        rest = [i for k, i in enumerate(order) if k not in moved]
+        at = self.random.randrange(moved[-1] + 2 - len(moved))
+        changed, kept = [*rest[:at], *(order[k] for k in moved), *rest[at:]], min(at, moved[0])
+        return self._place(changed, trial.fit, trial.end, kept, trial.offsets), kept
 
     def _place(
-        self, order: Sequence[int], limit: float = inf, kept: int = 0, before: np.ndarray | None = None
-    ) -> tuple[np.ndarray, int]:
-        """Offsets when the tensors are placed in ``order``, and the end of the highest; unfinished where that is above
-        ``limit``. The first ``kept`` stay where they were ``before``."""
-        offsets = np.zeros(len(order), np.int64)
-        sorted_by_offset = np.zeros(len(order), np.int64)  # the first ``count`` are placed
+        self, order: list[int], fit: _Fit, limit: float = inf, kept: int = 0, before: np.ndarray | None = None
+    ) -> _Trial:
+        """Place the tensors in ``order``; unfinished where one ends above ``limit``. The first ``kept`` stay where they
+        were ``before``."""
+        offsets = np.zeros(len(self.size), np.int64)
+        sorted_by_offset = np.zeros(len(order), np.int64)  # the first ``n`` are placed
         top = 0
         if before is not None and kept:
             placed = np.array(order[:kept], np.int64)
             offsets[placed] = before[placed]
             sorted_by_offset[:kept] = placed[np.argsort(offsets[placed], kind="stable")]
             top = int((offsets[placed] + self.size[placed]).max())
-        for count, i in enumerate(order[kept:], kept):
-            placed = sorted_by_offset[:count]
+        for n, i in enumerate(order[kept:], kept):
+            placed = sorted_by_offset[:n]
             alive = placed[(self.start[placed] <= self.end[i]) & (self.end[placed] >= self.start[i])]
             if i in self.apart:
                 alive = alive[~self.apart[i][alive]]
-            offsets[i] = at = _tightest_gap(offsets[alive], self.size[alive], int(self.size[i]))
+            offsets[i] = at = _gap(offsets[alive], self.size[alive], int(self.size[i]), fit)
             top = max(top, at + int(self.size[i]))
             if top > limit:
                 break
             here = int(offsets[placed].searchsorted(at))
-            sorted_by_offset[here + 1 : count + 1] = sorted_by_offset[here:count].copy()
+            sorted_by_offset[here + 1 : n + 1] = sorted_by_offset[here:n].copy()
             sorted_by_offset[here] = i
-        return offsets, top
+        return _Trial(order, fit, offsets, top)
 
 
 def _apart(lifetimes: Sequence[Lifetime]) -> dict[int, np.ndarray]:
@@ -232,9 +265,9 @@ def _apart(lifetimes: Sequence[Lifetime]) -> dict[int, np.ndarray]:
     return found
 
 
-def _tightest_gap(offsets: np.ndarray, sizes: np.ndarray, size: int) -> int:
-    """Where ``size`` bytes fit best between tensors at sorted ``offsets``: the smallest gap that holds them, else the
-    end of the last."""
+def _gap(offsets: np.ndarray, sizes: np.ndarray, size: int, fit: _Fit) -> int:
+    """Where ``size`` bytes fit between tensors at sorted ``offsets``: the lowest or the smallest gap that holds them,
+    else the end of the last."""
     if not len(offsets):
         return 0
     ends = np.maximum.accumulate(offsets + sizes)
@@ -242,5 +275,5 @@ def _tightest_gap(offsets: np.ndarray, sizes: np.ndarray, size: int) -> int:
     (fits,) = (gaps >= size).nonzero()
     if not len(fits):
         return int(ends[-1])
-    tightest = fits[gaps[fits].argmin()]
-    return int(ends[tightest - 1]) if tightest else 0
+    chosen = fits[0] if fit is _Fit.LOWEST else fits[gaps[fits].argmin()]
+    return int(ends[chosen - 1]) if chosen else 0
