@@ -62,7 +62,13 @@ class Child:
         finally:
             self.rest()
 
+    def kill(self) -> None:
+        """At once, whatever it would still tidy up: some systems take seconds for that."""
+        self.process.kill()
+        self.process.wait()
+
     def close(self) -> None:
+        """When it has written what it keeps."""
         self.process.send_signal(signal.SIGCONT)
         with suppress(BrokenPipeError):
             assert self.process.stdin is not None
@@ -70,8 +76,7 @@ class Child:
         try:
             self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self.kill()
 
 
 def last_line(text: str) -> str:

@@ -27,7 +27,8 @@ def suite(results: dict[str, Any]) -> dict[str, str]:
             complete = [s for s in svg.COLOURS if all(s in g for g in groups.values())]
             groups["mean"] = {s: geometric_mean(g[s] for g in groups.values()) for s in complete}
         if groups:
-            pictures[f"{mode}.svg"] = svg.bars(title, groups, 1.0)
+            most = max(s for g in groups.values() for s in g.values())
+            pictures[f"{mode}.svg"] = svg.bars(title, groups, max(1.0, most))
     return pictures
 
 

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from report import (
+    TRIPLE,
     Row,
     best_peer,
     geometric_mean,
@@ -58,7 +59,9 @@ BURST = """the fastest burst of independent FMAs reached {burst:.0f} GFLOP/s, an
 best peers at {theirs}."""
 IN_TURN = """ In turn with the systems and for as long as these run, the same loop reached {loop:.0f} GFLOP/s at the
 median, since the processor is shared. Training runs at {ours} of what the loop reached in the same round, and the best
-peers at {theirs}: with FMAs alone, nothing could be more than {least:.1f} to {most:.1f} times as fast as they."""
+peers at {theirs}. At the machine's limit a step would be {least:.1f} to {most:.1f} times as fast as theirs."""
+TILES = """ That limit is the tile registers', which do {tiles:,.0f} GFLOP/s of bfloat16 in turn, and so up to
+{wide:,.0f} of float32 in three parts."""
 COSTS = {
     "compile_s": ("first compile and step, s", ("graphc", "torch-compile", "jax")),
     "load_s": ("from the cache, s", ("graphc", "torch-compile", "jax")),
@@ -121,13 +124,16 @@ def limits(results: Row) -> str:
     burst = rows[0]["machine"]["flops_per_second"] / 1e9
     ours, theirs = (span(map(share, rows, names)) for names in ([BASE] * len(rows), peers))
     text = f"{LIMITS} {BURST.format(burst=burst, ours=ours, theirs=theirs)}"
+    most = [sustained_share(row, peer, tiles=True) for row, peer in zip(rows, peers, strict=True)]
     loop = sustained(rows, "flops_per_second")
     pairs = [(sustained_share(row, BASE), sustained_share(row, peer)) for row, peer in zip(rows, peers, strict=True)]
     found = [(ours, theirs) for ours, theirs in pairs if ours and theirs]
     if loop and found:
         ours, theirs = (span(shares) for shares in zip(*found, strict=True))
-        most = [1 / theirs for _, theirs in found]
-        text += IN_TURN.format(loop=loop / 1e9, ours=ours, theirs=theirs, least=min(most), most=max(most))
+        ratios = [1 / s for s in most if s]
+        text += IN_TURN.format(loop=loop / 1e9, ours=ours, theirs=theirs, least=min(ratios), most=max(ratios))
+    if tiles := sustained(rows, "tile_flops_per_second"):
+        text += TILES.format(tiles=tiles / 1e9, wide=tiles / TRIPLE / 1e9)
     return textwrap.fill(" ".join(text.split()), 120, break_on_hyphens=False)
 
 

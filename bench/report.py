@@ -21,11 +21,13 @@ IN_TURN = """
 These are bursts of a fraction of a millisecond. The same loops, in turn with the systems and for as long as these run,
 reached {loop:.0f} GFLOP/s and {stream:.0f} GB/s at the median, since the processor is shared; no system was given more.
 So there are two shares. "Of the peak" divides by the fastest burst. "Of the loop in turn" divides by what the loop
-reached in the same round: what is missing there, a system leaves unused. No ratio can be larger than 1 ÷ the best
-peer's share of the loop ("÷ graphc at most") while products run on the FMA units."""
-TILES = """ The tile registers (AMX) do {best:,.0f}
-GFLOP/s of bfloat16 at best and {tiles:,.0f} in turn: a float32 product as six of parts in bfloat16 could reach
-{best_wide:,.0f} and {wide:,.0f}, so that shares of the FMA units' peak may pass 100 %."""
+reached in the same round: what is missing there, a system leaves unused. No ratio can be larger than "÷ graphc at
+most", with which all products would run at the machine's limit: 1 ÷ the best peer's share of the loop."""
+TILES = """
+The tile registers (AMX) do {best:,.0f} GFLOP/s of bfloat16 at best and {tiles:,.0f} in turn. A float32 product as six
+of parts in bfloat16 could so reach {best_wide:,.0f} and {wide:,.0f}: that is the limit where it is more, and shares of
+the FMA units may pass 100 %."""
+TRIPLE = 6  # products of parts in bfloat16 that make one of float32 (`graphc.loop`)
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
@@ -51,10 +53,12 @@ def share(row: Row, system: str) -> float:
     return rate(row, system) / float(row["machine"]["flops_per_second"])
 
 
-def sustained_share(row: Row, system: str) -> float | None:
+def sustained_share(row: Row, system: str, tiles: bool = False) -> float | None:
     """Of what the machine's loop reached in a turn of the same round, the median over the rounds; None where such turns
-    were not measured."""
+    were not measured. With ``tiles``, of what tile registers make of float32 where that is more."""
     loop, turns = turns_of_machine(row, "flops_per_second"), row["systems"][system].get("turns_ms", [])
+    if tiles and (bfloat16 := turns_of_machine(row, "tile_flops_per_second")):
+        loop = [max(a, b / TRIPLE) for a, b in zip(loop, bfloat16, strict=True)]
     if not loop or len(loop) != len(turns):
         return None
     return median(row["flops"] / ms * 1e3 / rate for ms, rate in zip(turns, loop, strict=True))
@@ -173,10 +177,10 @@ def shares(rows: dict[str, Row]) -> str:
         if BASE not in timed(row) or "machine" not in row:
             continue
         of_peak = [f"{share(row, BASE):.0%}", f"{share(row, peer[0]):.0%}" if peer else ""]
-        pair = [sustained_share(row, BASE), sustained_share(row, peer[0]) if peer else None]
-        in_turn = ["" if s is None else f"{s:.0%}" for s in pair]
-        most = "" if pair[1] is None else f"{1 / pair[1]:.2f}"
-        body.append([work, f"{rate(row, BASE) / 1e9:.0f}", *of_peak, *in_turn, most])
+        in_turn = [sustained_share(row, s) if s else None for s in (BASE, peer and peer[0])]
+        least = sustained_share(row, peer[0], tiles=True) if peer else None
+        cells = [*("" if s is None else f"{s:.0%}" for s in in_turn), f"{1 / least:.2f}" if least else ""]
+        body.append([work, f"{rate(row, BASE) / 1e9:.0f}", *of_peak, *cells])
     return markdown(head, body)
 
 
@@ -246,7 +250,8 @@ def limits(results: Row) -> str:
         text += IN_TURN.format(loop=loop / 1e9, stream=stream / 1e9)
     if tiles:
         best = found[FLOAT32]["tile_flops_per_second"]
-        text += TILES.format(best=best / 1e9, tiles=tiles / 1e9, best_wide=best / 6e9, wide=tiles / 6e9)
+        wide_rates = {"best_wide": best / TRIPLE / 1e9, "wide": tiles / TRIPLE / 1e9}
+        text += TILES.format(best=best / 1e9, tiles=tiles / 1e9, **wide_rates)
     return text
 
 

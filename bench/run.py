@@ -83,7 +83,7 @@ def arguments() -> argparse.Namespace:
     ap.add_argument("--workloads", nargs="+", choices=WORK, default=list(WORK), metavar="NAME")
     ap.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     ap.add_argument("--peers", nargs="*", choices=known, default=[s for s in known if not SYSTEMS[s].optional])
-    ap.add_argument("--rounds", type=int, default=7)
+    ap.add_argument("--rounds", type=int, default=5)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--profile", action="store_true", help="where graphc's time goes, by class of kernel")
     ap.add_argument("--resume", action="store_true", help="leave out what has a result of this version of graphc")

@@ -193,7 +193,8 @@ class Case:
                     record["systems"][system] = {"skipped": str(why)}
             folder = self.folder / self.machine
             folder.mkdir(exist_ok=True)
-            machine = stack.enter_context(closing(self.start(self.machine, "", folder)))
+            machine = self.start(self.machine, "", folder)
+            stack.callback(machine.kill)
             machine.rest()
             limits: dict[str, list[float]] = {}
             means: dict[str, list[float]] = {}
@@ -256,7 +257,7 @@ class Runner:
         return found | facts
 
     def close(self) -> None:
-        self.child.close()
+        self.child.kill()
 
 
 def compiled(candidate: Candidate) -> dict[str, Any]:

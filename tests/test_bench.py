@@ -111,6 +111,10 @@ def test_shares_of_what_the_machine_gave_in_the_same_round() -> None:
     assert report.share(row, "graphc") == pytest.approx(0.5)
     assert report.sustained_share(row, "graphc") == pytest.approx(0.625)  # of the rounds: 0.625, 0.625, 0.625
     assert "| 50% | 33% | 62% | 42% | 2.40 |" in report.shares({"vit": row})
+    row["machine_turns"]["tile_flops_per_second"] = [r * 12 for r in row["machine_turns"]["flops_per_second"]]
+    assert report.sustained_share(row, "torch", tiles=True) == pytest.approx(0.625 / 3)
+    assert "| 50% | 33% | 62% | 42% | 4.80 |" in report.shares({"vit": row})
+    assert "of bfloat16 in turn" in readme.limits({"rows": {"vit/train": row}})
     del row["machine_turns"]  # as results were written before
     assert report.sustained_share(row, "graphc") is None
     assert "| 50% | 33% |  |  |  |" in report.shares({"vit": row})
@@ -175,7 +179,7 @@ def test_limits_in_readme() -> None:
     text = " ".join(readme.limits(one).split())
     assert "training runs at 50 to 50 % of that, the best peers at 33 to 33 %." in text
     assert "at 62 to 62 % of what the loop reached in the same round, and the best peers at 42 to 42 %" in text
-    assert "more than 2.4 to 2.4 times" in text
+    assert "would be 2.4 to 2.4 times as fast as theirs." in text
     before = f"Before\n\n{readme.LIMITS} old,\nand old.\n\nBehind\n"
     assert readme.updated(before, results()) == f"Before\n\n{readme.limits(results())}\n\nBehind\n"
 
