@@ -81,13 +81,18 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def with_limits(rows: dict[str, Row]) -> dict[str, Row]:
-    """The rows, each with the highest rates that any of its precision measured: while both threads of a measurement
-    shared a processor, as happens on machines with other work, it found half of the peak."""
-    limits: dict[str, dict[str, float]] = {}
+    """The rows, each with the highest rates that any of its precision and threads measured: while both threads of a
+    measurement shared a processor, as happens on machines with other work, it found half of the peak."""
+    limits: dict[tuple[str, int | None], dict[str, float]] = {}
     for row in rows.values():
-        found = limits.setdefault(precision(row), {})
+        found = limits.setdefault(kind(row), {})
         found |= {key: max(rate, found.get(key, 0.0)) for key, rate in row.get("machine", {}).items()}
-    return {name: row | {"machine": limits[precision(row)]} if "machine" in row else row for name, row in rows.items()}
+    return {name: row | {"machine": limits[kind(row)]} if "machine" in row else row for name, row in rows.items()}
+
+
+def kind(row: Row) -> tuple[str, int | None]:
+    """Rows of a kind have the machine's limits in common."""
+    return precision(row), row.get("threads")
 
 
 def precision(row: Row) -> str:
@@ -192,11 +197,17 @@ def memory(rows: dict[str, Row]) -> str:
 
 
 def profile(row: Row) -> str:
-    """The classes of kernels of one workload, and the kernels that leave most time on the table."""
-    in_turn = bool(turns_of_machine(row, "flops_per_second"))
+    """The classes of kernels of one workload, and the kernels that leave most time on the table.
+
+    The profile is of another moment than the rounds: beside what the machine's loops did in these, a kernel's time is
+    its part of the step's in these.
+    """
     kernels, machine = row["profile"], row["machine"]
     total = sum(k["seconds"] for k in kernels)
-    medians = {name: sustained([row], name) or rate for name, rate in machine.items()}
+    limits = [(machine, 1.0)]
+    if turns_of_machine(row, "flops_per_second"):
+        medians = {name: sustained([row], name) or rate for name, rate in machine.items()}
+        limits.append((medians, row["systems"][BASE]["ms"] / 1e3 / total))
 
     def least(k: Row, limit: Row = machine) -> float:
         """The roofline's time: arithmetic at the FMA peak or bytes at memory's speed."""
@@ -207,13 +218,14 @@ def profile(row: Row) -> str:
         flops, moved = sum(k["flops"] for k in some), sum(k["bytes"] for k in some)
         launches = sum(k["launches"] for k in some)
         numbers = [f"{seconds / total:.1%}", f"{seconds * 1e3:.3f}", f"{flops / seconds / 1e9:.0f}"]
-        roofs = [f"{sum(least(k, limit) for k in some) / seconds:.0%}" for limit in (machine, medians)]
-        return [name, str(launches), *numbers, f"{moved / seconds / 1e9:.1f}", *roofs[: 1 + in_turn]]
+        roofs = [f"{sum(least(k, limit) for k in some) / seconds / pace:.0%}" for limit, pace in limits]
+        return [name, str(launches), *numbers, f"{moved / seconds / 1e9:.1f}", *roofs]
 
     classes: dict[str, list[Row]] = {}
     for k in kernels:
         classes.setdefault(k["class"], []).append(k)
-    head = ["launches", "of the step", "ms", "GFLOP/s", "GB/s", "of the roofline", *["of that in turn"] * in_turn]
+    roofs = ["of the roofline", "of that in turn"][: len(limits)]
+    head = ["launches", "of the step", "ms", "GFLOP/s", "GB/s", *roofs]
     ordered = sorted(classes.items(), key=lambda item: -sum(k["seconds"] for k in item[1]))
     lost = sorted(kernels, key=lambda k: least(k) - k["seconds"])[:5]
     return "\n\n".join(
@@ -288,6 +300,9 @@ def page(results: Row) -> str:
         parts += ["## Not measured", "\n".join(reasons)]
     profiled = {name: row for name, row in results["rows"].items() if "profile" in row}
     if profiled:
-        parts.append("## Where the time goes\n\nRoofline: the peak of multiplications and the copy bandwidth above.")
+        parts.append(
+            "## Where the time goes\n\nRoofline: the peak of multiplications and the copy bandwidth above, and"
+            " what these loops did in the rounds of the row."
+        )
         parts += [f"### {name}\n\n{profile(row)}" for name, row in profiled.items()]
     return "\n\n".join(parts) + "\n"

@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import report
@@ -73,10 +74,11 @@ def main() -> None:
     ap.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     ap.add_argument("--peers", nargs="*", choices=peers, default=["torch", "jax"])
     ap.add_argument("--rounds", type=int, default=5)
+    ap.add_argument("--out", type=Path, default=RESULT, help="the .md is written beside it")
     ap.add_argument("--resume", action="store_true", help="leave out what has a result of this version of graphc")
     args = ap.parse_args()
     console = Console()
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {"axes": {}}
+    results = json.loads(args.out.read_text()) if args.out.exists() else {"axes": {}}
     for name in args.axes:
         points = results["axes"].setdefault(name, {})
         for at in AXES[name].points:
@@ -90,7 +92,7 @@ def main() -> None:
                 continue
             console.print(report.line(f"{name} {at}", points[str(at)]), markup=False, highlight=False)
             results["axes"][name] = dict(sorted(points.items(), key=lambda item: int(item[0])))
-            write(results, RESULT, page)
+            write(results, args.out, page)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Case:
         that of `base`, ``wall_s`` the seconds that all of it took."""
         work, start = self.workload, time.perf_counter()
         record: dict[str, Any] = {"flops": work.flops(self.mode), "precision": work.precision, "rounds": rounds}
-        record |= {"version": identity(self.base), "systems": {}}
+        record |= {"threads": self.threads, "version": identity(self.base), "systems": {}}
         candidates = {}
         for system in systems:
             try:

@@ -136,7 +136,8 @@ def test_bfloat16_has_sections_and_limits_of_its_own() -> None:
     usual, _, narrow = report.page(results()).partition("products of bfloat16")
     assert "-bf16" not in usual.partition("##")[2]
     assert "| gpt2-baby-bf16 | 20.0 | 30.0 | 40.0 | torch | 1.50 |\n" in narrow
-    limits = report.with_limits(results()["rows"])
+    limits = report.with_limits(results()["rows"] | {"alone": results()["rows"]["mlp/train"] | {"threads": 1}})
+    assert limits["alone"]["machine"] == results()["rows"]["mlp/train"]["machine"] != limits["mlp/train"]["machine"]
     assert limits["gpt2-baby-bf16/train"]["machine"] != limits["gpt2-baby/train"]["machine"]
 
 
