@@ -1,8 +1,9 @@
 """Lowering of attention regions, forward and backward, without the matrix of scores in memory.
 
-The operands and results are those of the region that `scaled_dot_product_attention` traces: (q, k, v[, k0, k1]) to
-(o, lse), and for the gradient (q, k, v[, k0, k1], o, lse, do, dlse) to (dq, dk, dv). Each is a strided view; what the
-microkernel cannot read in place is packed. The body is not consulted: it says the same, and the tests compare them.
+The operands and results are those of the region that `scaled_dot_product_attention` traces: (q, k, v[, mask][, k0, k1])
+to (o, lse), and for the gradient (q, k, v[, mask][, k0, k1], o, lse, do, dlse) to (dq, dk, dv). Each is a strided view;
+what the microkernel cannot read in place is packed. Of the body only the names of its inputs are consulted: it says the
+same, and the tests compare them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from graphc.kernels.plan import Launch, View
 
 __all__ = ["lower_attention", "lower_attention_vjp"]
 
-KEYS = ("k0", "k1")  # of the random numbers, where there is dropout
 EXP_COST = 10  # of one exponential, in units of an addition
 
 
@@ -27,27 +27,28 @@ def lower_attention(
     body: Graph, attrs: Attrs, operands: Sequence[View], results: Sequence[View], ctx: LowerContext
 ) -> list[Launch]:
     """o [B, H, T, D] and lse [B, H, T] of q, k, v [B, H, T, D] under ``is_causal``, ``scale`` and ``dropout_p``."""
-    names = ["q", "k", "v", *KEYS[: len(operands) - 3]]
-    bound = zip([*names, "o", "lse"], [*operands, *results], strict=True)
-    kind = TileForward if ctx.target.processors and in_tiles(dict(bound)) else Forward
-    return lower(kind, 2, names, ["o", "lse"], body, attrs, operands, results, ctx)
+    kind = TileForward if ctx.target.processors and in_tiles(named(body, operands)) else Forward
+    return lower(kind, 2, ["o", "lse"], body, attrs, operands, results, ctx)
 
 
 def lower_attention_vjp(
     body: Graph, attrs: Attrs, operands: Sequence[View], results: Sequence[View], ctx: LowerContext
 ) -> list[Launch]:
     """dq, dk, dv from the cotangents ``do`` of o and ``dlse`` of lse; scores are computed again from lse."""
-    names = ["q", "k", "v", *KEYS[: len(operands) - 7], "o", "lse", "do", "dlse"]
-    if not (ctx.target.processors and in_tiles(dict(zip(names, operands, strict=True)))):
-        return lower(Backward, 5, names, ["dq", "dk", "dv"], body, attrs, operands, results, ctx)
-    of_keys = lower(TileKeys, 4, names, ["dk", "dv"], body, attrs, operands, results[1:], ctx)
-    return [*of_keys, *lower(TileQueries, 3, names, ["dq"], body, attrs, operands, results[:1], ctx)]
+    if not (ctx.target.processors and in_tiles(named(body, operands))):
+        return lower(Backward, 5, ["dq", "dk", "dv"], body, attrs, operands, results, ctx)
+    of_keys = lower(TileKeys, 4, ["dk", "dv"], body, attrs, operands, results[1:], ctx)
+    return [*of_keys, *lower(TileQueries, 3, ["dq"], body, attrs, operands, results[:1], ctx)]
+
+
+def named(body: Graph, operands: Sequence[View]) -> dict[str, View]:
+    """The operands by the names of the inputs."""
+    return {v.node.attrs["name"]: view for v, view in zip(body.inputs, operands, strict=True)}
 
 
 def lower(
     kind: type[Forward | Backward | TileForward | TileKeys | TileQueries],
     products: int,
-    reads: Sequence[str],
     writes: Sequence[str],
     body: Graph,
     attrs: Attrs,
@@ -55,7 +56,8 @@ def lower(
     results: Sequence[View],
     ctx: LowerContext,
 ) -> list[Launch]:
-    views = dict(zip(reads, operands, strict=True)) | dict(zip(writes, results, strict=True))
+    reads = named(body, operands)
+    views = reads | dict(zip(writes, results, strict=True))
     if all(0 in view.shape for view in results):
         return []
     shape = Shape.of(views["q"], views["k"], views["v"], ctx.target)
@@ -72,6 +74,7 @@ def lower(
             code.body(),
             doc=f"{kind.what}: q {list(views['q'].shape)}, k {list(views['k'].shape)}"
             + (", causal" if attrs["is_causal"] else "")
+            + (f", mask {list(views['mask'].shape)}" if "mask" in views else "")
             + (f", dropout {attrs['dropout_p']}" if attrs["dropout_p"] else "")
             + ".",
             lines=lines(body, ctx),

@@ -184,28 +184,42 @@ class Backward(Attention):
         """p from the scores and lse, ds from p and dp; zero where a query does not see a key."""
         c, s = self.code, self.shape
         first = self.row_position(query, start)
-        diagonal = c.index("diagonal", "sub", query, start) if self.causal else seen
+        end = seen
+        if self.causal or self.masked:  # tiles have whole rows
+            tiles = c.index("masked_tiles", "div", c.index("seen_up", "add", seen, s.mr - 1), s.mr)
+            end = c.index("masked", "minimum", c.index("tiles_end", "mul", tiles, s.mr), keys)
+        diagonal = c.index("diagonal", "sub", query, start) if self.causal else end
         if self.causal and not self.one:
             diagonal = c.index("diagonal", "maximum", diagonal, 0)
 
-        def key(at: Var, masked: bool) -> None:
-            ahead = c.index("hidden", "sub", c.index("key_at", "add", at, start), query) if masked else 0
-            position = c.index("key_position", "add", at, first) if self.dropout else 0
-            with c.lanes(0, lanes, unroll=2) as j:
-                here, lane = place([(at, self.score_row), (local, 1), (j, 1)]), place([(query, 1), (j, 1)])
-                prob = c.let("prob", c.fn("exp", c.fn("add", c.load("p", here), c.load("down", lane))))
-                keep = self.kept(position, j)
-                slope = c.fn("sub", self.dropped(c.load("ds", here), keep), c.load("delta", lane))
-                for name, value in (("ds", c.fn("mul", prob, slope)), ("p", self.dropped(prob, keep))):
-                    if masked:
-                        value = call("select", call("ge", j, expr(ahead)), value, c.const(0.0))
-                    c.store(name, here, value)
+        def key(at: Var, later: bool) -> None:
+            position = c.index("key_at", "add", at, start)
+            row = place([(at, self.score_row), (local, 1)])
 
-        with c.loop("key", 0, c.index("clear", "minimum", diagonal, seen)) as at:
+            def shown() -> None:
+                ahead = c.index("hidden", "sub", position, query) if later else 0
+                number = c.index("key_position", "add", at, first) if self.dropout else 0
+                with c.lanes(0, lanes, unroll=2) as j:
+                    here, lane = row + Affine.of(j), place([(query, 1), (j, 1)])
+                    prob = c.let("prob", c.fn("exp", c.fn("add", c.load("p", here), c.load("down", lane))))
+                    keep = self.kept(number, j)
+                    slope = c.fn("sub", self.dropped(c.load("ds", here), keep), c.load("delta", lane))
+                    for name, value in (("ds", c.fn("mul", prob, slope)), ("p", self.dropped(prob, keep))):
+                        if later:
+                            value = call("select", call("ge", j, expr(ahead)), value, c.const(0.0))
+                        if self.masked and not self.keys_masked:
+                            value = call("select", self.shown(lane, position), value, c.const(0.0))
+                        c.store(name, here, value)
+
+            def hidden() -> None:
+                for name in ("ds", "p"):
+                    c.fill(name, row, 0, lanes)
+
+            self.shown_and_hidden(position, shown, hidden)
+
+        with c.loop("key", 0, c.index("clear", "minimum", diagonal, end)) as at:
             key(at, False)
         if self.causal:
-            tiles = c.index("masked_tiles", "div", c.index("seen_up", "add", seen, s.mr - 1), s.mr)
-            end = c.index("masked", "minimum", c.index("tiles_end", "mul", tiles, s.mr), keys)
             with c.loop("key", diagonal, end) as at:
                 key(at, True)
 
@@ -245,6 +259,10 @@ class Backward(Attention):
         self.over_columns(
             columns, lambda at, width: self.over_keys(keys, tiles, s.mr, lambda i, m: tile(at, width, i, m))
         )
+        if self.keys_masked and self.dkv_direct:
+            with c.loop("row", c.index("tiles_end", "mul", tiles, s.mr), keys) as row:
+                target = self.sums(name, row)
+                c.fill(target.buffer, target.index, 0, columns)
 
 
 def shifted(matrix: Operand, panel: Bound, nr: int) -> Operand:

@@ -92,10 +92,10 @@ class Forward(Attention):
         """Keys in several blocks: the sums of all queries of the task are kept and rescaled."""
         c, s = self.code, self.shape
         rows = c.index("rows", "mul", c.index("panels", "sub", last, first), s.nr)
-        c.fill("top", Affine(), 0, rows, float("-inf"))
+        c.fill("top", Affine(), 0, rows, self.lowest)
         c.fill("norm", Affine(), 0, rows)
         c.fill("sums", Affine(), 0, c.index("sum_size", "mul", rows, self.value_row))
-        with c.loop("start", 0, s.keys, step=s.block) as start:
+        with c.loop("start", 0, self.visible, step=s.block) as start:
             stop = c.index("stop", "minimum", c.index("end", "add", start, s.block), s.keys)
             self.pack(start, stop)
             c.tiles(first, last, s.queries, s.nr, lambda at, lanes: self.panel(at, lanes, first, start, stop))
@@ -134,9 +134,11 @@ class Forward(Attention):
         c = self.code
         groups = c.index("groups", "div", c.index("seen_up", "add", seen, TOGETHER - 1), TOGETHER)
         if self.causal:
-            self.mask(query, lanes, start, keys, groups)
+            self.hide_later(query, lanes, start, keys, groups)
+        if self.masked:
+            self.hide_masked(query, lanes, start, keys, groups)
         if self.one:
-            c.fill("top", place([(local, 1)]), 0, lanes, float("-inf"))
+            c.fill("top", place([(local, 1)]), 0, lanes, self.lowest)
             c.fill("norm", place([(local, 1)]), 0, lanes)
         else:
             with c.lanes(0, lanes) as j:
@@ -180,8 +182,8 @@ class Forward(Attention):
         """The score of key ``i`` of a group for the query of lane ``j``."""
         return place([(group, TOGETHER * self.shape.nr), (j, 1)]) + i * self.shape.nr
 
-    def mask(self, query: Bound, lanes: int, start: Bound, keys: Bound, groups: Bound) -> None:
-        """Minus infinity in place of what a query does not see, and of rows of scores that were not computed."""
+    def hide_later(self, query: Bound, lanes: int, start: Bound, keys: Bound, groups: Bound) -> None:
+        """Minus infinity in place of keys after the query, and of rows of scores that were not computed."""
         c, s = self.code, self.shape
         first = c.index("diagonal", "sub", query, start)
         first = first if self.one else c.index("diagonal", "maximum", first, 0)
@@ -192,6 +194,21 @@ class Forward(Attention):
                 at = place([(key, s.nr), (j, 1)])
                 seen = call("ge", j, expr(ahead))
                 c.store("scores", at, call("select", seen, c.load("scores", at), c.const(float("-inf"))))
+
+    def hide_masked(self, query: Bound, lanes: int, start: Bound, keys: Bound, groups: Bound) -> None:
+        """Minus infinity in place of what the mask hides, and of the rows of scores that it made superfluous."""
+        c, s = self.code, self.shape
+        hidden = float("-inf")
+        last = c.index("masked", "minimum", c.index("group_end", "mul", groups, TOGETHER), keys)
+        with c.loop("key", 0, last) as key:
+            position, row = c.index("position", "add", key, start), place([(key, s.nr)])
+            if self.keys_masked:
+                with c.given(call("not", self.shown(0, position))):
+                    c.fill("scores", row, 0, lanes, hidden)
+            else:
+                with c.lanes(0, lanes) as j:
+                    at, shown = row + Affine.of(j), self.shown(place([(query, 1), (j, 1)]), position)
+                    c.store("scores", at, call("select", shown, c.load("scores", at), c.const(hidden)))
 
     def larger(self, value: Expr, others: Sequence[Expr]) -> Expr:
         """The largest value, where none is NaN: one instruction each. A NaN comes back with the exponentials."""
@@ -242,7 +259,7 @@ class Forward(Attention):
         local, query = self.local(at, first), c.index("query", "mul", at, s.nr)
         with c.lanes(0, lanes) as j:
             here = place([(local, 1), (j, 1)])
-            norm = c.let("total", c.load("norm", here))
+            norm = c.let("total", self.norm(c.load("norm", here)))
             lse = c.fn("add", c.load("top", here), c.fn("log", norm))
             c.store("lse", self.at("lse", place([(query, 1), (j, 1)])), lse)
             c.store("norm", here, c.fn("div", c.const(1.0), norm))

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from math import lcm
 from typing import ClassVar
 
-from graphc.dtype import DType, TensorType
+from graphc.dtype import DType, TensorType, bool_, finfo
 from graphc.ir import Attrs
 from graphc.kernels.contract_code import Bound, Code, expr, place
 from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_schedule import Target, even
 from graphc.kernels.plan import View
-from graphc.loop import Affine, Const, Expr, Load, Operand, Var, call
+from graphc.loop import Acc, Affine, Const, Expr, Load, Operand, Var, call
 from graphc.ops.base import Map, MapContext, get_op
 
 __all__ = ["Attention", "Shape"]
@@ -80,8 +80,14 @@ class Attention:
         self.dropout: float = attrs["dropout_p"]
         halves = {name: Stored(v.dtype, dtype) for name, v in views.items() if v.dtype.is_half}
         self.code = Code(dtype, [*views, *self.buffers], halves)
+        mask = views.get("mask")
+        self.masked = mask is not None
+        self.keys_masked = mask is not None and mask.shape[2] == 1  # alike for all queries of a head
         self.batch: Bound = 0
         self.head: Bound = 0
+        # Of scores: where there may be nothing but minus infinity, it leaves exponentials of 0.
+        self.lowest = finfo(dtype).min if self.masked else float("-inf")
+        self.visible: Bound = shape.keys  # no key of the head from here on is seen
         self.keys: tuple[Var, Var] | None = None
 
     # Arrays
@@ -94,6 +100,8 @@ class Attention:
         if self.dropout:
             key0, key1 = (c.let(n, Load(n, Affine(), self.views[n].dtype)) for n in ("k0", "k1"))
             self.keys = (key0, key1)
+        if self.keys_masked:
+            self.visible = self.after_last_key()
 
     def at(self, name: str, row: Bound | Affine, column: Bound | Affine = 0) -> Affine:
         """The place of an element of the current head in an array [B, H, T, D] or [B, H, T]."""
@@ -210,11 +218,44 @@ class Attention:
     def limit(self, row: Bound, start: Bound, stop: Bound, more: int) -> Bound:
         """How many keys, from ``start`` on, the queries before ``row + more`` may see."""
         c = self.code
-        if not self.causal:
+        end = c.index("seen_end", "minimum", stop, self.visible) if self.keys_masked else stop
+        if self.causal:
+            end = c.index("seen_end", "minimum", c.index("after", "add", row, more), end)
+        if end is stop:
             return c.index("seen", "sub", stop, start)
-        end = c.index("seen_end", "minimum", c.index("after", "add", row, more), stop)
         seen = c.index("seen", "sub", end, start)
         return seen if self.shape.blocks == 1 else c.index("seen", "maximum", seen, 0)
+
+    def after_last_key(self) -> Bound:
+        """The number of the key after the last one that the mask shows."""
+        c = self.code
+        last = c.names.var("after_last")
+        c.out.append(Acc(last, "max"))
+        with c.lanes(0, self.shape.keys) as key:
+            c.update(last, call("select", self.shown(0, key), call("add", key, expr(1)), expr(0)))
+        return c.let("visible", last)
+
+    def shown(self, query: Bound | Affine, key: Bound | Affine) -> Load:
+        """Whether the mask shows a key to a query."""
+        view = self.views["mask"]
+        where = zip((self.batch, self.head, query, key), view.shape, view.strides, strict=True)
+        return Load("mask", place((at, 0 if size == 1 else stride) for at, size, stride in where), bool_)
+
+    def norm(self, total: Expr) -> Expr:
+        """What the weights of a query, ``total`` together, are divided by: 1 where it sees no key."""
+        c = self.code
+        return call("select", call("eq", total, c.const(0.0)), c.const(1.0), total) if self.masked else total
+
+    def shown_and_hidden(self, key: Bound, shown: Callable[[], None], hidden: Callable[[], None]) -> None:
+        """``shown()`` for a key that the mask shows to all queries, ``hidden()`` for one that it hides."""
+        if not self.keys_masked:
+            shown()
+            return
+        seen = self.shown(0, key)
+        with self.code.given(seen):
+            shown()
+        with self.code.given(call("not", seen)):
+            hidden()
 
     def in_groups(self, rows: int, body: Callable[[Bound, int], None]) -> None:
         """``body(first, count)`` for ``rows`` rows, `GROUP` of them at a time."""

@@ -93,9 +93,18 @@ class _Tiles(Attention):
             value = c.load(source, place([(r, columns), (j, 1)]))
             c.store(name, self.at(name, place([(first, 1), (r, 1)]), j), value)
 
-    def seen(self, value: Expr, hidden: Expr, query: Bound, key: Expr) -> Expr:
-        """``value`` where the query sees the key, else ``hidden``."""
-        return call("select", call("ge", expr(query), key), value, hidden) if self.causal else value
+    def seen(self, value: Expr, hidden: Expr, query: Bound, start: Bound, lane: Var) -> Expr:
+        """``value`` where the query sees the key of this lane (that of lane 0 is ``start``), else ``hidden``."""
+        if self.masked:
+            value = call("select", self.shown(query, place([(start, 1), (lane, 1)])), value, hidden)
+        if self.causal:
+            value = call("select", call("ge", expr(query), call("add", expr(start), lane)), value, hidden)
+        return value
+
+    def keys_end(self, first: Bound) -> Bound:
+        """The key after the last one that a tile of queries may see."""
+        c, end = self.code, self.visible
+        return c.index("keys_end", "minimum", c.index("after", "add", first, TILE), end) if self.causal else end
 
     def kept_keys(self, query: Bound, key: Expr) -> Var | None:
         """Whether dropout keeps a score (None: there is no dropout); the bits are those of op random_bits."""
@@ -132,13 +141,10 @@ class TileForward(_Tiles):
             number = c.index("tile", "sub", tiles - 1, c.index("turn", "mod", task, tiles)) if tiles > 1 else 0
             self.enter_head(c.index("head_of", "div", task, tiles))
             first, rows = self.tile("query", number, s.queries)
-            c.fill("top", Affine(), 0, rows, float("-inf"))
+            c.fill("top", Affine(), 0, rows, self.lowest)
             c.fill("norm", Affine(), 0, rows)
             self.clear("sums", rows, s.width)
-            end = (
-                c.index("keys_end", "minimum", c.index("after", "add", first, TILE), s.keys) if self.causal else s.keys
-            )
-            with c.loop("start", 0, end, step=TILE) as start:
+            with c.loop("start", 0, self.keys_end(first), step=TILE) as start:
                 stop = c.index("stop", "minimum", c.index("start_end", "add", start, TILE), s.keys)
                 keys = c.index("keys", "sub", stop, start)
                 self.scores("scores", "q", "k", first, start, rows, keys, s.depth)
@@ -157,7 +163,7 @@ class TileForward(_Tiles):
         largest = c.acc("largest", "max")
         with c.lanes(0, keys) as j:
             score = c.fn("mul", c.load("scores", place([(r, TILE), (j, 1)])), c.const(self.scale))
-            c.update(largest, self.seen(score, c.const(float("-inf")), query, call("add", expr(start), j)))
+            c.update(largest, self.seen(score, c.const(float("-inf")), query, start, j))
         old = c.let("old", c.load("top", here))
         top = c.let("new", call("maximum", old, largest))
         factor = c.let("factor", c.fn("exp", c.fn("sub", old, top)))
@@ -165,7 +171,7 @@ class TileForward(_Tiles):
         with c.lanes(0, keys) as j:
             at, key = place([(r, TILE), (j, 1)]), c.let("key", call("add", expr(start), j))
             score = c.fn("sub", c.fn("mul", c.load("scores", at), c.const(self.scale)), top)
-            p = c.let("power", self.seen(c.fn("exp", score), c.const(0.0), query, key))
+            p = c.let("power", self.seen(c.fn("exp", score), c.const(0.0), query, start, j))
             c.update(total, p)
             c.store("p", at, self.dropped(p, self.kept_keys(query, key)))
         c.store("norm", here, c.fn("add", c.fn("mul", c.load("norm", here), factor), total))
@@ -177,7 +183,7 @@ class TileForward(_Tiles):
     def finish(self, r: Var, query: Bound) -> None:
         """o = sums / norm, lse = top + log(norm)"""
         c, s = self.code, self.shape
-        norm = c.let("norm_of", c.load("norm", place([(r, 1)])))
+        norm = c.let("norm_of", self.norm(c.load("norm", place([(r, 1)]))))
         c.store("lse", self.at("lse", query), c.fn("add", c.load("top", place([(r, 1)])), c.fn("log", norm)))
         share = c.let("share", c.fn("div", c.const(1.0), norm))
         with c.lanes(0, s.width) as d:
@@ -207,7 +213,7 @@ class _Gradient(_Tiles):
             with c.lanes(0, keys) as j:
                 at, key = place([(r, TILE), (j, 1)]), c.let("key", call("add", expr(start), j))
                 score = c.fn("sub", c.fn("mul", c.load("scores", at), c.const(self.scale)), lse)
-                p = c.let("power", self.seen(c.fn("exp", score), c.const(0.0), query, key))
+                p = c.let("power", self.seen(c.fn("exp", score), c.const(0.0), query, start, j))
                 keep = self.kept_keys(query, key)
                 slope = c.fn("sub", self.dropped(c.load("slopes", at), keep), delta)
                 c.store("ds", at, c.fn("mul", c.fn("mul", p, slope), c.const(self.scale)))
@@ -260,10 +266,7 @@ class TileQueries(_Gradient):
             self.enter_head(c.index("head_of", "div", task, tiles))
             first, rows = self.tile("query", number, s.queries)
             self.clear("dqs", rows, s.depth)
-            end = (
-                c.index("keys_end", "minimum", c.index("after", "add", first, TILE), s.keys) if self.causal else s.keys
-            )
-            with c.loop("start", 0, end, step=TILE) as start:
+            with c.loop("start", 0, self.keys_end(first), step=TILE) as start:
                 stop = c.index("stop", "minimum", c.index("start_end", "add", start, TILE), s.keys)
                 keys = c.index("keys", "sub", stop, start)
                 self.slopes(first, rows, start, keys)

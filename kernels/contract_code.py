@@ -194,6 +194,15 @@ class Code:
             outside.append(If(call(op, expr(a), expr(b)), tuple(self.out)))
         self.out = outside
 
+    @contextmanager
+    def given(self, cond: Expr) -> Iterator[None]:
+        """What follows only if ``cond`` holds."""
+        outside, self.out = self.out, []
+        yield
+        if self.out:
+            outside.append(If(cond, tuple(self.out)))
+        self.out = outside
+
     # Patterns
 
     def unflatten(self, flat: Var, sizes: Sequence[tuple[str, int]]) -> list[Bound]:

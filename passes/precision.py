@@ -40,7 +40,7 @@ def round_factors(graph: Graph, to: DType) -> Graph:
 
 def narrow_attention(node: Node, inputs: tuple[Value, ...], to: DType) -> list[Value]:
     """The region of attention over operands of type ``to``, with results of the types that ``node`` has."""
-    whole = sum(v.type.size for v in inputs)  # often of one product, which is rounded as it is made
+    whole = sum(v.type.size for v in inputs if v.dtype.is_float)  # often of one product, which is rounded as it is made
     done: dict[Value, Value] = {}
     operands = [_moved_after(v, to, whole, done) if v.dtype == float32 else v for v in inputs]
     form = {name: node.attrs[name] for name in ("is_causal", "scale", "dropout_p")}

@@ -261,6 +261,8 @@ def attended(m: Maker) -> Made:
     match m.choose(4):
         case 0:
             mask = gc.iota((t, t), 0) >= gc.iota((t, t), 1)
+            if causal:
+                mask = gc.where(mask, 0.0, -1e9) if t % 2 else gc.iota((t,), 0) < t - 2
             return gc.scaled_dot_product_attention(q, k, v, mask)
         case 1:
             scores = q @ k.mT * 8**-0.5

@@ -238,6 +238,22 @@ def test_attention_gradients_equal_those_of_the_plain_formula():
         np.testing.assert_allclose(out[f"{name}0"], out[f"{name}1"], rtol=1e-3, atol=1e-5)
 
 
+def test_attention_with_a_mask_is_one_region_but_for_a_decoder():
+    def hints(queries, mask):
+        q, k, v = (np.zeros((2, 3, n, 4), np.float32) for n in (queries, 5, 5))
+        traced = trace(lambda q, k, v, m: {"o": gc.scaled_dot_product_attention(q, k, v, m)}, q=q, k=k, v=v, m=mask)
+        return [n.attrs["hint"] for n in nodes(traced.graph, "call")]
+
+    assert hints(5, np.ones((2, 1, 1, 5), bool)) == hints(2, np.ones(5, bool)) == ["attention"]
+    assert hints(1, np.ones(5, bool)) == hints(5, np.zeros(5, np.float32)) == []
+
+
+def test_a_mask_that_does_not_fit():
+    q, k, v = heads(2, 3, 5, 4)
+    with pytest.raises(GraphcError, match=r"GC0101: a mask bool\[2,5\] of attention whose scores are \[2, 3, 5, 5\]"):
+        run(lambda **x: gc.scaled_dot_product_attention(*x.values(), np.ones((2, 5), bool)), q=q, k=k, v=v)
+
+
 def test_attention_dropout_keeps_the_mean():
     q, k = (np.zeros((1, 1, 64, 4), np.float32) for _ in range(2))
     v = np.ones((1, 1, 64, 4), np.float32)

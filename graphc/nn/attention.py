@@ -1,10 +1,11 @@
-"""Attention: one region (`graphc.ops.attention`), so that no [T, S] matrix need be stored; plain nodes with a mask."""
+"""Attention: one region (`graphc.ops.attention`), so that no [T, S] matrix need be stored; plain nodes where a mask is
+added to the scores, and for a single query."""
 
 from __future__ import annotations
 
 from math import prod, sqrt
 
-from graphc.dtype import finfo
+from graphc.dtype import Shape, finfo
 from graphc.errors import error
 from graphc.functional import exp, expand_dims, iota, maximum, where
 from graphc.half import rounded_once
@@ -52,19 +53,48 @@ def scaled_dot_product_attention(
     if not 0 <= dropout_p < 1:
         raise error("GC0217", f"the dropout of attention is from 0 to below 1, not {dropout_p}", loc=user_loc())
     scale = 1.0 / sqrt(query.shape[-1]) if scale is None else float(scale)
-    if attn_mask is not None or value.shape[-1] != query.shape[-1]:
-        out, _ = attend(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    mask = None if attn_mask is None else _mask_of(attn_mask, (*query.shape[:-1], key.shape[-2]))
+    if value.shape[-1] != query.shape[-1] or not _in_region(query, mask):
+        out, _ = attend(query, key, value, mask, dropout_p, is_causal, scale)
         return astype(out, query.dtype)
     if groups > 1:
         key, value = repeat_heads(key, groups), repeat_heads(value, groups)
-    lead = query.shape[:-2]
-    heads = (prod(lead[:-1]), lead[-1] if lead else 1)
+    lead = query.shape[:-2] or (1,)
+    heads = (prod(lead[:-1]), lead[-1])
     operands = [x.reshape(*heads, *x.shape[-2:])._resolve() for x in (query, key, value)]
+    if mask is not None:
+        operands.append(_by_heads(mask, lead, key.shape[-2])._resolve())
     if dropout_p:
         operands += [k._resolve() for k in next_key()]
     types = [v.type for v in operands]
     node = emit("call", *operands, **attention(types, is_causal=is_causal, scale=scale, dropout_p=dropout_p))
     return Tensor.of(node.out(0)).reshape(query.shape)
+
+
+def _mask_of(mask: TensorLike, scores: Shape) -> Tensor:
+    """``mask`` as a tensor that broadcasts to ``scores`` [..., T, S]."""
+    mask = as_tensor(mask)
+    if len(mask.shape) > len(scores) or any(
+        m not in (1, n) for m, n in zip(mask.shape[::-1], scores[::-1], strict=False)
+    ):
+        message = f"a mask {mask.type} of attention whose scores are {list(scores)}"
+        hint = "its dimensions must be equal to those of the scores or 1, counted from the last"
+        raise error("GC0101", message, loc=user_loc(), hint=hint + "; mask[:, None, None, :] is one of keys per row")
+    return mask
+
+
+def _in_region(query: Tensor, mask: Tensor | None) -> bool:
+    """Whether the region has such a mask. A single query, of a decoder, reads keys once for all heads that share them,
+    which is what its time goes into; and a mask that is added may have a gradient."""
+    return mask is None or (mask.dtype.kind == "b" and query.shape[-2] > 1)
+
+
+def _by_heads(mask: Tensor, lead: Shape, keys: int) -> Tensor:
+    """A mask that broadcasts to [*lead, T, keys] as [B, H, T, keys], whose first three dimensions may be 1."""
+    *outer, heads, queries, _ = (1,) * (len(lead) + 2 - mask.ndim) + mask.shape
+    if prod(outer) != 1:
+        outer = list(lead[:-1])
+    return broadcast_to(mask, (*outer, heads, queries, keys)).reshape(prod(outer), heads, queries, keys)
 
 
 def _groups(query: Tensor, key: Tensor, shared: bool) -> int:

@@ -71,15 +71,17 @@ class Case:
     causal: bool = False
     dropout: float = 0.0
     factors: str = "float32"
+    mask: tuple[int, ...] = ()  # its shape
 
     def graph(self) -> tuple[Graph, Arrays]:
         """o and the gradients of a sum of its squares, and the state of the random numbers."""
         q, k = (gc.spec((1, 2, size, self.depth), "float32") for size in (self.queries, self.keys))
+        masks = {"mask": gc.spec(self.mask, "bool")} if self.mask else {}
 
-        @gc.entry(q=q, k=k, v=k)
-        def attention(q: gc.Tensor, k: gc.Tensor, v: gc.Tensor) -> dict[str, gc.Tensor]:
+        @gc.entry(q=q, k=k, v=k, **masks)
+        def attention(q: gc.Tensor, k: gc.Tensor, v: gc.Tensor, mask: gc.Tensor | None = None) -> dict[str, gc.Tensor]:
             given = [gc.astype(x, self.factors) for x in (q, k, v)]
-            made = scaled_dot_product_attention(*given, is_causal=self.causal, dropout_p=self.dropout)
+            made = scaled_dot_product_attention(*given, mask, is_causal=self.causal, dropout_p=self.dropout)
             o = gc.astype(made, "float32")
             gradients = gc.grad(gc.sum(o * o), given)
             return {"o": o} | {n: gc.astype(g, "float32") for n, g in zip(("dq", "dk", "dv"), gradients, strict=True)}
@@ -98,6 +100,8 @@ class Case:
         Case(70, 70, dropout=0.3),
         Case(70, 40, factors="bfloat16"),
         Case(70, 70, causal=True, factors="float16"),
+        Case(70, 130, mask=(1, 2, 1, 130)),
+        Case(70, 70, causal=True, dropout=0.3, mask=(1, 2, 70, 70)),
     ],
     ids=str,
 )
@@ -105,5 +109,8 @@ def test_attention(case: Case) -> None:
     rng = np.random.default_rng(0)
     graph, state = case.graph()
     inputs = {v.node.attrs["name"]: rng.standard_normal(v.shape).astype(v.dtype.numpy) for v in graph.inputs}
+    if "mask" in inputs:
+        inputs["mask"] = rng.random(case.mask) > 0.6
+        inputs["mask"][0, 0, :, 50:] = inputs["mask"][0, 1] = False  # one head is padded, the other sees nothing
     # Probabilities are rounded to the type of the operands, and so is what is made of them.
     compare(graph, inputs, state, {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.5e-2}[case.factors])
