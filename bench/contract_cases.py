@@ -69,7 +69,7 @@ def product(
     target: CpuTarget | None = None,
 ) -> Case:
     """``left`` and ``right`` name the layout: "mk" or "km", "kn" or "nk"; ``bias`` adds a row."""
-    target = target or host()
+    target = target or with_words(host(), [kind])
     sizes = {"m": m, "n": n, "k": k}
     a, b = (
         apply("input", name=x, dtype=kind, shape=tuple(sizes[d] for d in t)) for x, t in (("a", left), ("b", right))
