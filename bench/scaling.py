@@ -50,9 +50,9 @@ AXES = {
 
 
 def roofline(row: dict[str, Any]) -> float:
-    """FLOP/s at best: the products at the FMA peak, and the update of the parameters at memory's speed if that takes
-    longer."""
-    machine = row["machine"]
+    """FLOP/s at best: the products at the machine's peak, and the update of the parameters at memory's speed if that
+    takes longer."""
+    machine = report.fastest(row["machine"])
     moved = row["systems"][BASE]["state_bytes"] / STATE_BYTES * UPDATE_BYTES
     seconds = max(row["flops"] / machine["flops_per_second"], moved / machine["bytes_per_second"])
     return float(row["flops"] / seconds)

@@ -114,6 +114,7 @@ def test_shares_of_what_the_machine_gave_in_the_same_round() -> None:
     row["machine_turns"]["tile_flops_per_second"] = [r * 12 for r in row["machine_turns"]["flops_per_second"]]
     assert report.sustained_share(row, "torch", tiles=True) == pytest.approx(0.625 / 3)
     assert "| 50% | 33% | 62% | 42% | 4.80 |" in report.shares({"vit": row})
+    assert report.fastest({"flops_per_second": 2.0, "tile_flops_per_second": 18.0})["flops_per_second"] == 3.0
     assert "of bfloat16 in turn" in readme.limits({"rows": {"vit/train": row}})
     del row["machine_turns"]  # as results were written before
     assert report.sustained_share(row, "graphc") is None
