@@ -121,7 +121,7 @@ def limits(results: Row) -> str:
     """A paragraph: what training reaches of the machine's limits, and what is left between these and the best peers."""
     rows = [row for row in of_mode({"rows": with_limits(results["rows"])}, "train").values() if best_peer(row)]
     peers = [peer[0] for row in rows if (peer := best_peer(row))]
-    burst = rows[0]["machine"]["flops_per_second"] / 1e9
+    burst = max(row["machine"]["flops_per_second"] for row in rows) / 1e9
     ours, theirs = (span(map(share, rows, names)) for names in ([BASE] * len(rows), peers))
     text = f"{LIMITS} {BURST.format(burst=burst, ours=ours, theirs=theirs)}"
     most = [sustained_share(row, peer, tiles=True) for row, peer in zip(rows, peers, strict=True)]

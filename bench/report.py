@@ -89,11 +89,17 @@ def geometric_mean(values: Iterable[float]) -> float:
 def with_limits(rows: dict[str, Row]) -> dict[str, Row]:
     """The rows, each with the highest rates that any of its precision and threads measured: while both threads of a
     measurement shared a processor, as happens on machines with other work, it found half of the peak."""
-    limits: dict[tuple[str, int | None], dict[str, float]] = {}
-    for row in rows.values():
-        found = limits.setdefault(kind(row), {})
-        found |= {key: max(rate, found.get(key, 0.0)) for key, rate in row.get("machine", {}).items()}
+    limits = highest(rows.values(), kind)
     return {name: row | {"machine": limits[kind(row)]} if "machine" in row else row for name, row in rows.items()}
+
+
+def highest(rows: Iterable[Row], by: Callable[[Row], Any]) -> dict[Any, Row]:
+    """The highest rates of the machine's that rows measured, for each value of ``by``."""
+    limits: dict[Any, Row] = {}
+    for row in rows:
+        found = limits.setdefault(by(row), {})
+        found |= {key: max(rate, found.get(key, 0.0)) for key, rate in row.get("machine", {}).items()}
+    return limits
 
 
 def kind(row: Row) -> tuple[str, int | None]:
@@ -254,7 +260,7 @@ def skipped(results: Row) -> list[str]:
 
 def limits(results: Row) -> str:
     """What the machine can do."""
-    found = {precision(row): row["machine"] for row in with_limits(results["rows"]).values() if "machine" in row}
+    found = {name: rates for name, rates in highest(results["rows"].values(), precision).items() if rates}
     if not found:
         return ""
     peaks = [f"{m['flops_per_second'] / 1e9:.0f} GFLOP/s of {name}" for name, m in sorted(found.items(), reverse=True)]

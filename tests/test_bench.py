@@ -119,6 +119,9 @@ def test_shares_of_what_the_machine_gave_in_the_same_round() -> None:
     del row["machine_turns"]  # as results were written before
     assert report.sustained_share(row, "graphc") is None
     assert "| 50% | 33% |  |  |  |" in report.shares({"vit": row})
+    found["rows"]["mlp/train"]["machine_turns"]["tile_flops_per_second"] = [1e12] * 3
+    found["rows"]["mlp/train"]["machine"]["tile_flops_per_second"] = 1e12
+    found["rows"]["mlp/train"]["threads"] = 2
     found["rows"]["vit/train"]["version"] = "0"
     assert "All systems together, too: vit/train." in report.page(found)
 
