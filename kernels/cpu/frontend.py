@@ -19,6 +19,7 @@ from llvmlite import ir
 
 from graphc.dtype import bool_, float64, int64
 from graphc.errors import GraphcError, error
+from graphc.kernels.cpu.builder import Builder
 from graphc.kernels.cpu.microkernel import microkernel
 from graphc.kernels.cpu.transpose import transpose
 from graphc.kernels.cpu.vocabulary import (
@@ -96,7 +97,7 @@ def _define(module: ir.Module, node: ast.FunctionDef, words: dict[str, Rule], nu
     """Add the kernel's function to the module."""
     arguments = [a.arg for a in node.args.args]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [_WORD] * len(arguments)), node.name)
-    body = _Body(ir.IRBuilder(function.append_basic_block("entry")), words, dict(numbers))
+    body = _Body(Builder(function.append_basic_block("entry")), words, dict(numbers))
     for name, value in zip(arguments, function.args, strict=True):
         value.name = name
         body.names[name] = _Operand(INT, value, 0)

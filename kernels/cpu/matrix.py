@@ -15,6 +15,7 @@ from typing import Any
 from llvmlite import ir
 
 from graphc.dtype import DType, bfloat16, int8
+from graphc.kernels.cpu.builder import Builder
 
 __all__ = ["BLOCK", "CONFIG", "PRODUCT", "STEP", "block_product", "release", "set_up"]
 
@@ -43,7 +44,7 @@ def block_product(module: ir.Module, words: DType, a_row: int, b_row: int, c_row
     fn.linkage = "internal"
     fn.attributes.add("noinline")
     fn.attributes.add("nounwind")
-    builder = ir.IRBuilder(fn.append_basic_block("entry"))
+    builder = Builder(fn.append_basic_block("entry"))
     c, a, b, k = fn.args
     _Block(builder, PRODUCT[words], a_row, b_row, c_row).build(c, a, b, k, accumulate)
     return fn

@@ -18,6 +18,7 @@ from llvmlite import ir
 
 from graphc.dtype import DType, int8, int32
 from graphc.dtype import dtype as dtype_of
+from graphc.kernels.cpu.builder import Builder
 from graphc.kernels.cpu.lanes import (
     LANE_OPS,
     broadcast,
@@ -123,7 +124,7 @@ class _Tile:
         fn.attributes.add("nounwind")
         for arg, arg_name in zip(fn.args, "cabk", strict=False):
             arg.name = arg_name
-        self.build(ir.IRBuilder(fn.append_basic_block("entry")), *fn.args)
+        self.build(Builder(fn.append_basic_block("entry")), *fn.args)
         return fn
 
     def build(self, builder: ir.IRBuilder, c: Value, a: Value, b: Value, k: Value, *ahead: Value) -> None:

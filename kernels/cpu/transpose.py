@@ -16,6 +16,7 @@ from llvmlite import ir
 
 from graphc.dtype import DType
 from graphc.dtype import dtype as dtype_of
+from graphc.kernels.cpu.builder import Builder
 from graphc.kernels.cpu.lanes import cast, constant, element_type, first_lanes, ramp, vector_load, vector_store
 from graphc.kernels.cpu.vocabulary import Build, Kind, Rule
 
@@ -69,7 +70,7 @@ class _Block:
         fn.linkage = "internal"
         fn.attributes.add("noinline")
         fn.attributes.add("nounwind")
-        self.build(ir.IRBuilder(fn.append_basic_block("entry")), *fn.args, whole=whole)
+        self.build(Builder(fn.append_basic_block("entry")), *fn.args, whole=whole)
         return fn
 
     def build(self, builder: ir.IRBuilder, c0: Value, a0: Value, n: Value, *, whole: bool) -> None:
