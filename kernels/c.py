@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from graphc.dtype import DType, bool_, float32, int64
 from graphc.kernels.cpu.math import MATH, Function
-from graphc.kernels.emit import Access, Dialect, Expressions, Place, decimal, folded, header, short, unwrap
+from graphc.kernels.emit import Access, Dialect, Expressions, Place
+from graphc.kernels.emit_text import decimal, folded, header, short, unwrap
 from graphc.loop import Call, Const, Contract, Expr, Kernel, Transpose
 
 __all__ = ["CDialect", "functions_used"]

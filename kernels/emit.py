@@ -8,16 +8,15 @@ how a VECTOR loop is cut into full vectors and a masked tail, how partial accumu
 from __future__ import annotations
 
 import keyword
-import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import ClassVar
 
-from graphc.dtype import DType, bfloat16, bool_, int64
+from graphc.dtype import DType, bool_, int64
 from graphc.errors import error
+from graphc.kernels.emit_text import folded, short, unwrap
 from graphc.loop import (
     COMBINE,
     Acc,
@@ -45,35 +44,9 @@ from graphc.loop import (
     walk,
 )
 
-__all__ = [
-    "Access",
-    "Dialect",
-    "Expressions",
-    "Place",
-    "Printer",
-    "decimal",
-    "emit",
-    "folded",
-    "header",
-    "short",
-    "unwrap",
-]
+__all__ = ["Access", "Dialect", "Expressions", "Place", "Printer", "emit"]
 
 Place = tuple[str, str]  # of a matrix, as text: its buffer, and the index of its first element
-
-
-def short(dtype: DType) -> str:
-    """The short name of an element type in generated code: f32, bf16, i64, b1, …"""
-    if dtype.kind == "b":
-        return "b1"
-    return ("b" if dtype == bfloat16 else "") + f"{dtype.kind}{8 * dtype.itemsize}"
-
-
-def decimal(value: float, dtype: DType) -> str:
-    """The shortest text that reads back as this ``dtype``, also by way of float64; "inf", "-inf" or "nan"."""
-    exact = dtype.numpy.type(value)
-    text = str(exact)
-    return text if dtype.numpy.type(float(text)) == exact else repr(float(exact))
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,40 +398,6 @@ class Printer(Expressions):
         self.lanes = None
 
 
-def folded(line: str, width: int = 110) -> list[str]:
-    """The line in pieces of at most ``width`` columns where it has commas: they are inside parentheses, so a cut is
-    safe in every language. The outermost comma that fits is cut at, so that the arguments of a call stay together."""
-    indent = len(line) - len(line.lstrip()) + 8
-    pieces = []
-    while len(line) > width and (cut := _outermost_comma(line, indent, width)) is not None:
-        pieces.append(line[: cut + 1])
-        line = " " * indent + line[cut + 2 :]
-    return [*pieces, line]
-
-
-def _outermost_comma(line: str, first: int, last: int) -> int | None:
-    """The last of the least nested commas before a space in ``line[first:last]``."""
-    depth = 0
-    found: dict[int, int] = {}  # nesting → place
-    for i, ch in enumerate(line[:last]):
-        depth += (ch in "([") - (ch in ")]")
-        if i >= first and line.startswith(", ", i):
-            found[depth] = i
-    return found[min(found)] if found else None
-
-
-def unwrap(text: str) -> str:
-    """Without a pair of parentheses around all of it."""
-    if not (text.startswith("(") and text.endswith(")")):
-        return text
-    depth = 0
-    for i, ch in enumerate(text):
-        depth += (ch == "(") - (ch == ")")
-        if depth == 0:
-            return text[1:-1] if i == len(text) - 1 else text
-    return text
-
-
 def _names(kernel: Kernel, dialect: Dialect) -> dict[str, str]:
     """Identifiers of the target for the kernel's names, in order of appearance; clashes get a trailing underscore."""
     wanted = [p.name for p in kernel.params] + [s.name for s in kernel.scratch]
@@ -478,13 +417,6 @@ def _names(kernel: Kernel, dialect: Dialect) -> dict[str, str]:
         taken.add(name)
         names[want] = name
     return names
-
-
-def header(kernel: Kernel) -> str:
-    """What a reader wants to know first: the kernel's name, what it does, and the user's lines."""
-    lines = textwrap.wrap(kernel.name + (f": {kernel.doc}" if kernel.doc else ""), 110)
-    lines += [""] * bool(kernel.lines) + [f"from {PurePath(loc.file).name}:{loc.line}" for loc in kernel.lines]
-    return "\n".join(lines)
 
 
 def emit(kernel: Kernel, dialect: Dialect, symbol: str, printer_type: type[Printer] = Printer) -> str:

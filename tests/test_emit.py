@@ -29,7 +29,8 @@ from graphc.errors import GraphcError, Loc
 from graphc.kernels.c import CDialect
 from graphc.kernels.cpu.dialect import NumbaDialect
 from graphc.kernels.cpu.target import BASELINES
-from graphc.kernels.emit import emit, folded
+from graphc.kernels.emit import emit
+from graphc.kernels.emit_text import folded
 from graphc.loop import (
     COMPARISONS,
     Acc,

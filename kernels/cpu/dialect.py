@@ -10,7 +10,8 @@ from typing import ClassVar
 from graphc.dtype import DType, bool_, int64
 from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.cpu.vocabulary import SHORT, WORDS
-from graphc.kernels.emit import Access, Dialect, Place, decimal, header
+from graphc.kernels.emit import Access, Dialect, Place
+from graphc.kernels.emit_text import decimal, header
 from graphc.loop import COMBINE, LINE, Const, Contract, Kernel, Transpose
 
 __all__ = ["NumbaDialect"]

@@ -36,7 +36,7 @@ from graphc.kernels.cpu.lanes import (
     vector_store,
 )
 from graphc.kernels.cpu.math import MATH
-from graphc.kernels.emit import short
+from graphc.kernels.emit_text import short
 from graphc.loop import COMPARISONS, Call, Const, Expr, Var
 
 __all__ = [

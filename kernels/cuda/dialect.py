@@ -9,7 +9,8 @@ from graphc.kernels.c import CDialect, functions_used
 from graphc.kernels.cuda.grid import WARP, Grid
 from graphc.kernels.cuda.product import passes_through_result, printed
 from graphc.kernels.cuda.threads import LANE, WARP_LANE, WARP_NUMBER, Threads
-from graphc.kernels.emit import Dialect, Place, Printer, emit, header, short, unwrap
+from graphc.kernels.emit import Dialect, Place, Printer, emit
+from graphc.kernels.emit_text import header, short, unwrap
 from graphc.loop import (
     COMBINE,
     Barrier,

@@ -8,7 +8,7 @@ from math import gcd
 
 from graphc.dtype import bfloat16
 from graphc.kernels.cuda.facts import Facts
-from graphc.kernels.emit import short
+from graphc.kernels.emit_text import short
 from graphc.loop import BlockProduct, Contract, Operand, Scratch, Var
 
 __all__ = ["as_block_product", "memory_bytes", "passes_through_result", "printed", "with_wide_factors"]
