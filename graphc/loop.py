@@ -16,6 +16,8 @@ Grammar::
             | Contract(c, a, b, m, n, k, ...)      one block product on the target's microkernel
             | BlockProduct(c, a, b, m, n, k, ...)  the same, larger, by the threads of a block
             | Transpose(c, a, m, n, ...)           one block turned round, on the target's shuffles
+            | Triples(c, a, m, steps, left)        a block of float32 as three bfloat16, where a unit multiplies those
+            | TripleProduct(c, a, b, steps, ...)   and a product of such blocks
             | Gemm(a, b, d, ...)                   all of a kernel: a call of the target's library (`graphc.gemm`)
             | Prefetch(buffer, index)              a hint: memory that will be read soon
             | Barrier | Combine | LoadWide | StoreWide | Registers     of one thread of a GPU (see below)
@@ -41,10 +43,47 @@ from graphc.errors import Loc
 from graphc.gemm import Gemm
 
 __all__ = [
-    "COMBINE", "COMPARISONS", "LINE", "Acc", "Affine", "Ahead", "Barrier", "BlockProduct", "Call", "Combine", "Const",
-    "Contract", "Expr", "If", "Kernel", "Let", "Load", "LoadWide", "Loop", "Operand", "Param", "Prefetch", "Registers",
-    "Role", "Scratch", "Stmt", "Store", "StoreWide", "ThreadStmt", "Transpose", "Update", "Var", "call", "converted",
-    "identity", "walk",
+    "COMBINE",
+    "COMPARISONS",
+    "LINE",
+    "TRIPLE_BLOCK",
+    "TRIPLE_STEP",
+    "TRIPLE_WORDS",
+    "Acc",
+    "Affine",
+    "Ahead",
+    "Barrier",
+    "BlockProduct",
+    "Call",
+    "Combine",
+    "Const",
+    "Contract",
+    "Expr",
+    "If",
+    "Kernel",
+    "Let",
+    "Load",
+    "LoadWide",
+    "Loop",
+    "Operand",
+    "Param",
+    "Prefetch",
+    "Registers",
+    "Role",
+    "Scratch",
+    "Stmt",
+    "Store",
+    "StoreWide",
+    "ThreadStmt",
+    "Transpose",
+    "TripleProduct",
+    "Triples",
+    "Update",
+    "Var",
+    "call",
+    "converted",
+    "identity",
+    "walk",
 ]  # fmt: skip
 
 
@@ -293,6 +332,45 @@ class Transpose:
 
 
 @dataclass(frozen=True, slots=True)
+class Triples:
+    """The elements of a block of float32, each as three bfloat16 whose sum it is: what `TripleProduct` multiplies.
+
+    Two elements that are 16 apart along k share a word: the first one in the lower half. For each `TRIPLE_STEP` along k
+    there are three matrices of words in ``c``, of the highest parts first. Those of a left factor (``left``) have a row
+    for each of the block's: ``a`` is a[i, k], i < ``m``, of which at most `TRIPLE_BLOCK`; what rows are missing stays
+    as it was. Those of a right factor have a row for each word along k: ``a`` is a[k, j], j < ``m``, and missing
+    columns are 0. Both have col == 1; ``steps`` is an int or a Var.
+    """
+
+    c: Operand
+    a: Operand
+    m: int
+    steps: int | Var
+    left: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TripleProduct:
+    """``c[m, n] = (c[m, n] if accumulate else 0) + sum_k a[m, k] * b[k, n]`` on tile registers, m and n of
+    `TRIPLE_BLOCK`, over ``steps`` steps along k of what `Triples` wrote. Of the nine products of parts the six largest
+    are added: what is left out is below 2**-24 of the product of the elements (Henry, Tang and Heinecke, "Leveraging
+    the bfloat16 Artificial Intelligence Datatype for Higher-Precision Computations", arXiv 1904.06376). ``ahead`` is
+    what is needed after the product, as in `Contract`."""
+
+    c: Operand
+    a: Operand
+    b: Operand
+    steps: int | Var
+    accumulate: bool = False
+    ahead: tuple[Ahead, ...] = ()
+
+
+TRIPLE_BLOCK = 32  # rows and columns of a product of triples
+TRIPLE_STEP = 32  # elements along k
+TRIPLE_WORDS = 3 * TRIPLE_BLOCK * TRIPLE_STEP // 2  # int32 of a step of either factor
+
+
+@dataclass(frozen=True, slots=True)
 class Prefetch:
     """The cache line of ``buffer[index]`` (in a VECTOR loop, that of the first lane) is brought to the cache of
     ``level``. A hint: nothing depends on it, and the element need not exist."""
@@ -375,7 +453,22 @@ class StoreWide:
 
 
 ThreadStmt = Barrier | Combine | LoadWide | Registers | StoreWide
-Stmt = Let | Store | Acc | Update | Loop | If | Contract | BlockProduct | Transpose | Gemm | Prefetch | ThreadStmt
+TileStmt = Triples | TripleProduct  # of machines that have tile registers
+Stmt = (
+    Let
+    | Store
+    | Acc
+    | Update
+    | Loop
+    | If
+    | Contract
+    | BlockProduct
+    | Transpose
+    | TileStmt
+    | Gemm
+    | Prefetch
+    | ThreadStmt
+)
 
 
 # Kernels -------------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from graphc.kernels.contract_simple import SimpleLoops, is_simple
 from graphc.kernels.contract_split import Sum, k_parts, partial_problem
 from graphc.kernels.contract_thin import ThinLoops, is_thin
 from graphc.kernels.contract_tiles import TileLoops, tile_parts
+from graphc.kernels.contract_triples import TripleLoops, cut_triples
 from graphc.kernels.contract_turn import Turn, needs_turn
 from graphc.kernels.contract_widen import wants_wide, widened
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
@@ -44,6 +45,7 @@ from graphc.kernels.lower_element import moved_inside
 from graphc.kernels.plan import Launch, View
 from graphc.kernels.winograd import Filter, as_filter
 from graphc.kernels.winograd_loops import Gradient, GradientSum, Tiles, Weights
+from graphc.loop import Scratch, Stmt
 
 __all__ = ["lower_contract"]
 
@@ -139,6 +141,10 @@ class Work:
         direct = as_direct(self.p, self.dtype, self.ctx.target) if not self.stored and self.dtype.is_float else None
         if direct is not None:
             return self.direct(direct, name, doc, then, lines)
+        cut = cut_triples(self.p, self.dtype, self.ctx.target) if not self.stored else None
+        if cut is not None:
+            loops = TripleLoops(self.p, cut, self.epilogue)
+            return [self.made(name, doc + then + ".", lines, loops.body(), loops.scratch())]
         if needs_turn(self.p):
             return self.turned(name, doc + then + ".", lines)
         parts = k_parts(self.p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
@@ -155,11 +161,16 @@ class Work:
             builder = SimpleLoops(self.p, self.dtype, self.epilogue, self.stored)
         else:
             builder = self.loops(self.p, self.epilogue)
-        flops = self.size * (2 * self.depth + self.epilogue.cost)
-        operands = self.factors + self.tiles
-        made = launch(name, operands, builder.body(), doc=doc, lines=lines, flops=flops, scratch=builder.scratch())
+        made = self.made(name, doc, lines, builder.body(), builder.scratch())
         again = partial(self.loops, self.p, self.epilogue)
         return self.with_others(made, self.p, again) if isinstance(builder, Loops) else made
+
+    def made(
+        self, name: str, doc: str, lines: tuple[Loc, ...], body: Sequence[Stmt], scratch: Sequence[Scratch]
+    ) -> Launch:
+        """One launch of ``body`` for the product and what follows."""
+        flops = self.size * (2 * self.depth + self.epilogue.cost)
+        return launch(name, self.factors + self.tiles, body, doc=doc, lines=lines, flops=flops, scratch=scratch)
 
     def ahead(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """Panels of the right factor, and the product with those, where that pays: if the panels can be prepared, or

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
-from graphc.dtype import DType, bfloat16, int16, int32, uint8
-from graphc.ir import Graph
+from graphc.dtype import DType, bfloat16, float32, int16, int32, uint8
+from graphc.ir import Graph, Node
 from graphc.kernels.contract_problem import Axis, Problem
 from graphc.kernels.contract_schedule import Target
 from graphc.kernels.lower_context import span_bytes
 from graphc.kernels.plan import View
-from graphc.loop import Affine, Call, Const, Expr, Load, call, converted
+from graphc.loop import TRIPLE_BLOCK, Affine, Call, Const, Expr, Load, call, converted
 from graphc.ops.base import Contract, bodies, get_op
 
 __all__ = ["Stored", "in_words", "narrow_factors", "word_type", "words_of"]
@@ -85,9 +86,21 @@ def narrow_factors(graph: Graph) -> frozenset[DType]:
     for node in graph:
         for name in bodies(node):
             found |= narrow_factors(node.attrs[name])
-        if isinstance(get_op(node.op).lower, Contract) and node.inputs[0].dtype.itemsize < node.types[0].dtype.itemsize:
-            found.add(node.inputs[0].dtype)
+        if isinstance(get_op(node.op).lower, Contract):
+            factors, sums = node.inputs[0].dtype, node.types[0].dtype
+            if factors.itemsize < sums.itemsize or (factors == sums == float32 and is_large(node)):
+                found.add(factors)
     return frozenset(found)
+
+
+def is_large(dot: Node) -> bool:
+    """Whether a product has blocks of tile registers along all of its dimensions."""
+    (left, right), attrs = (v.shape for v in dot.inputs), dot.attrs
+    sizes = [
+        prod(size for d, size in enumerate(shape) if d not in batch and d not in contract)
+        for shape, batch, contract in zip((left, right), attrs["batch"], attrs["contract"], strict=True)
+    ]
+    return min(*sizes, prod(left[d] for d in attrs["contract"][0])) >= TRIPLE_BLOCK
 
 
 def in_words(p: Problem, views: Mapping[str, View], words: DType) -> tuple[Problem, dict[str, View], dict[str, Stored]]:

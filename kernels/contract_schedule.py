@@ -98,6 +98,11 @@ class Target(Protocol):
         ``least`` rows and columns; None where each factor is an element."""
         ...
 
+    @property
+    def triples(self) -> bool:
+        """Whether products of float32 can be made of three bfloat16 a factor, in tile registers."""
+        ...
+
     def block(self, words: DType | None) -> int:
         """Rows and columns of the tile that ``words`` are multiplied into, if it is another one; else 0."""
         ...

@@ -38,6 +38,8 @@ from graphc.loop import (
     Stmt,
     Store,
     Transpose,
+    TripleProduct,
+    Triples,
     Update,
     Var,
     identity,
@@ -122,6 +124,14 @@ class Dialect(ABC):
 
     @abstractmethod
     def prefetch(self, buffer: str, index: str, level: int) -> str: ...
+
+    # Tile registers; dialects of machines without them never see these.
+
+    def triples(self, stmt: Triples, c: Place, a: Place, steps: str) -> str:
+        raise AssertionError("this dialect has no tile registers")
+
+    def triple_product(self, stmt: TripleProduct, c: Place, a: Place, b: Place, steps: str, *ahead: Place) -> list[str]:
+        raise AssertionError("this dialect has no tile registers")
 
     # Vector syntax; dialects with lanes == 0 never see these.
 
@@ -287,6 +297,12 @@ class Printer(Expressions):
                 self.line(line)
         elif isinstance(stmt, Transpose):
             for line in self.dialect.transpose(stmt, self.place(stmt.c), self.place(stmt.a), self.bound(stmt.n)):
+                self.line(line)
+        elif isinstance(stmt, Triples):
+            self.simple(self.dialect.triples(stmt, self.place(stmt.c), self.place(stmt.a), self.bound(stmt.steps)))
+        elif isinstance(stmt, TripleProduct):
+            c, a, b, *ahead = map(self.place, (stmt.c, stmt.a, stmt.b, *stmt.ahead))
+            for line in self.dialect.triple_product(stmt, c, a, b, self.bound(stmt.steps), *ahead):
                 self.line(line)
         else:
             raise AssertionError("the walk of a target that shares out VECTOR loops prints these")

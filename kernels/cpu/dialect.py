@@ -12,11 +12,11 @@ from graphc.kernels.cpu.target import CpuTarget
 from graphc.kernels.cpu.vocabulary import SHORT, WORDS
 from graphc.kernels.emit import Access, Dialect, Place
 from graphc.kernels.emit_text import decimal, header
-from graphc.loop import COMBINE, LINE, Const, Contract, Kernel, Transpose
+from graphc.loop import COMBINE, LINE, Ahead, Const, Contract, Kernel, Transpose, TripleProduct, Triples
 
 __all__ = ["NumbaDialect"]
 
-_FACTORIES = ("microkernel", "transpose")  # make words, at the head of a file
+_FACTORIES = ("microkernel", "transpose", "triple_product", "triples")  # make words, at the head of a file
 
 
 class NumbaDialect(Dialect):
@@ -45,7 +45,7 @@ class NumbaDialect(Dialect):
         self.taken: frozenset[str] = frozenset()  # names of the kernel, which those of microkernels must not repeat
 
     def file(self, kernel: Kernel, symbol: str, body: list[str]) -> str:
-        if any("matrix=True" in what for what in self.microkernels):
+        if any("matrix=True" in what or what.startswith("triple_product") for what in self.microkernels):
             body = ["    tiles_set_up()", *body, "    tiles_release()"]
         text = "\n".join([f"def {symbol}(args, scratch, tid, nthreads):", *(body or [f"    {self.nothing}"]), ""])
         definitions = "".join(f"{name} = {what}\n" for what, name in self.microkernels.items())
@@ -105,7 +105,7 @@ class NumbaDialect(Dialect):
         repeats = f"repeats={stmt.repeats}, " if stmt.repeats else ""
         if stmt.repeats and stmt.repeats[-1][1] == stmt.a.row:
             repeats += "shared=True, " * self.target.fits(stmt.dtype, rows + stmt.repeats[-1][0], columns)
-        blocks = tuple((x.rows, x.row * x.dtype.itemsize, -(-x.columns * x.dtype.itemsize // LINE)) for x in stmt.ahead)
+        blocks = tuple(map(fetched_block, stmt.ahead))
         repeats += f"ahead={blocks}, " if blocks else ""
         what = (
             f'microkernel("{stmt.dtype}", m={stmt.m}, n={stmt.n}, a=({stmt.a.row}, {stmt.a.col}), b={stmt.b.row}, '
@@ -131,6 +131,16 @@ class NumbaDialect(Dialect):
         name = self.microkernel(what, "transpose_block")
         return [f"{name}({c[0]}, {c[1]}, {a[0]}, {a[1]}, {n})"]
 
+    def triples(self, stmt: Triples, c: Place, a: Place, steps: str) -> str:
+        name = self.microkernel(f"triples(m={stmt.m}, a={stmt.a.row}, left={stmt.left})", "split")
+        return f"{name}({c[0]}, {c[1]}, {a[0]}, {a[1]}, {steps})"
+
+    def triple_product(self, stmt: TripleProduct, c: Place, a: Place, b: Place, steps: str, *ahead: Place) -> list[str]:
+        blocks = f", ahead={tuple(map(fetched_block, stmt.ahead))}" if stmt.ahead else ""
+        name = self.microkernel(f"triple_product(c={stmt.c.row}, accumulate={stmt.accumulate}{blocks})", "product")
+        operands, fetched = (", ".join(f"{buffer}, {index}" for buffer, index in x) for x in ((c, a, b), ahead))
+        return [f"{name}({operands}, {steps}, {fetched})" if ahead else f"{name}({operands}, {steps})"]
+
     def prefetch(self, buffer: str, index: str, level: int) -> str:
         return f"prefetch({buffer}, {index}, {level})"
 
@@ -154,6 +164,12 @@ class NumbaDialect(Dialect):
 
     def horizontal(self, combine: str, text: str) -> str:
         return f"fold_{COMBINE[combine]}({text})"
+
+
+def fetched_block(block: Ahead) -> tuple[int, int, int]:
+    """Rows, bytes from one to the next, and lines of the cache of each."""
+    size = block.dtype.itemsize
+    return block.rows, block.row * size, -(-block.columns * size // LINE)
 
 
 def _docstring(kernel: Kernel) -> str:

@@ -22,6 +22,7 @@ from graphc.errors import GraphcError, error
 from graphc.kernels.cpu.builder import Builder
 from graphc.kernels.cpu.microkernel import microkernel
 from graphc.kernels.cpu.transpose import transpose
+from graphc.kernels.cpu.triples import triple_product, triples
 from graphc.kernels.cpu.vocabulary import (
     INT,
     INTRINSICS,
@@ -42,6 +43,8 @@ _WORD = ir.IntType(64)
 _FACTORIES: dict[str, Callable[..., Rule]] = {
     "microkernel": microkernel,
     "transpose": transpose,
+    "triple_product": triple_product,
+    "triples": triples,
 }  # make words, at the head of a file
 
 UNROLLED = 2  # trips of an innermost loop that become straight code …

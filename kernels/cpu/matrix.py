@@ -17,7 +17,10 @@ from llvmlite import ir
 from graphc.dtype import DType, bfloat16, int8
 from graphc.kernels.cpu.builder import Builder
 
-__all__ = ["BLOCK", "CONFIG", "PRODUCT", "STEP", "block_product", "release", "set_up"]
+__all__ = [
+    "BLOCK", "CONFIG", "PRODUCT", "STEP", "SUMS", "block_product", "load_tile", "release", "set_up", "store_tile",
+    "tile_call", "zero_tile",
+]  # fmt: skip
 
 Value = Any  # llvmlite.ir.Value
 
@@ -26,7 +29,7 @@ STEP = 16  # words along k of one instruction
 
 _WORD, _BYTE = ir.IntType(64), ir.IntType(8)
 _ANY = _BYTE.as_pointer()
-_SUMS = ((0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 1, 1))  # register, its place in C: row and column of tiles
+SUMS = ((0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 1, 1))  # register, its place in C: row and column of tiles
 PRODUCT = {bfloat16: "tdpbf16ps", int8: "tdpbssd"}
 # Palette 1; eight registers of 64 bytes a row, 16 rows each.
 CONFIG = struct.pack("<B15x8H16x8B8x", 1, *[64] * 8, *[16] * 8)
@@ -59,11 +62,11 @@ class _Block:
 
     def build(self, c: Value, a: Value, b: Value, k: Value, accumulate: bool) -> None:
         builder = self.builder
-        for register, i, j in _SUMS:
+        for register, i, j in SUMS:
             if accumulate:
-                self.move("tileloadd64", register, c, i * 16 * self.c_row + j * 16, self.c_row)
+                load_tile(builder, register, c, i * 16 * self.c_row + j * 16, self.c_row)
             else:
-                _call(builder, "tilezero", _register(register))
+                zero_tile(builder, register)
         before = builder.block
         loop, after = builder.append_basic_block("k"), builder.append_basic_block("k_done")
         builder.cbranch(builder.icmp_signed("<", _WORD(0), k), loop, after)
@@ -75,22 +78,41 @@ class _Block:
         at.add_incoming(following, loop)
         builder.cbranch(builder.icmp_signed("<", following, k), loop, after)
         builder.position_at_end(after)
-        for register, i, j in _SUMS:
-            self.move("tilestored64", register, c, i * 16 * self.c_row + j * 16, self.c_row)
+        for register, i, j in SUMS:
+            store_tile(builder, register, c, i * 16 * self.c_row + j * 16, self.c_row)
         builder.ret_void()
 
     def step(self, a: Value, b: Value) -> None:
         """16 words along k: two registers of A, two of B, four products."""
         for i in range(2):
-            self.move("tileloadd64", 4 + i, a, i * 16 * self.a_row, self.a_row)
-            self.move("tileloadd64", 6 + i, b, i * 16, self.b_row)
-        for register, i, j in _SUMS:
-            _call(self.builder, self.product, *map(_register, (register, 4 + i, 6 + j)))
+            load_tile(self.builder, 4 + i, a, i * 16 * self.a_row, self.a_row)
+            load_tile(self.builder, 6 + i, b, i * 16, self.b_row)
+        for register, i, j in SUMS:
+            tile_call(self.builder, self.product, register, 4 + i, 6 + j)
 
-    def move(self, what: str, register: int, base: Value, offset: int, row: int) -> None:
-        """Between a register and 16 rows in memory, from element ``offset`` on."""
-        at = self.builder.bitcast(self.builder.gep(base, [_WORD(offset)]), _ANY)
-        _call(self.builder, what, _register(register), at, _WORD(4 * row))
+
+def load_tile(builder: ir.IRBuilder, register: int, base: Value, offset: int, row: int) -> None:
+    """16 rows, ``row`` elements apart, from element ``offset`` on to a register."""
+    _move(builder, "tileloadd64", register, base, offset, row)
+
+
+def store_tile(builder: ir.IRBuilder, register: int, base: Value, offset: int, row: int) -> None:
+    """The other way round."""
+    _move(builder, "tilestored64", register, base, offset, row)
+
+
+def zero_tile(builder: ir.IRBuilder, register: int) -> None:
+    tile_call(builder, "tilezero", register)
+
+
+def tile_call(builder: ir.IRBuilder, name: str, *registers: int) -> None:
+    """An instruction that has registers alone."""
+    _call(builder, name, *map(_register, registers))
+
+
+def _move(builder: ir.IRBuilder, what: str, register: int, base: Value, offset: int, row: int) -> None:
+    at = builder.bitcast(builder.gep(base, [_WORD(offset)]), _ANY)
+    _call(builder, what, _register(register), at, _WORD(4 * row))
 
 
 def set_up(builder: ir.IRBuilder) -> None:

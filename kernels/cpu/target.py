@@ -8,7 +8,7 @@ from functools import cache
 
 import llvmlite.binding as llvm
 
-from graphc.dtype import DType, bfloat16, int8, int16, uint8
+from graphc.dtype import DType, bfloat16, float32, int8, int16, uint8
 from graphc.errors import error
 from graphc.system import LEVELS, TILES, allow_tiles, features
 
@@ -74,6 +74,11 @@ class CpuTarget:
     def block(self, words: DType | None) -> int:
         """Rows and columns of C in the tile registers of AMX, where these multiply ``words``; else 0."""
         return 32 if words is not None and _MATRIX.get(words) in self.features else 0
+
+    @property
+    def triples(self) -> bool:
+        """Whether products of float32 can be made of three bfloat16 a factor, in tile registers."""
+        return _MATRIX[bfloat16] in self.features
 
     def lanes(self, dtype: DType) -> int:
         return self.vector_bytes // dtype.itemsize
@@ -162,6 +167,8 @@ def with_words(target: CpuTarget, factors: Collection[DType]) -> CpuTarget:
             more.update(MATRIX)
         elif llvm.get_host_cpu_name().startswith("znver"):
             more.add(PAIRS)
+    if float32 in factors and tiles:
+        more.update((_MATRIX[bfloat16], TILES))
     if int8 in factors:
         more.update(("amx-int8", TILES) if tiles else ())
         more.add({64: "avx512vnni", 32: "avxvnni", 16: "dotprod"}[target.vector_bytes])

@@ -20,7 +20,7 @@ from graphc.kernels.cpu.builder import Builder
 from graphc.kernels.cpu.lanes import cast, constant, element_type, first_lanes, ramp, vector_load, vector_store
 from graphc.kernels.cpu.vocabulary import Build, Kind, Rule
 
-__all__ = ["transpose"]
+__all__ = ["loop", "transpose"]
 
 Value = Any  # llvmlite.ir.Value
 
@@ -75,7 +75,7 @@ class _Block:
 
     def build(self, builder: ir.IRBuilder, c0: Value, a0: Value, n: Value, *, whole: bool) -> None:
         stop = builder.and_(n, _WORD(-self.lanes))
-        _loop(builder, stop, self.lanes, lambda j: self.squares(builder, c0, a0, j, None))
+        loop(builder, stop, self.lanes, lambda j: self.squares(builder, c0, a0, j, None))
         if not whole:
             rest = builder.sub(n, stop)
             with builder.if_then(builder.icmp_signed(">", rest, _WORD(0))):
@@ -93,7 +93,7 @@ class _Block:
 
         full = self.rows // self.lanes * self.lanes
         if full:
-            _loop(builder, _WORD(full), self.lanes, lambda i: square(i, self.lanes))
+            loop(builder, _WORD(full), self.lanes, lambda i: square(i, self.lanes))
         if self.rows > full:
             square(_WORD(full), self.rows - full)
 
@@ -145,18 +145,18 @@ def _turned(builder: ir.IRBuilder, vectors: list[Value]) -> list[Value]:
     return vectors
 
 
-def _loop(builder: ir.IRBuilder, stop: Value, step: int, body: Callable[[Value], None]) -> None:
+def loop(builder: ir.IRBuilder, stop: Value, step: int, body: Callable[[Value], None]) -> None:
     """``body(j)`` for j = 0, step, … below ``stop``."""
     before = builder.block
-    loop, after = builder.append_basic_block("turn"), builder.append_basic_block("turned")
-    builder.cbranch(builder.icmp_signed("<", _WORD(0), stop), loop, after)
-    builder.position_at_end(loop)
+    inside, after = builder.append_basic_block("turn"), builder.append_basic_block("turned")
+    builder.cbranch(builder.icmp_signed("<", _WORD(0), stop), inside, after)
+    builder.position_at_end(inside)
     j = builder.phi(_WORD, "column")
     j.add_incoming(_WORD(0), before)
     body(j)
     following = builder.add(j, _WORD(step))
     j.add_incoming(following, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
+    builder.cbranch(builder.icmp_signed("<", following, stop), inside, after)
     builder.position_at_end(after)
 
 

@@ -26,6 +26,7 @@ from numba.extending import lower_builtin, models, register_model
 from graphc.dtype import bool_, float64
 from graphc.kernels.cpu import microkernel as _microkernel
 from graphc.kernels.cpu import transpose as _transpose
+from graphc.kernels.cpu import triples as _triples
 from graphc.kernels.cpu.vocabulary import INT, OPERATORS, SHORT, WORDS, Kind, Lanes, Pointer, Rule, operation
 
 
@@ -115,6 +116,7 @@ def _factory(make: Callable[..., Rule]) -> Callable[..., Any]:
 
 
 microkernel, transpose = _factory(_microkernel.microkernel), _factory(_transpose.transpose)
+triples, triple_product = _factory(_triples.triples), _factory(_triples.triple_product)
 
 
 _SYMBOLS = {

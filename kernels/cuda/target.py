@@ -40,5 +40,9 @@ class CudaTarget:
     def words(self, factors: DType, least: int) -> DType | None:
         return None
 
+    @property
+    def triples(self) -> bool:
+        return False
+
     def block(self, words: DType | None) -> int:
         return 0
