@@ -75,15 +75,20 @@ class Cut:
         return -(-self.slab // TRIPLE_STEP)
 
 
-@cache
 def cut_triples(p: Problem, dtype: DType, target: Target) -> Cut | None:
     """The cheapest cut by the cost model; None where the machine has no such unit, a factor has no unit stride, or
     multiply-adds of float32 cost less. Depends on shapes and strides only."""
     lies = 1 in (p.m.strides[A], p.k.strides[A]) and 1 in (p.n.strides[B], p.k.strides[B])
     if dtype != float32 or not target.triples or not lies or min(p.m.size, p.n.size, p.k.size) < TRIPLE_BLOCK // 2:
         return None
-    best = min(cuts(p), key=lambda cut: triple_cost(p, cut))
+    best = cheapest(p)
     return best if triple_cost(p, best) < cost(p, choose(p, dtype, target)) else None
+
+
+@cache
+def cheapest(p: Problem) -> Cut:
+    """Layers have equal products."""
+    return min(cuts(p), key=lambda cut: triple_cost(p, cut))
 
 
 def cuts(p: Problem) -> Iterator[Cut]:

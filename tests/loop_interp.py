@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from graphc.dtype import DType, uint8
+from graphc.dtype import DType, bfloat16, uint8
 from graphc.kernels.plan import Arg, EntryPlan, Launch, Span, View
 from graphc.kernels.spans import Nest, Tree, nested
 from graphc.loop import (
+    TRIPLE_BLOCK,
+    TRIPLE_STEP,
+    TRIPLE_WORDS,
     Acc,
     Affine,
     Call,
@@ -36,6 +39,8 @@ from graphc.loop import (
     Stmt,
     Store,
     Transpose,
+    TripleProduct,
+    Triples,
     Update,
     Var,
 )
@@ -225,6 +230,10 @@ class _Thread:
             case Transpose():
                 n = self.bound(stmt.n)
                 self.matrix(stmt.c, n, stmt.m)[...] = self.matrix(stmt.a, stmt.m, n).T
+            case Triples():
+                self.triples(stmt)
+            case TripleProduct():
+                self.triple_product(stmt)
             case Prefetch():
                 assert stmt.buffer in self.buffers
 
@@ -269,6 +278,33 @@ class _Thread:
             total += products(a, b, s.words)
         c[...] = (c if s.accumulate else 0) + total
 
+    def triples(self, s: Triples) -> None:
+        """Words of the k-th and the (k + 16)-th element, for 16 k of each step."""
+        steps = self.bound(s.steps)
+        size = steps * TRIPLE_STEP
+        rows = self.matrix(s.a, s.m, size) if s.left else self.matrix(s.a, size, s.m).T
+        words = self.matrix(s.c, 1, steps * TRIPLE_WORDS).reshape(steps, 3, *((32, 16) if s.left else (16, 32)))
+        for step in range(steps):
+            for part, values in enumerate(thirds(rows[:, step * TRIPLE_STEP : (step + 1) * TRIPLE_STEP])):
+                bits = values.view(np.uint32) >> 16
+                joined = (bits[:, :16] | bits[:, 16:] << 16).view(np.int32)
+                if s.left:
+                    words[step, part, : s.m] = joined
+                else:
+                    words[step, part] = 0
+                    words[step, part, :, : s.m] = joined.T
+
+    def triple_product(self, s: TripleProduct) -> None:
+        steps = self.bound(s.steps)
+        c = self.matrix(s.c, TRIPLE_BLOCK, TRIPLE_BLOCK)
+        a = self.matrix(s.a, 1, steps * TRIPLE_WORDS).reshape(steps, 3, 32, 16)
+        b = self.matrix(s.b, 1, steps * TRIPLE_WORDS).reshape(steps, 3, 16, 32)
+        total = c if s.accumulate else np.zeros_like(c)
+        for step in range(steps):
+            for i, j in ((2, 0), (1, 0), (1, 1), (0, 1), (0, 0), (0, 2)):
+                total = total + products(a[step, i], b[step, j], bfloat16)
+        c[...] = total
+
     def matrix(self, o: Operand, rows: int, cols: int) -> np.ndarray:
         buffer = self.buffers[o.buffer]
         at = self.at(o.buffer, o.index)
@@ -307,6 +343,15 @@ class _Thread:
                 value = np.asarray(intrinsic(name, [self.expr(a) for a in args], dtype))
                 return value.astype(dtype.computed.numpy).astype(dtype.numpy)[()]
         raise AssertionError(e)
+
+
+def thirds(x: np.ndarray) -> list[np.ndarray]:
+    """Three float32 whose sum is ``x``, each of the 8 bits of a bfloat16: rounded to nearest, the last one cut off."""
+    parts, left = [], np.ascontiguousarray(x)
+    for half in (1 << 15, 1 << 15, 0):
+        parts.append(((left.view(np.uint32) + np.uint32(half)) & np.uint32(0xFFFF0000)).view(np.float32))
+        left = left - parts[-1]
+    return parts
 
 
 def products(a: np.ndarray, b: np.ndarray, words: DType | None) -> np.ndarray:

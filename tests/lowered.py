@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from native import load_objects
 from graphc.dtype import dtype
 from graphc.ir import Attrs, Graph, attrs
 from graphc.kernels.cpu.build import compile_kernels
-from graphc.kernels.cpu.target import BASELINES, host
+from graphc.kernels.cpu.target import BASELINES, MATRIX, host
 from graphc.kernels.lower_context import LowerContext
 from graphc.kernels.plan import Buffer, Launch, View
 
+V4 = BASELINES["x86-64-v4"]
+TARGETS = {**BASELINES, "triples": replace(V4, features=(*V4.features, *MATRIX))}
 Memory = dict[str, np.ndarray]
 Lower = Callable[[Graph, Attrs, Sequence[View], Sequence[View], LowerContext], list[Launch]]
 
@@ -47,7 +50,7 @@ def run_lowered(
     memory: Memory = {}
     operands = [view_of(f"in{i}", a, memory) for i, a in enumerate(arrays)]
     outs = [view_of(f"out{i}", a, memory) for i, a in enumerate(results)]
-    context = LowerContext(host() if compiled else BASELINES[target])
+    context = LowerContext(host() if compiled else TARGETS[target])
     launches = lower(body, at or attrs(), operands, outs, context)
     if compiled is None:
         for launch in launches:
