@@ -10,7 +10,7 @@ from typing import Protocol
 
 from graphc.artifact_records import EntryRecord, GridRecord, KernelRecord, TargetRecord
 from graphc.kernels.cpu import build as cpu
-from graphc.kernels.cpu.target import CpuTarget
+from graphc.kernels.cpu.target import CpuTarget, needed
 from graphc.kernels.cuda import build as cuda
 from graphc.kernels.cuda.grid import Grid
 from graphc.kernels.cuda.target import CudaTarget
@@ -52,7 +52,7 @@ def begin(
 ) -> Compilation:
     """Begin to compile ``kernels``, those of ``plans``, into the cache in ``folder``."""
     if isinstance(target, CpuTarget):
-        return ForCpu(target, kernels, folder)
+        return ForCpu(needed(target, kernels), kernels, folder)
     return ForCuda(target, kernels, plans, folder)
 
 

@@ -24,6 +24,7 @@ from graphc.artifact_records import CONST, STATE, WEIGHTS, EntryRecord, PortReco
 from graphc.errors import error
 from graphc.export_archive import Object, archive
 from graphc.export_entry import INTRINSICS, Address, entry_ir
+from graphc.system import TILES
 
 __all__ = ["Exported", "export_c"]
 
@@ -54,7 +55,7 @@ def export_c(artifact: Artifact, name: str, entries: Sequence[EntryRecord] | Non
     kernels = artifact.manifest.kernels
     used = {launch.kernel for entry in chosen for launch in entry.launches}
     code = [INTRINSICS, *(f"declare void @{kernels[i].symbol}(i64, i64, i64, i64)" for i in sorted(used))]
-    code.append(parts.ir(name))
+    code += [parts.ir(name), *([_ALLOW_TILES] if TILES in target.features else [])]
     for entry in chosen:
         scratch = _rounded(entry.arena_bytes)
         symbol = f"{name}_{entry.name}"
@@ -134,6 +135,15 @@ class _Parts:
         return text
 
 
+# Linux gives a process the tile registers of AMX when it asks: arch_prctl(ARCH_REQ_XCOMP_PERM, 18), before main().
+_ALLOW_TILES = """
+%constructor = type { i32, ptr, ptr }
+@llvm.global_ctors = appending global [1 x %constructor] [%constructor { i32 65535, ptr @allow_tiles, ptr null }]
+define internal void @allow_tiles() {
+  call i64 asm sideeffect "syscall", "={rax},{rax},{rdi},{rsi},~{rcx},~{r11},~{memory}"(i64 158, i64 4131, i64 18)
+  ret void
+}
+"""
 _DATA = "DATA"
 _DATA_WORD = f"ptrtoint (ptr @{_DATA} to i64)"
 

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 
 from graphc.dtype import DType, float32, int32
 from graphc.kernels.contract_code import Bound, Code, place
-from graphc.kernels.contract_epilogue import Epilogue, finish_row
+from graphc.kernels.contract_epilogue import Epilogue, finish_row, touched
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
 from graphc.kernels.contract_schedule import PARTS, TASK, TEAMS, Target, choose, cost, even
 from graphc.loop import (
+    LINE,
     TRIPLE_BLOCK,
     TRIPLE_STEP,
     TRIPLE_WORDS,
     Affine,
+    Ahead,
     Operand,
     Role,
     Scratch,
@@ -37,6 +39,7 @@ __all__ = ["Cut", "TripleLoops", "cut_triples"]
 
 A, B, C = 0, 1, 2
 PANEL_BYTES = 1 << 20  # of b, in the second level of cache beside a tile of a
+SHARES = 8  # blocks among which the fetch of the next tile of a is divided, at least
 SLABS = (256, 384, 512, 768, 1024)  # elements along k at most
 
 # Cycles, as those of `graphc.kernels.contract_schedule`.
@@ -121,9 +124,9 @@ class TripleLoops:
     of k: take the panels apart, then for each tile of rows: take it apart, its products, and after the last slab the
     epilogue.
 
-    Scratch: ``panels`` and ``tile_a``, words of parts; ``tile_c``, the sums of one tile (of all tiles of the task, where
-    k has several slabs), where the result cannot hold them; ``strip``, a step along k of a tile or panel, where it
-    lies the other way round or is short.
+    Scratch: ``panels`` and ``tile_a``, words of parts; ``tile_c``, the sums of one tile (of all tiles of the task,
+    where k has several slabs), where the result cannot hold them; ``strip``, a step along k of a tile or panel, where
+    it lies the other way round or is short.
     """
 
     def __init__(self, p: Problem, cut: Cut, epilogue: Epilogue):
@@ -316,4 +319,29 @@ class TripleLoops:
         with c.loop("block", *panels) as column:
             into = Operand(sums.buffer, sums.index + place([(column, TRIPLE_BLOCK)]), sums.row)
             b = self.panel(column, panels[0], 0)
-            c.out.append(TripleProduct(into, self.tile_a(0), b, steps, accumulate))
+            ahead = self.results(at, column)
+            if self.cut.chunk >= SHARES:
+                ahead += self.next_tile(at, column, panels[0], start)
+            c.out.append(TripleProduct(into, self.tile_a(0), b, steps, accumulate, ahead))
+
+    # What comes next, brought to the second level of cache meanwhile: some rows in each step
+
+    def results(self, at: Bound, column: Bound) -> tuple[Ahead, ...]:
+        """What the epilogue reads and writes of a block."""
+        axes = [*self.outer, (self.p.m, place([(at, TRIPLE_BLOCK)]))]
+        found = touched(self.epilogue, axes, self.p.n, (place([(column, TRIPLE_BLOCK)]), TRIPLE_BLOCK), TRIPLE_BLOCK)
+        return tuple(replace(x, rows=-(-TRIPLE_BLOCK // self.cut.steps)) for x in found)
+
+    def next_tile(self, at: Bound, column: Bound, first: Bound, start: Bound) -> tuple[Ahead, ...]:
+        """A block's share of the tile of a that follows."""
+        p, cut = self.p, self.cut
+        source = self.a_at(start, 0, at) + TRIPLE_BLOCK * p.m.strides[A]
+        if self.turned(A):
+            rows = -(-TRIPLE_STEP // cut.chunk)
+            share = cut.steps * rows * p.k.strides[A]
+            source = source + place([(column, share), (first, -share)])
+            return (Ahead("a", source, p.k.strides[A], rows, TRIPLE_BLOCK, float32),)
+        floats = LINE // float32.itemsize
+        columns = -(-p.k.size // (self.k_parts * cut.chunk * floats)) * floats
+        source = source + place([(column, columns), (first, -columns)])
+        return (Ahead("a", source, p.m.strides[A], -(-TRIPLE_BLOCK // cut.steps), columns, float32),)

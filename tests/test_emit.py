@@ -30,7 +30,6 @@ from graphc.kernels.c import CDialect
 from graphc.kernels.cpu.dialect import NumbaDialect
 from graphc.kernels.cpu.target import BASELINES
 from graphc.kernels.emit import emit
-from graphc.kernels.emit_text import folded
 from graphc.loop import (
     COMPARISONS,
     Acc,
@@ -458,15 +457,6 @@ def test_names_of_block_products_are_free(run: Runner) -> None:
     params = tuple(Param(name, float32, written=name in written) for name in names)
     args: Args = [values(float32, count, seed) for seed, count in enumerate((64, 256, 64, 64))]
     check(run, Kernel("products", params, body), args, rtol=1e-4)
-
-
-def test_folding_keeps_arguments_together() -> None:
-    line = "    y = select(mask, maximum(first, load(x, 10 * i, 20)), other)"
-    assert folded(line, 50) == [
-        "    y = select(mask,",
-        "            maximum(first, load(x, 10 * i, 20)),",
-        "            other)",
-    ]
 
 
 def test_text_is_for_readers() -> None:

@@ -24,7 +24,7 @@ LAYERS = (
     ("graphc.codes*",),
     ("graphc.errors", "graphc.dtype"),
     ("graphc.gemm",),
-    ("graphc.ir", "graphc.loop", "graphc.config", "graphc.system"),
+    ("graphc.ir", "graphc.loop*", "graphc.config", "graphc.system"),
     ("graphc.ops",),
     (
         "graphc.verify", "graphc.text", "graphc.interp", "graphc.scope", "graphc.indexing", "graphc.variable",

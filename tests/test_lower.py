@@ -311,3 +311,12 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     for other in others:
         for name in first:
             np.testing.assert_array_equal(first[name], other[name])
+
+
+def test_folding_keeps_arguments_together() -> None:
+    line = "    y = select(mask, maximum(first, load(x, 10 * i, 20)), other)"
+    assert folded(line, 50) == [
+        "    y = select(mask,",
+        "            maximum(first, load(x, 10 * i, 20)),",
+        "            other)",
+    ]

@@ -10,10 +10,12 @@ import llvmlite.binding as llvm
 
 from graphc.dtype import DType, bfloat16, float32, int8, int16, uint8
 from graphc.errors import error
+from graphc.loop import Contract, Kernel, Stmt, TileStmt, walk
 from graphc.system import LEVELS, TILES, allow_tiles, features
 
 __all__ = [
-    "BASELINES", "MATRIX", "NATIVE", "PAIRS", "CpuTarget", "baseline", "host", "runs_here", "targets", "with_words",
+    "BASELINES", "MATRIX", "NATIVE", "PAIRS", "CpuTarget", "baseline", "host", "needed", "runs_here", "targets",
+    "with_words",
 ]  # fmt: skip
 
 
@@ -174,3 +176,15 @@ def with_words(target: CpuTarget, factors: Collection[DType]) -> CpuTarget:
         more.add({64: "avx512vnni", 32: "avxvnni", 16: "dotprod"}[target.vector_bytes])
     more.intersection_update(has)
     return replace(target, features=tuple(sorted({*target.features, *more}))) if more else target
+
+
+def needed(target: CpuTarget, kernels: Sequence[Kernel]) -> CpuTarget:
+    """``target`` without the tile registers of AMX, where none of its ``kernels`` has work for them: products that are
+    small, or made another way."""
+
+    def on_tiles(stmt: Stmt) -> bool:
+        return isinstance(stmt, TileStmt) or (isinstance(stmt, Contract) and target.block(stmt.words) > 0)
+
+    if TILES not in target.features or any(on_tiles(stmt) for kernel in kernels for stmt in walk(kernel.body)):
+        return target
+    return replace(target, features=tuple(f for f in target.features if f not in (TILES, *_MATRIX.values())))
