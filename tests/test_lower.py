@@ -13,6 +13,7 @@ from planned import check, check_fn, plan_of, traced
 import graphc as gc
 from graphc.dtype import dtype
 from graphc.ir import Graph, Literal, Value
+from graphc.kernels.emit_text import folded
 from graphc.loop import If, Let, Load, Loop, Role, Store, walk
 from graphc.ops import OPS
 from graphc.ops.base import Meta, Op, Region, Sample, Source, apply, apply_node
