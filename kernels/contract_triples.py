@@ -38,15 +38,19 @@ from graphc.loop import (
 __all__ = ["Cut", "TripleLoops", "cut_triples"]
 
 A, B, C = 0, 1, 2
-PANEL_BYTES = 1 << 20  # of b, in the second level of cache beside a tile of a
+PANEL_BYTES = 1 << 20  # of b, in the second level of cache beside a tile of a …
+AHEAD_BYTES = 1 << 19  # … and beside the next panels, where those are fetched meanwhile
+FEW_TILES = 8  # of a: so few that to take panels apart, which come from memory, is a large part of the work
 SHARES = 8  # blocks among which the fetch of the next tile of a is divided, at least
 SLABS = (256, 384, 512, 768, 1024)  # elements along k at most
 
 # Cycles, as those of `graphc.kernels.contract_schedule`.
-STEP_CYCLES = 500  # of a block: 24 products of tiles take 384, and what they are loaded from is not always near
+STEP_CYCLES = 520  # of a block: 24 products of tiles take 384, and what they are loaded from is not always near
 CALL_CYCLES = 400  # bring in and write back a block of c
 SPLIT = 0.5  # take an element apart
 SPLIT_TURNED = 0.8  # of a factor that lies the other way round
+FETCH = 0.7  # bring one from beyond the second level of cache: of a right factor of more than `FAR_BYTES`
+FAR_BYTES = 1 << 21
 
 Range = tuple[Bound, Bound]
 STRIP = Operand("strip", Affine(), TRIPLE_BLOCK)
@@ -90,15 +94,17 @@ def cut_triples(p: Problem, dtype: DType, target: Target) -> Cut | None:
 
 @cache
 def cheapest(p: Problem) -> Cut:
-    """Layers have equal products."""
-    return min(cuts(p), key=lambda cut: triple_cost(p, cut))
+    """That of the least cost, in which small teams count more: each task takes a factor apart for itself, so that many
+    tasks cost a small team what they give to a large one. Layers have equal products."""
+    return min(cuts(p), key=lambda cut: triple_cost(p, cut) + cycles(p, cut, TEAMS[0]))
 
 
 def cuts(p: Problem) -> Iterator[Cut]:
     m_tiles, n_panels = -(-p.m.size // TRIPLE_BLOCK), -(-p.n.size // TRIPLE_BLOCK)
     step = TRIPLE_WORDS * int32.itemsize
     for slab in sorted({even(p.k.size, most, TRIPLE_STEP) for most in SLABS}):
-        most = max(1, PANEL_BYTES // (-(-slab // TRIPLE_STEP) * step))
+        room = AHEAD_BYTES if m_tiles <= FEW_TILES and p.n.strides[B] != 1 else PANEL_BYTES
+        most = max(1, room // (-(-slab // TRIPLE_STEP) * step))
         for rows in sorted({-(-m_tiles // parts) for parts in PARTS}):
             for panels in sorted({-(-n_panels // parts) for parts in PARTS}):
                 yield Cut(m_tiles, n_panels, rows, panels, even(panels, most), slab)
@@ -106,15 +112,20 @@ def cuts(p: Problem) -> Iterator[Cut]:
 
 def triple_cost(p: Problem, cut: Cut) -> float:
     """Cycles until the last thread is done, summed over `TEAMS`."""
+    return sum(cycles(p, cut, team) for team in TEAMS)
+
+
+def cycles(p: Problem, cut: Cut, team: int) -> float:
     steps = -(-p.k.size // TRIPLE_STEP) * prod(axis.size for axis in p.k_outer)
     slabs = -(-p.k.size // cut.slab) * prod(axis.size for axis in p.k_outer)
     groups = -(-cut.panels // cut.chunk)
     split_a, split_b = (SPLIT if unit == 1 else SPLIT_TURNED for unit in (p.k.strides[A], p.n.strides[B]))
+    split_b += FETCH * (p.k_size * p.n.size * float32.itemsize > FAR_BYTES)
     packed = cut.panels * split_b + cut.rows * groups * split_a
     task = steps * (cut.rows * cut.panels * STEP_CYCLES + packed * TRIPLE_BLOCK * TRIPLE_STEP)
     task += slabs * cut.rows * cut.panels * CALL_CYCLES + TASK
     tasks = p.outer_size * cut.m_tasks * cut.n_tasks
-    return sum(-(-tasks // team) * task for team in TEAMS)
+    return -(-tasks // team) * task
 
 
 class TripleLoops:
@@ -139,6 +150,7 @@ class TripleLoops:
         self.rest = p.k.size % TRIPLE_STEP
         self.outer: list[tuple[Axis, Bound]] = []
         self.k_outer: list[tuple[Axis, Bound]] = []
+        self.last: Bound = 1  # whether the present slab is the last
 
     def scratch(self) -> tuple[Scratch, ...]:
         cut, words = self.cut, self.cut.steps * TRIPLE_WORDS
@@ -173,6 +185,7 @@ class TripleLoops:
         with c.loop("slab", 0, self.slabs) as slab:
             *outer, part = c.unflatten(slab, [*(("k_out", axis.size) for axis in p.k_outer), ("k_part", self.k_parts)])
             self.k_outer = list(zip(p.k_outer, outer, strict=True))
+            self.last = c.index("last", "div", c.index("next", "add", slab, 1), self.slabs)
             self.slab(rows, panels, part, slab)
 
     def slab(self, rows: Range, panels: Range, part: Bound, slab: Var | None) -> None:
@@ -293,10 +306,10 @@ class TripleLoops:
             tile = [] if slab is None else [(at, TRIPLE_BLOCK * width), (first, -TRIPLE_BLOCK * width)]
             sums = Operand("tile_c", place([(panels[0], -TRIPLE_BLOCK), *tile]), width)
         with c.when("eq", 0 if slab is None else slab, 0):
-            self.products(at, panels, start, steps, sums, accumulate=False)
+            self.products(at, first, panels, start, steps, sums, accumulate=False)
         if slab is not None:
             with c.when("ne", slab, 0):
-                self.products(at, panels, start, steps, sums, accumulate=True)
+                self.products(at, first, panels, start, steps, sums, accumulate=True)
         if self.direct:
             return
         columns = self.columns(panels)
@@ -313,7 +326,7 @@ class TripleLoops:
         return first, c.index("column_stop", "minimum", end, n) if n % TRIPLE_BLOCK else end
 
     def products(
-        self, at: Bound, panels: Range, start: Bound, steps: Bound, sums: Operand, *, accumulate: bool
+        self, at: Bound, first: Bound, panels: Range, start: Bound, steps: Bound, sums: Operand, *, accumulate: bool
     ) -> None:
         c = self.code
         with c.loop("block", *panels) as column:
@@ -322,6 +335,8 @@ class TripleLoops:
             ahead = self.results(at, column)
             if self.cut.chunk >= SHARES:
                 ahead += self.next_tile(at, column, panels[0], start)
+            if self.cut.rows <= FEW_TILES and self.turned(B):
+                ahead += self.next_panel(at, first, column, start)
             c.out.append(TripleProduct(into, self.tile_a(0), b, steps, accumulate, ahead))
 
     # What comes next, brought to the second level of cache meanwhile: some rows in each step
@@ -345,3 +360,18 @@ class TripleLoops:
         columns = -(-p.k.size // (self.k_parts * cut.chunk * floats)) * floats
         source = source + place([(column, columns), (first, -columns)])
         return (Ahead("a", source, p.m.strides[A], -(-TRIPLE_BLOCK // cut.steps), columns, float32),)
+
+    def next_panel(self, at: Bound, first: Bound, column: Bound, start: Bound) -> tuple[Ahead, ...]:
+        """A block's share of its panel in the next slab; from the last one on, of the panel that takes its place in the
+        next group. Where rows of b lie along k, it is in many short runs, which the processor does not foresee."""
+        p, cut = self.p, self.cut
+        if p.k_outer:
+            return ()
+        n, k, tiles = p.n.strides[B], p.k.strides[B], min(cut.rows, cut.m_tiles)
+        around = cut.chunk * TRIPLE_BLOCK * n - self.k_parts * cut.slab * k
+        hop = place([(1, cut.slab * k), (self.last, around)])
+        source = self.b_at(start, 0, column) + hop
+        floats = LINE // float32.itemsize
+        columns = -(-cut.slab // (tiles * floats)) * floats
+        source = source + place([(at, columns), (first, -columns)])
+        return (Ahead("b", source, n, -(-TRIPLE_BLOCK // cut.steps), columns, float32),)

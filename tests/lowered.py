@@ -19,7 +19,7 @@ from graphc.kernels.lower_context import LowerContext
 from graphc.kernels.plan import Buffer, Launch, View
 
 V4 = BASELINES["x86-64-v4"]
-TARGETS = {**BASELINES, "triples": replace(V4, features=(*V4.features, *MATRIX))}
+TRIPLES = replace(V4, features=(*V4.features, *MATRIX))
 Memory = dict[str, np.ndarray]
 Lower = Callable[[Graph, Attrs, Sequence[View], Sequence[View], LowerContext], list[Launch]]
 
@@ -50,7 +50,7 @@ def run_lowered(
     memory: Memory = {}
     operands = [view_of(f"in{i}", a, memory) for i, a in enumerate(arrays)]
     outs = [view_of(f"out{i}", a, memory) for i, a in enumerate(results)]
-    context = LowerContext(host() if compiled else TARGETS[target])
+    context = LowerContext(host() if compiled else TRIPLES if target == "triples" else BASELINES[target])
     launches = lower(body, at or attrs(), operands, outs, context)
     if compiled is None:
         for launch in launches:

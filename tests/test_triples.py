@@ -80,8 +80,8 @@ def product(m: int, n: int, k: int, **options: Any) -> gc.Program:
 @pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
 @pytest.mark.parametrize("depth", [64, 1024])
 def test_error_is_that_of_float32(depth: int, scale: float) -> None:
-    """Relative to the sum of the magnitudes of what is added, an element is off by less than 2**-23 for the products
-    and 2**-24 for each addition that meets its size: the bound of sums of float32."""
+    """Relative to the sum of the magnitudes of what is added, an element is off by less than 2**-24 for each addition,
+    the bound of sums of float32, and 2**-23 for what is left out of the products."""
     rng = np.random.default_rng(3)
     a, b = (rng.standard_normal(s).astype(np.float32) for s in ((96, depth), (depth, 128)))
     a *= scale * np.exp2(rng.integers(-8, 8, a.shape)).astype(np.float32)
