@@ -8,10 +8,11 @@ and the tile of c gets its epilogue while it is still in the first level.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
+from typing import Protocol
 
 from graphc.dtype import DType
 from graphc.errors import Loc
@@ -37,7 +38,7 @@ from graphc.kernels.contract_simple import SimpleLoops, is_simple
 from graphc.kernels.contract_split import Sum, k_parts, partial_problem
 from graphc.kernels.contract_thin import ThinLoops, is_thin
 from graphc.kernels.contract_tiles import TileLoops, tile_parts
-from graphc.kernels.contract_triples import TripleLoops, cut_triples
+from graphc.kernels.contract_triples import TripleLoops, cut_triples, other_cuts
 from graphc.kernels.contract_turn import Turn, needs_turn
 from graphc.kernels.contract_widen import wants_wide, widened
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
@@ -90,6 +91,20 @@ def lower_contract(
     return before + work.launches(name, doc, then, came_from, whole)
 
 
+class Body(Protocol):
+    """What writes the statements of a kernel."""
+
+    def body(self) -> tuple[Stmt, ...]: ...
+
+    def scratch(self) -> tuple[Scratch, ...]: ...
+
+
+def with_kernels(made: Launch, others: Iterable[Body]) -> Launch:
+    """``made``, with other kernels for the same."""
+    kernels = [replace(made.kernel, body=loops.body(), scratch=loops.scratch()) for loops in others]
+    return replace(made, others=tuple(kernels))
+
+
 @dataclass
 class Work:
     """One contraction and what its launches are bound to: ``factors`` a and b, ``tiles`` what the epilogue touches.
@@ -127,8 +142,7 @@ class Work:
         if not self.ctx.others:
             return made
         schedules = alternatives(p, self.dtype, self.ctx.target, self.copied, words_of(self.stored), ahead)
-        kernels = [replace(made.kernel, body=cut.body(), scratch=cut.scratch()) for cut in map(loops, schedules)]
-        return replace(made, others=tuple(kernels))
+        return with_kernels(made, map(loops, schedules))
 
     def launches(self, name: str, doc: str, then: str, lines: tuple[Loc, ...], whole: bool) -> list[Launch]:
         """The form that suits the loops; ``whole``: a small one in one launch."""
@@ -143,8 +157,9 @@ class Work:
             return self.direct(direct, name, doc, then, lines)
         cut = cut_triples(self.p, self.dtype, self.ctx.target) if not self.stored else None
         if cut is not None:
-            loops = TripleLoops(self.p, cut, self.epilogue)
-            return [self.made(name, doc + then + ".", lines, loops.body(), loops.scratch())]
+            made = self.made(name, doc + then + ".", lines, TripleLoops(self.p, cut, self.epilogue))
+            others = other_cuts(self.p, cut) if self.ctx.others else []
+            return [with_kernels(made, (TripleLoops(self.p, other, self.epilogue) for other in others))]
         if needs_turn(self.p):
             return self.turned(name, doc + then + ".", lines)
         parts = k_parts(self.p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
@@ -161,16 +176,14 @@ class Work:
             builder = SimpleLoops(self.p, self.dtype, self.epilogue, self.stored)
         else:
             builder = self.loops(self.p, self.epilogue)
-        made = self.made(name, doc, lines, builder.body(), builder.scratch())
+        made = self.made(name, doc, lines, builder)
         again = partial(self.loops, self.p, self.epilogue)
         return self.with_others(made, self.p, again) if isinstance(builder, Loops) else made
 
-    def made(
-        self, name: str, doc: str, lines: tuple[Loc, ...], body: Sequence[Stmt], scratch: Sequence[Scratch]
-    ) -> Launch:
-        """One launch of ``body`` for the product and what follows."""
-        flops = self.size * (2 * self.depth + self.epilogue.cost)
-        return launch(name, self.factors + self.tiles, body, doc=doc, lines=lines, flops=flops, scratch=scratch)
+    def made(self, name: str, doc: str, lines: tuple[Loc, ...], loops: Body) -> Launch:
+        """One launch of ``loops`` for the product and what follows."""
+        flops, operands = self.size * (2 * self.depth + self.epilogue.cost), self.factors + self.tiles
+        return launch(name, operands, loops.body(), doc=doc, lines=lines, flops=flops, scratch=loops.scratch())
 
     def ahead(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """Panels of the right factor, and the product with those, where that pays: if the panels can be prepared, or

@@ -100,7 +100,8 @@ def is_large(dot: Node) -> bool:
         prod(size for d, size in enumerate(shape) if d not in batch and d not in contract)
         for shape, batch, contract in zip((left, right), attrs["batch"], attrs["contract"], strict=True)
     ]
-    return min(*sizes, prod(left[d] for d in attrs["contract"][0])) >= TRIPLE_BLOCK
+    depth = prod(left[d] for d in attrs["contract"][0])
+    return min(*sizes, depth) >= TRIPLE_BLOCK
 
 
 def in_words(p: Problem, views: Mapping[str, View], words: DType) -> tuple[Problem, dict[str, View], dict[str, Stored]]:

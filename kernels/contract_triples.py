@@ -17,7 +17,7 @@ from graphc.dtype import DType, float32, int32
 from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_row, touched
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
-from graphc.kernels.contract_schedule import PARTS, TASK, TEAMS, Target, choose, cost, even
+from graphc.kernels.contract_schedule import ALTERNATIVES, PARTS, TASK, TEAMS, Target, choose, cost, even
 from graphc.loop import (
     LINE,
     TRIPLE_BLOCK,
@@ -35,7 +35,7 @@ from graphc.loop import (
     Var,
 )
 
-__all__ = ["Cut", "TripleLoops", "cut_triples"]
+__all__ = ["Cut", "TripleLoops", "cut_triples", "other_cuts"]
 
 A, B, C = 0, 1, 2
 PANEL_BYTES = 1 << 20  # of b, in the second level of cache beside a tile of a …
@@ -97,6 +97,13 @@ def cheapest(p: Problem) -> Cut:
     """That of the least cost, in which small teams count more: each task takes a factor apart for itself, so that many
     tasks cost a small team what they give to a large one. Layers have equal products."""
     return min(cuts(p), key=lambda cut: triple_cost(p, cut) + cycles(p, cut, TEAMS[0]))
+
+
+def other_cuts(p: Problem, best: Cut) -> list[Cut]:
+    """Other cuts than ``best`` for the same bits: tasks and what is kept at a time differ. The best first by the cost
+    model."""
+    found = {cut for cut in cuts(p) if cut.slab == best.slab} - {best}
+    return sorted(found, key=lambda cut: (triple_cost(p, cut), cut.rows, cut.panels))[:ALTERNATIVES]
 
 
 def cuts(p: Problem) -> Iterator[Cut]:

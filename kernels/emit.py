@@ -301,7 +301,8 @@ class Printer(Expressions):
         elif isinstance(stmt, Triples):
             self.simple(self.dialect.triples(stmt, self.place(stmt.c), self.place(stmt.a), self.bound(stmt.steps)))
         elif isinstance(stmt, TripleProduct):
-            c, a, b, *ahead = map(self.place, (stmt.c, stmt.a, stmt.b, *stmt.ahead))
+            c, a, b = map(self.place, (stmt.c, stmt.a, stmt.b))
+            ahead = (self.place(block) for block in stmt.ahead)
             for line in self.dialect.triple_product(stmt, c, a, b, self.bound(stmt.steps), *ahead):
                 self.line(line)
         else:

@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backends import runnable
 from mutations import rewrite
 
 import graphc as gc
 from graphc import nn, optim
 from graphc.artifact import Artifact
 from graphc.errors import GraphcError
+from graphc.kernels.cpu.target import BASELINES
 from graphc.runtime import Program
 from graphc.runtime_load import load
 
+VECTORS = next(level for level, target in BASELINES.items() if runnable(target))  # where panels are packed ahead
 SHAPE = (2, 16, 16, 16)
 X = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 LABELS = np.array([3, 1], np.int32)
@@ -244,7 +247,8 @@ def test_panels_are_packed_ahead(depth: int, columns: int, precision: str) -> No
         return {"y": gc.relu(x @ gc.permute_dims(w, (0, 2, 1)))}
 
     def found(**options: Any) -> tuple[Program, list[bytes]]:
-        program = gc.compile(infer, precision=precision, **options)
+        vectors = {"cpu_baseline": VECTORS} if precision == "float32" else {}
+        program = gc.compile(infer, precision=precision, **vectors, **options)
         answers = [answer(program, x)]
         program.state["w"] = weights + 1
         answers += [answer(program, x) for _ in range(2)]
@@ -272,15 +276,15 @@ def test_panels_of_large_weights_are_packed_ahead_for_few_rows(layout: str, rows
     def infer(x: gc.Tensor) -> dict[str, gc.Tensor]:
         return {"y": gc.relu(x @ (w.T if layout == "nk" else w))}
 
-    program = gc.compile(infer, threads=1)
+    program = gc.compile(infer, threads=1, cpu_baseline=VECTORS)
     memory = program.infer.memory
     assert memory.prepared_bytes >= weights.nbytes
-    plain = gc.compile(infer, threads=1, memory_budget=memory.peak_bytes - 1)
+    plain = gc.compile(infer, threads=1, cpu_baseline=VECTORS, memory_budget=memory.peak_bytes - 1)
     assert plain.infer.memory.prepared_bytes == 0
     found = answer(program, x)
     exact = x.astype(np.float64) @ (weights.T if layout == "nk" else weights)
     assert np.abs(found - np.maximum(exact, 0)).max() <= 1e-5 * np.abs(exact).max()
-    for other in (plain, gc.compile(infer, threads=2)):
+    for other in (plain, gc.compile(infer, threads=2, cpu_baseline=VECTORS)):
         np.testing.assert_array_equal(answer(other, x), found)
 
 
