@@ -96,11 +96,11 @@ def narrow_factors(graph: Graph) -> frozenset[DType]:
 def is_large(dot: Node) -> bool:
     """Whether a product has blocks of tile registers along all of its dimensions."""
     (left, right), attrs = (v.shape for v in dot.inputs), dot.attrs
-    sizes = [
+    sizes: list[int] = [
         prod(size for d, size in enumerate(shape) if d not in batch and d not in contract)
         for shape, batch, contract in zip((left, right), attrs["batch"], attrs["contract"], strict=True)
     ]
-    depth = prod(left[d] for d in attrs["contract"][0])
+    depth: int = prod(left[d] for d in attrs["contract"][0])
     return min(*sizes, depth) >= TRIPLE_BLOCK
 
 
