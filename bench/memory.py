@@ -3,7 +3,7 @@
     python bench/memory.py                                      # in bench/results/memory.json and .md
     python bench/memory.py --workloads mlp vit --modes train    # those only; the other results stay
     python bench/memory.py --resume                             # what has no result yet
-    python bench/memory.py --only half budget space             # what budgets cost, and what fits into 4 GiB
+    python bench/memory.py --only half budget kept space        # what budgets cost, and what fits into 4 GiB
 
 The workloads, settings and threads of `bench/run.py`, each system in a process of its own with the usual allocator;
 graphc runs a loaded artifact. What is measured is said in `bench/memory_worker.py`.
@@ -16,13 +16,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import report
 from child import LIMIT, Failed, last_line
-from memory_budget import MB, USUAL, halves, halves_text, largest, largest_text, mb, shares, shares_text
+from memory_budget import MB, USUAL, Table, compared_text, halves, kept, largest, largest_text, mb, shares
 from rich.console import Console
 from run import cpu_model, versions
 from suite import Case
@@ -31,8 +31,6 @@ from workloads import MODES, WORKLOADS
 
 RESULT = HERE / "results" / "memory.json"
 SYSTEMS = ("graphc", "torch", "jax")
-TABLES = ("steps", "half", "budget", "space")
-
 Row = dict[str, Any]
 
 
@@ -113,31 +111,52 @@ def page(results: Row) -> str:
         "allocator over a step, with the gradients; JAX's temporary buffers. Peak RSS is of the whole process, with "
         "the libraries that it loads."
     )
-    for table, (title, about, text) in BUDGETS.items():
-        if table in results:
-            parts += [f"## {title}", about, text(results[table])]
+    for name, section in SECTIONS.items():
+        if results.get(name):
+            parts += [f"## {section.title}", section.about, section.text(results[name])]
     return "\n\n".join(parts) + "\n"
 
 
-BUDGETS: dict[str, tuple[str, str, Callable[[Row], str]]] = {
-    "half": (
+@dataclass(frozen=True)
+class Section:
+    """A table of its own: what measures its rows, given those of the steps and the number of threads, and its text."""
+
+    title: str
+    about: str
+    rows: Callable[[Row, int], Table]
+    text: Callable[[Row], str]
+
+
+SECTIONS = {
+    "half": Section(
         "Half of PyTorch's activations",
-        "Train steps without a budget, and with one of the state and half of what PyTorch's step takes beside it; "
-        "times of steps taken in turn.",
-        halves_text,
+        "Train steps as they are, under a budget of the state and half of what PyTorch's step takes beside it, and "
+        "with gradients accumulated over parts of the batch (`optim.accumulate`); times of steps taken in turn.",
+        halves,
+        compared_text,
     ),
-    "budget": (
+    "budget": Section(
         "GPT-2 small under a budget",
-        "4 × 256 tokens; the first row has no budget. Times of steps taken in turn.",
-        shares_text,
+        "4 × 256 tokens, and budgets for 80 and 60 % of the arena. Times of steps taken in turn.",
+        shares,
+        compared_text,
     ),
-    "space": (
+    "kept": Section(
+        "Inference without copies of its weights",
+        "What depends on state alone is prepared once and kept, packed weights most of all. A budget that does not "
+        "hold it does without, before anything is computed again. Times of steps taken in turn.",
+        kept,
+        compared_text,
+    ),
+    "space": Section(
         "The largest batch of GPT-2 small in 4 GiB",
         "Rows of 256 tokens; a process that may have 4 GiB of private memory (`RLIMIT_DATA`). graphc's batch is what "
         "its plan says, and is then run once; those of the others are found by trying.",
+        largest,
         largest_text,
     ),
 }
+TABLES = ("steps", *SECTIONS)
 
 
 def main() -> None:
@@ -151,11 +170,6 @@ def main() -> None:
     console = Console()
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {"rows": {}}
     results |= {"cpu": cpu_model(), "threads": args.threads, "versions": versions()}
-    made: dict[str, Callable[[], Row]] = {
-        "half": lambda: halves(results["rows"], args.threads),
-        "budget": lambda: shares(args.threads),
-        "space": lambda: largest(args.threads),
-    }
     wanted = [(name, mode) for mode in args.modes for name in args.workloads if mode in WORKLOADS[name].modes]
     for name, mode in wanted if "steps" in args.only else ():
         case = Case(WORKLOADS[name], mode, args.threads)
@@ -167,13 +181,18 @@ def main() -> None:
         ]
         console.print(f"{case.name}: {', '.join(parts)}", markup=False, highlight=False)
         write(results)
-    for table in [t for t in args.only if t in made and not (args.resume and t in results)]:
-        console.print(f"{BUDGETS[table][0]} …", markup=False, highlight=False)
-        try:
-            results[table] = made[table]()
-        except Failed as why:
-            console.print(str(why), markup=False, highlight=False)
-        write(results)
+    for table in [t for t in SECTIONS if t in args.only]:
+        found = results.setdefault(table, {})
+        for name, measured in SECTIONS[table].rows(results["rows"], args.threads).items():
+            if args.resume and "skipped" not in found.get(name, {"skipped": ""}):
+                continue
+            console.print(f"{SECTIONS[table].title}: {name} …", markup=False, highlight=False)
+            try:
+                found[name] = measured()
+            except Failed as why:
+                found[name] = {"skipped": str(why)}
+                console.print(str(why), markup=False, highlight=False)
+            write(results)
 
 
 def write(results: Row) -> None:

@@ -11,8 +11,9 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -29,7 +30,10 @@ Row = dict[str, Any]
 
 USUAL = {"GLIBC_TUNABLES": ""}  # blocks go back to the system, which takes time and saves memory
 HALVED = ("gpt2-baby", "llama", "vit")  # whose activations are to take half of what PyTorch's do
+PARTS = (2, 4)  # of the batch, over which gradients are accumulated instead
+KEPT = ("gpt2-small", "bert-base", "resnet18", "llama")  # whose inference keeps copies of its weights
 ARENAS = (0.8, 0.6)  # budgets of GPT-2 small, as shares of the arena without a budget
+ALMOST = 0.99  # a share that has no room for all copies
 SMALL = replace(WORKLOADS["gpt2-small"], name="gpt2-small-256", batch=4, length=256)
 ROUNDS = 5
 MB = 2**20
@@ -43,7 +47,7 @@ def start(do: str, case: Case, system: str = "graphc", **more: Any) -> Row:
     """What a process of its own found out. Raises Failed."""
     folder = case.folder / f"memory-budget-{system}-{case.threads}t-{identity(system)}"
     folder.mkdir(parents=True, exist_ok=True)
-    job = {"do": do, "system": system, "workload": asdict(case.workload), "threads": case.threads}
+    job = {"do": do, "system": system, "workload": asdict(case.workload), "mode": case.mode, "threads": case.threads}
     job |= {"weights": str((case.folder / "weights.npz").resolve()), "folder": str(folder.resolve())} | more
     command = [sys.executable, str(HERE / "memory_budget.py"), json.dumps(job)]
     env = environment(folder, case.threads, USUAL)
@@ -54,54 +58,67 @@ def start(do: str, case: Case, system: str = "graphc", **more: Any) -> Row:
 
 
 # The tables ----------------------------------------------------------------------------------------------------------
+#
+# Each is a dictionary from the names of its rows to what measures them.
+
+Table = dict[str, Callable[[], Row]]
 
 
-def halves(rows: Row, threads: int) -> Row:
-    """By workload: a step without a budget, and with one of the state and half of what PyTorch's step takes."""
-    found: Row = {}
+def halves(rows: Row, threads: int) -> Table:
+    """By workload: a train step as it is, under a budget of the state and half of what PyTorch's step takes beside it,
+    and with its gradients accumulated over parts of the batch."""
+    found: Table = {}
     for name in HALVED:
         row = rows.get(f"{name}/train", {})
         if not all("step_bytes" in row.get(system, {}) for system in ("graphc", "torch")):
             continue
         half = row["torch"]["step_bytes"] // 2
-        budgets = [None, row["graphc"]["state_bytes"] + half]
-        found[name] = {"half": half} | start("compare", Case(WORKLOADS[name], "train", threads), budgets=budgets)
+        forms = [{}, {"budget": row["graphc"]["state_bytes"] + half}, *({"parts": parts} for parts in PARTS)]
+        found[name] = partial(compared, Case(WORKLOADS[name], "train", threads), forms, half=half)
     return found
 
 
-def shares(threads: int) -> Row:
-    """GPT-2 small with 4 x 256 tokens: a step under several budgets."""
-    case = Case(SMALL, "train", threads)
-    (whole,) = start("compare", case, budgets=[None], rounds=0)["runs"]
-    rest = whole["peak_bytes"] - whole["arena_bytes"]
-    return start("compare", case, budgets=[None, *(int(rest + share * whole["arena_bytes"]) for share in ARENAS)])
+def shares(rows: Row, threads: int) -> Table:
+    """GPT-2 small with 4 x 256 tokens: a train step as it is, and under budgets for shares of its arena."""
+    forms = [{}, *({"arena": share} for share in ARENAS)]
+    return {SMALL.name: partial(compared, Case(SMALL, "train", threads), forms)}
 
 
-def largest(threads: int) -> Row:
+def kept(rows: Row, threads: int) -> Table:
+    """By workload: inference as it is, and under a budget that is a little too small for it."""
+    forms = [{}, {"arena": ALMOST}]
+    return {name: partial(compared, Case(WORKLOADS[name], "infer", threads), forms) for name in KEPT}
+
+
+def compared(case: Case, forms: Sequence[Row], **about: Any) -> Row:
+    return about | start("compare", case, forms=forms)
+
+
+def largest(rows: Row, threads: int) -> Table:
     """By system: the most rows of 256 tokens on which GPT-2 small trains in `SPACE`."""
     case = Case(SMALL, "train", threads)
+    return {
+        "graphc": partial(planned_batch, case, budget=False, most=32),
+        "graphc, with a budget": partial(planned_batch, case, budget=True, most=128),  # whose step takes a minute
+        **{system: partial(tried_batch, case, system) for system in ("torch", "jax")},
+    }
+
+
+def planned_batch(case: Case, budget: bool, most: int) -> Row:
+    """The largest batch up to ``most`` by the plan, which is then run."""
     case.make("weights.npz", "peers_graphc.py")
-    found: Row = {}
-    for name, budget, guess in (("graphc", False, 20), ("graphc, with a budget", True, 60)):
-        found[name] = planned_batch(case, budget, guess)
-    return found | {system: tried_batch(case, system) for system in ("torch", "jax")}
-
-
-def planned_batch(case: Case, budget: bool, guess: int) -> Row:
-    """The largest batch by the plan, which is then run."""
-    try:
-        planned = start("plan", case, budget=budget, guess=guess)
-        return planned | {"runs": 1, "seconds": start("fit", case, batch=planned["batch"], steps=1)["seconds"]}
-    except Failed as why:
-        return {"skipped": str(why)}
+    planned = start("plan", case, budget=budget, most=most)
+    return planned | {
+        "runs": 1,
+        "more": planned["batch"] == most,
+        "seconds": start("fit", case, batch=planned["batch"], steps=1)["seconds"],
+    }
 
 
 def tried_batch(case: Case, system: str) -> Row:
     """The largest batch found by trying, from a guess that two small ones allow."""
-    try:
-        low, high = (start("fit", case, system, batch=b, steps=2)["own_bytes"] for b in PROBES)
-    except Failed as why:
-        return {"skipped": str(why)}
+    case.make("weights.npz", "peers_graphc.py")
+    low, high = (start("fit", case, system, batch=b, steps=2)["own_bytes"] for b in PROBES)
     batch = PROBES[0] + int((SPACE - low) * (PROBES[1] - PROBES[0]) / (high - low))
     ran: dict[int, Row | None] = {}
     while len(ran) < RUNS and batch not in ran:
@@ -117,31 +134,28 @@ def tried_batch(case: Case, system: str) -> Row:
 # Text ----------------------------------------------------------------------------------------------------------------
 
 
-def halves_text(found: Row) -> str:
-    head = ["", "half of PyTorch's, MiB", *BUDGET_HEAD]
+def compared_text(found: Row) -> str:
     body = []
     for name, row in found.items():
-        runs = row["runs"]
-        body += [[name, mb(row["half"]), *cells(run, runs[0])] for run in runs]
-    return report.markdown(head, body)
+        runs = row.get("runs", ())
+        body += [[name, *cells(run, runs[0])] for run in runs] if runs else [[name, row["skipped"]]]
+    return report.markdown(["", *COMPARED], body)
 
 
-def shares_text(found: Row) -> str:
-    runs = found["runs"]
-    body = [[f"{run['arena_bytes'] / runs[0]['arena_bytes']:.0%}", *cells(run, runs[0])] for run in runs]
-    return report.markdown(["of the arena", *BUDGET_HEAD], body)
-
-
-BUDGET_HEAD = [
-    "budget, MiB", "arena, MiB", "beside the state, MiB", "launches", "work again", "step, s", "time ÷ without",
-]  # fmt: skip
+COMPARED = ["", "arena, MiB", "beside the state, MiB", "launches", "work again", "step, s", "time ÷ the first"]
 
 
 def cells(run: Row, whole: Row) -> list[str]:
     seconds, ratios = median(run["seconds"]), [a / b for a, b in zip(run["seconds"], whole["seconds"], strict=True)]
-    budget = "" if run["budget"] is None else mb(run["budget"])
     numbers = [mb(run["arena_bytes"]), mb(run["step_bytes"]), str(run["launches"]), f"{run['again']:.1%}"]
-    return [budget, *numbers, f"{seconds:.3f}", f"{median(ratios):.2f}"]
+    return [named(run), *numbers, f"{seconds:.3f}", f"{median(ratios):.2f}"]
+
+
+def named(run: Row) -> str:
+    """How the step of a run is compiled."""
+    if run["parts"] > 1:
+        return f"in {run['parts']} parts"
+    return "as it is" if run["budget"] is None else f"budget of {mb(run['budget'])} MiB"
 
 
 def largest_text(found: Row) -> str:
@@ -153,7 +167,8 @@ def largest_text(found: Row) -> str:
         planned = mb(row["planned_bytes"]) if "planned_bytes" in row else ""
         seconds = f"{row['seconds']:.2f}" if row["seconds"] else ""
         per = f"{row['seconds'] / row['batch']:.2f}" if row["seconds"] else ""
-        body.append([name, str(row["batch"]), planned, seconds, per, str(row["runs"])])
+        batch = f"{row['batch']} or more" if row.get("more") else str(row["batch"])
+        body.append([name, batch, planned, seconds, per, str(row["runs"])])
     return report.markdown(["", "largest batch", "planned, MiB", "step, s", "of a row", "runs to find it"], body)
 
 
@@ -165,23 +180,30 @@ def mb(n: float) -> str:
 
 
 def compare(job: Row) -> Row:
-    """One workload under each of ``budgets``: what the plans take, and the seconds of their steps, taken in turn."""
+    """One workload in each of ``forms``: what the plans take, and the seconds of their steps, taken in turn. A form has
+    a ``budget`` in bytes, or one for a share ``arena`` of what the first form's takes, or a number of ``parts`` over
+    which gradients are accumulated."""
     from peers_graphc import entry
 
     import graphc as gc
     from graphc.driver import CompileReport
 
-    work = Workload(**job["workload"])
-    inputs, labels = work.data("train")
-    runs, programs = [], []
-    for budget in job["budgets"]:
+    work, mode = Workload(**job["workload"]), job["mode"]
+    inputs, labels = work.data(mode)
+    runs: list[Row] = []
+    programs = []
+    for form in job["forms"]:
+        budget, parts = form.get("budget"), form.get("parts", 1)
+        if "arena" in form:
+            budget = runs[0]["peak_bytes"] - int((1 - form["arena"]) * runs[0]["arena_bytes"])
         report = CompileReport()
-        program = gc.compile(entry(work, "train"), threads=job["threads"], memory_budget=budget, report=report)
-        run = program.entries["train"]
-        memory, again = run.memory, report.recomputed.get("train")
+        program = gc.compile(entry(work, mode, parts), threads=job["threads"], memory_budget=budget, report=report)
+        run = program.entries[mode]
+        memory, again = run.memory, report.recomputed.get(mode)
         runs.append(
             {
                 "budget": budget,
+                "parts": parts,
                 "peak_bytes": memory.peak_bytes,
                 "arena_bytes": memory.arena_bytes,
                 "step_bytes": memory.peak_bytes - memory.state_bytes,
@@ -191,10 +213,10 @@ def compare(job: Row) -> Row:
             }
         )
         programs.append(program)
-    arrays = inputs if labels is None else inputs | {"labels": labels}
-    for turn in range(job.get("rounds", ROUNDS) + 1):
+    arrays = inputs if mode == "infer" or labels is None else inputs | {"labels": labels}
+    for turn in range(ROUNDS + 1):
         for row, program in zip(runs, programs, strict=True):
-            seconds = timed(program.entries["train"], **arrays)
+            seconds = timed(program.entries[mode], **arrays)
             row["seconds"] += [seconds] if turn else []
             program.close()
     return {"runs": runs}
@@ -207,13 +229,13 @@ def timed(run: Callable[..., Any], **arrays: Any) -> float:
 
 
 def plan(job: Row) -> Row:
-    """The largest batch that the plan allows in `SPACE`, from a ``guess`` that is too large; ``budget``: with values
-    computed again. Its artifact is left in the folder."""
+    """The largest batch up to ``most`` that the plan allows in `SPACE`; ``budget``: with values computed again. Its
+    artifact is left in the folder."""
     from peers_graphc import entry
 
     import graphc as gc
 
-    room, batch = SPACE - PYTHON, job["guess"]
+    room, batch = SPACE - PYTHON, job["most"]
     with np.load(job["weights"]) as weights:
         state = 3 * sum(weights[name].nbytes for name in weights.files)  # with two moments for each parameter
     while True:

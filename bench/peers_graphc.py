@@ -55,8 +55,9 @@ def logits_of(net: nn.Module) -> Callable[..., gc.Tensor]:
     return call
 
 
-def entry(work: Workload, mode: str) -> gc.Entry:
-    """``train`` (inputs, labels → loss) or ``infer`` (inputs → logits)."""
+def entry(work: Workload, mode: str, parts: int = 1) -> gc.Entry:
+    """``train`` (inputs, labels → loss; the gradients are accumulated over ``parts`` of the batch) or ``infer``
+    (inputs → logits)."""
     net = model(work)
     logits = logits_of(net)
     inputs, labels = work.data(mode)
@@ -73,11 +74,21 @@ def entry(work: Workload, mode: str) -> gc.Entry:
 
     opt = optim.AdamW(net.parameters(), **OPTIMIZER)
 
-    @gc.entry(**inputs if labels is None else inputs | {"labels": labels})
+    specs = inputs if labels is None else inputs | {"labels": labels}
+
+    @gc.entry(**specs)
     def train(**x: gc.Tensor) -> dict[str, gc.Tensor]:
-        out = logits(*(x[name] for name in names))
-        loss = gc.contrastive_loss(out) if labels is None else gc.cross_entropy(out, x["labels"])
-        opt.update(gc.grad(loss, net.parameters()))
+        def loss_of(*batch: gc.Tensor) -> gc.Tensor:
+            out = logits(*batch[: len(names)])
+            return gc.contrastive_loss(out) if labels is None else gc.cross_entropy(out, batch[-1])
+
+        batch = [x[name] for name in specs]
+        if parts > 1:
+            loss, grads = optim.accumulate(loss_of, net.parameters(), *batch, parts=parts)
+        else:
+            loss = loss_of(*batch)
+            grads = gc.grad(loss, net.parameters())
+        opt.update(grads)
         return {"loss": loss}
 
     return train

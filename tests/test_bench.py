@@ -21,6 +21,7 @@ import contract
 import contract_cases
 import decode
 import gpu_report
+import memory
 import peers_graphc
 import plots
 import readme
@@ -233,6 +234,23 @@ def test_what_contractions_are_compared_with() -> None:
     forward, backward = contract_cases.attend("heads", 1, 2, 16, 8)
     assert torch_peer.attention(dict(forward.peer))()[0].shape == (1, 2, 16, 8)
     assert [grad.shape for grad in torch_peer.attention(dict(backward.peer))()] == [(1, 2, 16, 8)] * 3
+
+
+def test_tables_of_memory_budgets() -> None:
+    run = {"budget": None, "parts": 1, "arena_bytes": 2**28, "step_bytes": 2**28, "launches": 9, "again": 0.0}
+    half = run | {"budget": 2**27, "arena_bytes": 2**27, "again": 0.08, "seconds": [1.1, 3.3]}
+    row = {"runs": [run | {"seconds": [1.0, 2.0]}, half, run | {"parts": 4, "seconds": [1.0, 2.0]}]}
+    results = {"rows": {}, "threads": 2, "cpu": "a processor", "versions": {}, "half": {"net": row}}
+    text = memory.page(results)
+    assert "## Half of PyTorch's activations" in text
+    assert "4 GiB" not in text
+    assert "| net | as it is | 256 | 256 | 9 | 0.0% | 1.500 | 1.00 |" in text
+    assert "| net | budget of 128 MiB | 128 | 256 | 9 | 8.0% | 2.200 | 1.38 |" in text
+    assert "| net | in 4 parts |" in text
+    found = {"graphc": {"batch": 128, "more": True, "planned_bytes": 2**30, "seconds": 64.0, "runs": 1}}
+    text = memory.page(results | {"space": found | {"torch": {"skipped": "no memory"}}})
+    assert "| graphc | 128 or more | 1024 | 64.00 | 0.50 | 1 |" in text
+    assert "| torch | no memory |" in text
 
 
 def test_pictures_are_xml() -> None:
