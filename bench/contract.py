@@ -46,7 +46,8 @@ PAGE = """# Contractions and attention: what the kernels reach
 `python bench/contract.py` on an {cpu}; PyTorch {torch}. Layouts: `mk,nk` is x·Wᵀ with PyTorch's weight layout (y),
 `mk,kn` the gradient of the input (dx), `km,kn` the gradient of the weight (dW). The y of layers include the bias.
 Attention is causal and counts half of the scores. Results of bfloat16 are float32 here and bfloat16 in PyTorch.
-"Of the loop" is the share of what the unit's own loop did in the same round; the loop reached {loops}.
+"Of the loop" is the share of what the unit's own loop did in the same round, of a sixth of it where float32 is
+multiplied as three parts of bfloat16 (AMX ÷ 6). The loops reached: {loops}.
 The roof is min(100, FLOP/byte × {memory:.1f} GB/s of a copy ÷ the loop's rate), of one thread. One thread is measured
 in its own processor time, two in wall-clock time. Operands rotate through {cold} MiB.
 
@@ -106,7 +107,7 @@ class Native:
 
     def measure(self, threads: int, rounds: int, peer: Child | None) -> Row:
         """Seconds of a run (median), the loop's operations a second (median), the share of it and PyTorch's ratio."""
-        work = threads * peak_work(self.case.unit, self.case.target)
+        work = threads * peak_work(self.case.unit, self.case.target) / self.case.parts
         ours: list[float] = []
         loop: list[float] = []
         theirs: list[float] = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from report import TRIPLE
 
 from graphc.dtype import DType, TensorType, bfloat16, float32, int8, int32
 from graphc.ir import Graph, attrs
@@ -16,7 +17,7 @@ from graphc.kernels.contract import lower_contract
 from graphc.kernels.cpu.target import CpuTarget, host, with_words
 from graphc.kernels.lower_context import LowerContext
 from graphc.kernels.plan import Buffer, Launch, View
-from graphc.loop import Contract, walk
+from graphc.loop import Contract, TripleProduct, walk
 from graphc.ops import OPS
 from graphc.ops.attention import attention
 from graphc.ops.base import apply
@@ -45,8 +46,16 @@ class Case:
     @property
     def unit(self) -> DType | None:
         """What it multiplies (`peaks`)."""
+        if self.parts > 1:
+            return bfloat16
         found = [s.words for launch in self.launches for s in walk(launch.kernel.body) if isinstance(s, Contract)]
         return found[0] if found else None
+
+    @property
+    def parts(self) -> int:
+        """How many products of its unit make one of its own."""
+        stmts = (s for launch in self.launches for s in walk(launch.kernel.body))
+        return TRIPLE if any(isinstance(s, TripleProduct) for s in stmts) else 1
 
 
 # Cases ---------------------------------------------------------------------------------------------------------------
@@ -135,6 +144,8 @@ def narrow() -> Iterator[Case]:
 
 
 def unit_name(case: Case) -> str:
+    if case.parts > 1:
+        return f"AMX ÷ {case.parts}"
     if case.unit is None:
         return "FMA"
     return "AMX" if case.target.block(case.unit) else {"uint8": "VNNI"}.get(case.unit.name, f"words of {case.unit}")
