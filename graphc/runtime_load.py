@@ -11,7 +11,6 @@ import numpy as np
 from graphc.artifact import Artifact, is_trusted
 from graphc.errors import GraphcError, error
 from graphc.runtime import Program
-from graphc.runtime_cuda import CudaProgram
 from graphc.runtime_native import best_build, unfit
 
 __all__ = ["load", "program_of"]
@@ -65,5 +64,7 @@ def program_of(
     for_gpus = (n for n, build in enumerate(builds) if build.target.name == "cuda")
     number = next(runnable, next(for_gpus, None))
     if number is not None and builds[number].target.name == "cuda":
+        from graphc.runtime_cuda import CudaProgram  # here, since it takes a tenth of what a load on a CPU does
+
         return CudaProgram(artifact, number, state=state)
     return Program(artifact, threads=threads, state=state)

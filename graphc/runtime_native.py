@@ -29,7 +29,6 @@ import numpy as np
 from graphc.artifact import ALIGN, Artifact
 from graphc.artifact_records import Build, Manifest
 from graphc.errors import error
-from graphc.runtime_cuda_device import unfit_gpu
 from graphc.system import TILES, allow_tiles, features
 
 __all__ = ["Block", "Code", "Job", "Team", "best_build", "unfit"]
@@ -94,6 +93,8 @@ def unfit(build: Build) -> str:
     """Why the native code of ``build`` cannot run here; empty if it can."""
     target = build.target
     if target.name == "cuda":
+        from graphc.runtime_cuda_device import unfit_gpu  # here, since a program for a CPU needs nothing of it
+
         return unfit_gpu(build)
     here = llvm.get_process_triple().split("-")
     there = target.triple.split("-")

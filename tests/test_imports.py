@@ -56,7 +56,11 @@ STANDALONE_MAY_USE = (
 )
 
 # Functions that import when they are called: `import graphc` stays cheap, and commands load what they use.
-LATE = {"graphc": {"compile", "compile_file", "load", "load_safetensors", "_rebuild"}}
+LATE = {
+    "graphc": {"compile", "compile_file", "load", "load_safetensors", "_rebuild"},
+    "graphc.runtime_load": {"program_of"},
+    "graphc.runtime_native": {"unfit"},
+}
 LATE_MODULES = ("graphc.cli*",)
 
 
