@@ -33,7 +33,6 @@ HALVED = ("gpt2-baby", "llama", "vit")  # whose activations are to take half of 
 PARTS = (2, 4)  # of the batch, over which gradients are accumulated instead
 KEPT = ("gpt2-small", "bert-base", "resnet18", "llama")  # whose inference keeps copies of its weights
 ARENAS = (0.8, 0.6)  # budgets of GPT-2 small, as shares of the arena without a budget
-ALMOST = 0.99  # a share that has no room for all copies
 SMALL = replace(WORKLOADS["gpt2-small"], name="gpt2-small-256", batch=4, length=256)
 ROUNDS = 5
 MB = 2**20
@@ -85,8 +84,8 @@ def shares(rows: Row, threads: int) -> Table:
 
 
 def kept(rows: Row, threads: int) -> Table:
-    """By workload: inference as it is, and under a budget that is a little too small for it."""
-    forms = [{}, {"arena": ALMOST}]
+    """By workload: inference as it is, and under a budget that has no room for what is prepared."""
+    forms = [{}, {"prepared": False}]
     return {name: partial(compared, Case(WORKLOADS[name], "infer", threads), forms) for name in KEPT}
 
 
@@ -181,8 +180,8 @@ def mb(n: float) -> str:
 
 def compare(job: Row) -> Row:
     """One workload in each of ``forms``: what the plans take, and the seconds of their steps, taken in turn. A form has
-    a ``budget`` in bytes, or one for a share ``arena`` of what the first form's takes, or a number of ``parts`` over
-    which gradients are accumulated."""
+    a ``budget`` in bytes, or one for a share ``arena`` of what the first form's takes, or one that does not hold what
+    that has ``prepared``, or a number of ``parts`` over which gradients are accumulated."""
     from peers_graphc import entry
 
     import graphc as gc
@@ -196,6 +195,10 @@ def compare(job: Row) -> Row:
         budget, parts = form.get("budget"), form.get("parts", 1)
         if "arena" in form:
             budget = runs[0]["peak_bytes"] - int((1 - form["arena"]) * runs[0]["arena_bytes"])
+        if "prepared" in form:
+            if not runs[0]["prepared_bytes"]:
+                continue
+            budget = runs[0]["peak_bytes"] - 1
         report = CompileReport()
         program = gc.compile(entry(work, mode, parts), threads=job["threads"], memory_budget=budget, report=report)
         run = program.entries[mode]
@@ -206,6 +209,7 @@ def compare(job: Row) -> Row:
                 "parts": parts,
                 "peak_bytes": memory.peak_bytes,
                 "arena_bytes": memory.arena_bytes,
+                "prepared_bytes": memory.prepared_bytes,
                 "step_bytes": memory.peak_bytes - memory.state_bytes,
                 "launches": sum(k.count for k in run.kernels),
                 "again": again.share if again else 0.0,
