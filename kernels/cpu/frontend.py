@@ -65,9 +65,10 @@ class _Operand(NamedTuple):
     @property
     def key(self) -> Any:
         """Equal for operands that are equal."""
-        if isinstance(self.kind, Lanes) and self.kind.literal is not None:
-            return self.kind
-        return (self.kind, self.value.get_reference()) if isinstance(self.value, ir.Constant) else self.value
+        if not isinstance(self.value, ir.Constant):
+            return self.value
+        number = self.kind.literal
+        return (self.kind, self.value.get_reference()) if number is None else number
 
 
 _Names = dict[str, _Operand]
@@ -305,21 +306,22 @@ class _Body:
 
     def pure(self, rule: Rule, operands: list[_Operand]) -> _Operand:
         """``rule`` where its operands are known."""
-        level, here = max(o.level for o in operands), len(self.levels) - 1
+        level, here = max([o.level for o in operands]), len(self.levels) - 1
         while level < here and self.levels[level + 1] is None:
             level += 1
-        key = (rule, *(o.key for o in operands))
-        if key not in self.computed[level]:
+        computed, key = self.computed[level], (rule, *[o.key for o in operands])
+        if (found := computed.get(key)) is None:
             if level < here:
                 with self.builder.goto_block(self.levels[level + 1]):
-                    self.computed[level][key] = self.apply(rule, operands, level)
+                    found = self.apply(rule, operands, level)
             else:
-                self.computed[level][key] = self.apply(rule, operands, level)
-        return self.computed[level][key]
+                found = self.apply(rule, operands, level)
+            computed[key] = found
+        return found
 
     def apply(self, rule: Rule, operands: list[_Operand], level: int) -> _Operand:
-        kind, build = rule(*(o.kind for o in operands))
-        return _Operand(kind, build(self.builder, *(o.value for o in operands)), level)
+        kind, build = rule(*[o.kind for o in operands])
+        return _Operand(kind, build(self.builder, *[o.value for o in operands]), level)
 
 
 def _assigned(body: Sequence[ast.stmt]) -> Iterator[str]:
