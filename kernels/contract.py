@@ -38,7 +38,7 @@ from graphc.kernels.contract_simple import SimpleLoops, is_simple
 from graphc.kernels.contract_split import Sum, k_parts, partial_problem
 from graphc.kernels.contract_thin import ThinLoops, is_thin
 from graphc.kernels.contract_tiles import TileLoops, tile_parts
-from graphc.kernels.contract_triples import TripleLoops, cut_triples, other_cuts
+from graphc.kernels.contract_triples import Cut, TripleLoops, cut_triples, other_cuts
 from graphc.kernels.contract_turn import Turn, needs_turn
 from graphc.kernels.contract_widen import wants_wide, widened
 from graphc.kernels.lower_context import LowerContext, Operand, launch, lines, title
@@ -155,11 +155,9 @@ class Work:
         direct = as_direct(self.p, self.dtype, self.ctx.target) if not self.stored and self.dtype.is_float else None
         if direct is not None:
             return self.direct(direct, name, doc, then, lines)
-        cut = cut_triples(self.p, self.dtype, self.ctx.target) if not self.stored else None
-        if cut is not None:
-            made = self.made(name, doc + then + ".", lines, TripleLoops(self.p, cut, self.epilogue))
-            others = other_cuts(self.p, cut) if self.ctx.others else []
-            return [with_kernels(made, (TripleLoops(self.p, other, self.epilogue) for other in others))]
+        triples = cut_triples(self.p, self.dtype, self.ctx.target) if not self.stored else None
+        if triples is not None:
+            return self.of_triples(*triples, name, doc, then, lines)
         if needs_turn(self.p):
             return self.turned(name, doc + then + ".", lines)
         parts = k_parts(self.p, self.dtype, self.ctx.target, self.copied, words_of(self.stored))
@@ -259,6 +257,17 @@ class Work:
                 ),
             ]  # fmt: skip
 
+    def of_triples(self, parts: int, cut: Cut, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> list[Launch]:
+        """The product of bfloat16 in tile registers, under ``cut``; in parts of the sum, if there are several."""
+        p, epilogue, second = self.p, self.epilogue, list[Launch]()
+        if parts == 1:
+            made = self.made(name, doc + then + ".", lines, TripleLoops(p, cut, epilogue))
+        else:
+            p, epilogue = partial_problem(p, parts), Epilogue.plain(self.dtype, (parts, self.size))
+            made, *second = self.summed(TripleLoops(p, cut, epilogue), self.factors, parts, name, doc, then, lines)
+        others = other_cuts(p, cut) if self.ctx.others else []
+        return [with_kernels(made, (TripleLoops(p, other, epilogue) for other in others)), *second]
+
     def turned(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """The right factor, turned, and the product with that."""
         a, b = self.factors
@@ -347,7 +356,7 @@ class Work:
 
     def summed(
         self,
-        first: Loops | DirectLoops | TileLoops,
+        first: Body,
         factors: list[Operand],
         parts: int,
         name: str,

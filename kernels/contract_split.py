@@ -16,7 +16,7 @@ from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
 from graphc.kernels.contract_schedule import LAUNCH, TEAMS, Target, choose, cost
 from graphc.loop import Affine, Role, Scratch, Stmt, Var
 
-__all__ = ["Sum", "k_parts", "partial_problem"]
+__all__ = ["Sum", "addition", "k_parts", "partial_problem"]
 
 LEAST_DEPTH = 512  # of a part: a block of k, for which a tile of a stays in the first level of cache
 MOST_PARTS = 16
@@ -33,13 +33,18 @@ def k_parts(p: Problem, dtype: DType, target: Target, copied: Collection[str] = 
     def cycles(parts: int) -> float:
         """Summed over the sizes of teams, as `cost` is."""
         whole = p if parts == 1 else partial_problem(p, parts)
-        added = 0.0 if parts == 1 else sum(LAUNCH + ADD * (parts + 1) * size / team for team in TEAMS)
+        added = 0.0 if parts == 1 else addition(size, parts)
         return cost(whole, choose(whole, dtype, target, copied, words)) + added
 
     size = p.outer_size * p.m.size * p.n.size
     most = min(MOST_PARTS, p.k.size // LEAST_DEPTH, MOST_BYTES // max(1, size * dtype.itemsize))
     parts = max((n for n in range(2, most + 1) if p.k.size % n == 0), default=1)
     return parts if parts > 1 and cycles(parts) < WORTH * cycles(1) else 1
+
+
+def addition(size: int, parts: int) -> float:
+    """The cost of the second launch, for results of ``size`` elements."""
+    return sum(LAUNCH + ADD * (parts + 1) * size / team for team in TEAMS)
 
 
 def partial_problem(p: Problem, parts: int) -> Problem:

@@ -18,6 +18,7 @@ from graphc.kernels.contract_code import Bound, Code, place
 from graphc.kernels.contract_epilogue import Epilogue, finish_row, touched
 from graphc.kernels.contract_problem import Axis, Problem, outer_sizes
 from graphc.kernels.contract_schedule import ALTERNATIVES, PARTS, TASK, TEAMS, Target, choose, cost, even
+from graphc.kernels.contract_split import MOST_BYTES, addition, partial_problem
 from graphc.loop import (
     LINE,
     TRIPLE_BLOCK,
@@ -42,13 +43,15 @@ PANEL_BYTES = 1 << 20  # of b, in the second level of cache beside a tile of a â
 AHEAD_BYTES = 1 << 19  # â€¦ and beside the next panels, where those are fetched meanwhile
 FEW_TILES = 8  # of a: so few that to take panels apart, which come from memory, is a large part of the work
 SHARES = 8  # blocks among which the fetch of the next tile of a is divided, at least
+LEAST_DEPTH = 256  # of a part of the sum
+MOST_PARTS = 6
 SLABS = (256, 384, 512, 768, 1024)  # elements along k at most
 
 # Cycles, as those of `graphc.kernels.contract_schedule`.
 STEP_CYCLES = 520  # of a block: 24 products of tiles take 384, and what they are loaded from is not always near
 CALL_CYCLES = 400  # bring in and write back a block of c
-SPLIT = 0.5  # take an element apart
-SPLIT_TURNED = 0.8  # of a factor that lies the other way round
+SPLIT = (0.6, 0.8)  # take an element of a and b apart; those of b lie in short runs, which come in slowly
+SPLIT_TURNED = (1.0, 0.9)  # of a factor that lies the other way round
 FETCH = 0.7  # bring one from beyond the second level of cache: of a right factor of more than `FAR_BYTES`
 FAR_BYTES = 1 << 21
 
@@ -82,14 +85,28 @@ class Cut:
         return -(-self.slab // TRIPLE_STEP)
 
 
-def cut_triples(p: Problem, dtype: DType, target: Target) -> Cut | None:
-    """The cheapest cut by the cost model; None where the machine has no such unit, a factor has no unit stride, or
-    multiply-adds of float32 cost less. Depends on shapes and strides only."""
+def cut_triples(p: Problem, dtype: DType, target: Target) -> tuple[int, Cut] | None:
+    """Into how many equal parts the sum is cut, as by `graphc.kernels.contract_split.k_parts`, and how each is: the
+    cheapest by the cost model. None where the machine has no such unit, a factor has no unit stride, or multiply-adds
+    of float32 cost less. Depends on shapes and strides only."""
     lies = 1 in (p.m.strides[A], p.k.strides[A]) and 1 in (p.n.strides[B], p.k.strides[B])
     if dtype != float32 or not target.triples or not lies or min(p.m.size, p.n.size, p.k.size) < TRIPLE_BLOCK // 2:
         return None
-    best = cheapest(p)
-    return best if triple_cost(p, best) < cost(p, choose(p, dtype, target)) else None
+    parts, cycles = in_parts(p)
+    return (parts, cheapest(partial_problem(p, parts))) if cycles < cost(p, choose(p, dtype, target)) else None
+
+
+def in_parts(p: Problem) -> tuple[int, float]:
+    """The best number of parts, and its cost. Tasks that are parts of the sum take no element apart twice."""
+    size = p.outer_size * p.m.size * p.n.size
+    most = min(MOST_PARTS, p.k.size // LEAST_DEPTH, MOST_BYTES // (size * float32.itemsize))
+    costs = {1: triple_cost(p, cheapest(p))}
+    for parts in range(2, most + 1):
+        if p.k.size % parts == 0:
+            part = partial_problem(p, parts)
+            costs[parts] = triple_cost(part, cheapest(part)) + addition(size, parts)
+    parts = min(costs, key=lambda n: costs[n])
+    return parts, costs[parts]
 
 
 @cache
@@ -126,7 +143,8 @@ def cycles(p: Problem, cut: Cut, team: int) -> float:
     steps = -(-p.k.size // TRIPLE_STEP) * prod(axis.size for axis in p.k_outer)
     slabs = -(-p.k.size // cut.slab) * prod(axis.size for axis in p.k_outer)
     groups = -(-cut.panels // cut.chunk)
-    split_a, split_b = (SPLIT if unit == 1 else SPLIT_TURNED for unit in (p.k.strides[A], p.n.strides[B]))
+    split_a = (SPLIT if p.k.strides[A] == 1 else SPLIT_TURNED)[A]
+    split_b = (SPLIT if p.n.strides[B] == 1 else SPLIT_TURNED)[B]
     split_b += FETCH * (p.k_size * p.n.size * float32.itemsize > FAR_BYTES)
     packed = cut.panels * split_b + cut.rows * groups * split_a
     task = steps * (cut.rows * cut.panels * STEP_CYCLES + packed * TRIPLE_BLOCK * TRIPLE_STEP)
