@@ -21,6 +21,8 @@ __all__ = ["Backward"]
 
 SCORE_BYTES = 600 << 10  # p and ds of one block of queries, in the second-level cache
 
+AHEAD = {"dv": ("do",), "dk": ("o",)}  # what is fetched of the next head while these are summed
+
 
 class Backward(Attention):
     """dq, dk, dv of one head: for each block of keys, for each block of queries that sees it.
@@ -43,6 +45,7 @@ class Backward(Attention):
         self.k_row, self.v_row = shape.aligned(shape.depth), shape.aligned(shape.width)
         self.one = shape.blocks == 1
         self.dq_direct = self.holds_sums("dq")
+        self.fetches = self.one and self.panels >= shape.query_panels and self.has_room(("q", "k", "v", "o", "do"))
         hidden = self.causal and shape.keys > shape.queries  # then some keys are seen by nobody
         once = self.one and self.panels >= shape.query_panels and not hidden
         self.dkv_direct = once and self.holds_sums("dk") and self.holds_sums("dv")
@@ -232,7 +235,8 @@ class Backward(Attention):
 
         def panel(at: Bound, width: int) -> None:
             k = Operand("kp", place([(at, s.block * s.nr)]), s.nr)
-            c.contract(shifted(target, at, s.nr), ds, k, m, width, seen, accumulate=not self.one)
+            ahead = self.panel_ahead(query, at, tile)
+            c.contract(shifted(target, at, s.nr), ds, k, m, width, seen, accumulate=not self.one, ahead=ahead)
 
         self.over_columns(s.depth, panel)
 
@@ -244,6 +248,7 @@ class Backward(Attention):
         rows, keys = c.index("rows", "sub", end, query), c.index("some_keys", "sub", stop, start)
         seen = self.limit(end, start, stop, 0)
         tiles = c.index("key_tiles", "div", c.index("seen_up", "add", seen, s.mr - 1), s.mr)
+        share = -(-s.mr // -(-columns // s.nr))
 
         def tile(panel: Bound, width: int, number: Bound, m: int) -> None:
             at = c.index("key_local", "mul", number, s.mr)
@@ -254,7 +259,9 @@ class Backward(Attention):
             a = Operand(scores, place([(at, self.score_row), (skip, 1)]), self.score_row)
             b = Operand(values, place([(panel, self.panels * s.nr * s.nr), (skip, s.nr)]), s.nr)
             into, depth = shifted(self.sums(name, at), panel, s.nr), c.index("depth", "sub", rows, skip)
-            c.contract(into, a, b, m, width, depth, accumulate=not self.dkv_direct)
+            row = c.index("row_ahead", "add", at, c.index("shares", "mul", panel, share))
+            ahead = self.rows_ahead(AHEAD[name], row, share)
+            c.contract(into, a, b, m, width, depth, accumulate=not self.dkv_direct, ahead=ahead)
 
         self.over_columns(
             columns, lambda at, width: self.over_keys(keys, tiles, s.mr, lambda i, m: tile(at, width, i, m))

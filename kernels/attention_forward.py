@@ -44,6 +44,7 @@ class Forward(Attention):
         self.range = -(-panels // wanted)  # panels of a task
         self.parts = -(-panels // self.range)
         self.one = shape.blocks == 1
+        self.fetches = self.one and self.parts == 1 and self.has_room(("q", "k", "v"))
         self.key_row = shape.aligned(shape.depth)
         self.value_row = shape.aligned(shape.width)
 
@@ -247,7 +248,8 @@ class Forward(Attention):
                 sums = place([(local, self.value_row), (tile, s.mr * self.value_row), (at, s.nr)])
                 target = Operand("sums", sums, self.value_row)
                 seen = self.limit(row, start, stop, count)
-                c.contract(target, p, v, count, width, seen, accumulate=not self.one)
+                ahead = self.panel_ahead(query, at, tile)
+                c.contract(target, p, v, count, width, seen, accumulate=not self.one, ahead=ahead)
 
             c.tiles(0, -(-lanes // s.mr), lanes, s.mr, rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import ClassVar
@@ -13,7 +13,7 @@ from graphc.kernels.contract_code import Bound, Code, expr, place
 from graphc.kernels.contract_factors import Stored
 from graphc.kernels.contract_schedule import Target, even
 from graphc.kernels.plan import View
-from graphc.loop import Acc, Affine, Const, Expr, Load, Operand, Var, call
+from graphc.loop import Acc, Affine, Ahead, Const, Expr, Load, Operand, Var, call
 from graphc.ops.base import Map, MapContext, get_op
 
 __all__ = ["Attention", "Shape"]
@@ -89,19 +89,29 @@ class Attention:
         self.lowest = finfo(dtype).min if self.masked else float("-inf")
         self.visible: Bound = shape.keys  # no key of the head from here on is seen
         self.keys: tuple[Var, Var] | None = None
+        self.fetches = False  # rows of the next head, while this one is worked on
+        self.next_head: tuple[Bound, Bound] = (0, 0)
 
     # Arrays
 
     def enter_head(self, flat: Bound) -> None:
         """Name the batch and head of a flat index, and load what is the same for all of it."""
-        c, s = self.code, self.shape
-        self.batch = c.index("batch", "div", flat, s.heads) if s.batch > 1 else 0
-        self.head = c.index("head", "mod", flat, s.heads) if s.batch > 1 else flat
+        c = self.code
+        self.batch, self.head = self.head_at(flat)
         if self.dropout:
             key0, key1 = (c.let(n, Load(n, Affine(), self.views[n].dtype)) for n in ("k0", "k1"))
             self.keys = (key0, key1)
         if self.keys_masked:
             self.visible = self.after_last_key()
+        if self.fetches:
+            self.next_head = self.head_at(self.code.index("next", "add", flat, 1))
+
+    def head_at(self, flat: Bound) -> tuple[Bound, Bound]:
+        """The batch and head of a flat index."""
+        c, s = self.code, self.shape
+        if s.batch == 1:
+            return 0, flat
+        return c.index("batch", "div", flat, s.heads), c.index("head", "mod", flat, s.heads)
 
     def at(self, name: str, row: Bound | Affine, column: Bound | Affine = 0) -> Affine:
         """The place of an element of the current head in an array [B, H, T, D] or [B, H, T]."""
@@ -114,6 +124,40 @@ class Attention:
 
     def column(self, name: str) -> int:
         return self.views[name].strides[3]
+
+    # What comes next
+
+    def has_room(self, names: Sequence[str]) -> bool:
+        """Whether rows of ``names`` of the next head can be fetched: each is a piece of memory, and the products of a
+        head, whose steps are as many as its keys, have steps for half of q, k and v or more."""
+        s = self.shape
+        enough = s.queries == s.keys >= 2 * s.nr * (2 if self.causal else 1)
+        return enough and all(self.column(name) == 1 for name in names)
+
+    def panel_ahead(self, query: Bound, panel: Bound, tile: Bound) -> tuple[Ahead, ...]:
+        """What the product of a tile of the queries from ``query`` on and a panel of columns fetches: rows of k, v and
+        q of the next head, as many for each panel of queries as suit its work."""
+        if not self.fetches:
+            return ()
+        c, s = self.code, self.shape
+        tiles = -(-s.nr // s.mr)
+        rows = -(-s.nr * (2 if self.causal else 1) // (tiles * -(-s.width // s.nr)))
+        first = c.index("so_far", "div", c.index("square", "mul", query, query), s.queries) if self.causal else query
+        turn = c.index("turn", "add", c.index("turns", "mul", panel, tiles), tile)
+        row = c.index("row_ahead", "add", first, c.index("rows_ahead", "mul", turn, rows))
+        return self.rows_ahead(("k", "v", "q"), row, rows)
+
+    def rows_ahead(self, names: Sequence[str], row: Bound, rows: int) -> tuple[Ahead, ...]:
+        """``rows`` rows, from ``row`` on, of arrays of the next head."""
+        if not self.fetches:
+            return ()
+        here, (self.batch, self.head) = (self.batch, self.head), self.next_head
+        starts = [self.at(name, row) for name in names]
+        self.batch, self.head = here
+        views = [self.views[name] for name in names]
+        return tuple(
+            Ahead(n, at, v.strides[2], rows, v.shape[3], v.dtype) for n, at, v in zip(names, starts, views, strict=True)
+        )
 
     # Packing
 
