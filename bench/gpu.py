@@ -7,7 +7,7 @@
 
 The stages: "doctor"; "models", small ones beside the interpreter; "ops", every op on every dtype beside the
 interpreter; "sanitizer", compute-sanitizer's four tools on small models; "bench", the train step and inference of the
-models that people train, with products of cuBLASLt where these are faster ("gpu-graphc") and with none
+models that people train, with calls of cuBLASLt and cuDNN where these are faster ("gpu-graphc") and with none
 ("gpu-graphc-own"), beside PyTorch (eager, torch.compile, max-autotune) and JAX, interleaved in turns on the same
 weights and data, the factors of products in bfloat16 everywhere. Each stage is a process of its own with a limit of
 time. Results are in bench/results/gpu-DATE.json and .md as soon as a stage has one, so that a run may be cut short and
@@ -46,6 +46,7 @@ PACKAGES = (
     "cupy-cuda12x",
     "nvidia-cuda-nvrtc",
     "nvidia-cublas",
+    "nvidia-cudnn-cu13",
     "torch",
     "triton",
     "jax",

@@ -1,5 +1,5 @@
 """Small models on the device: their train step and inference beside the interpreter, as ``graphc verify`` does it: with
-products of our own, and with all that cuBLASLt has, where it is installed.
+kernels of our own, and with all that cuBLASLt and cuDNN have, where these are installed.
 
     python bench/gpu_check.py mlp gpt2/infer      # these; without names, all
 
@@ -18,6 +18,7 @@ from peers_graphc import entry
 
 import graphc as gc
 from graphc import runtime_cublaslt as cublaslt
+from graphc import runtime_cudnn as cudnn
 from graphc.cli import main as graphc
 
 
@@ -27,9 +28,9 @@ def check(case: str) -> int:
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.gcx"
         for mode in [only] if only else work.modes:
-            for blas in ("off", "on") if cublaslt.available() else ("off",):
-                print(f"{name}/{mode}, blas={blas}", flush=True)
-                gc.compile(entry(work, mode), target="cuda", arch=architecture(), blas=blas).save(path)
+            for libraries in ("off", "on") if cublaslt.available() and cudnn.available() else ("off",):
+                print(f"{name}/{mode}, libraries={libraries}", flush=True)
+                gc.compile(entry(work, mode), target="cuda", arch=architecture(), libraries=libraries).save(path)
                 if graphc(["verify", str(path)]):
                     return 1
     return 0

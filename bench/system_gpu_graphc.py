@@ -23,8 +23,8 @@ def imports(folder: Path) -> None:
     system_graphc.imports(folder)
 
 
-def prepare(job: Job, blas: str = "auto") -> Running:
-    """``blas``: whether products may be cuBLASLt's, where these are faster; "off": all are graphc's own."""
+def prepare(job: Job, libraries: str = "auto") -> Running:
+    """``libraries``: whether calls of NVIDIA's are taken, where they are faster; "off": all kernels are our own."""
     cupy = import_module("cupy")
     artifact = job.folder / ARTIFACT
     if artifact.exists():
@@ -35,7 +35,7 @@ def prepare(job: Job, blas: str = "auto") -> Running:
         precision = "float32" if is_dry() else PRECISION
         with gc.nn.init.skipped():  # the weights are given, to all systems
             made = entry(job.workload, job.mode)
-        program = gc.compile(made, target="cuda", arch=architecture(), precision=precision, blas=blas)
+        program = gc.compile(made, target="cuda", arch=architecture(), precision=precision, libraries=libraries)
         program.load_state_dict(dict(job.weights), strict=False)
     run, result = program.entries[job.mode], {"train": "loss", "infer": "logits"}[job.mode]
     host = job.inputs if job.mode == "infer" or job.labels is None else job.inputs | {"labels": job.labels}

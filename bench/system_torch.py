@@ -30,7 +30,7 @@ def prepare(job: Job, style: str = "eager") -> Running:
     net = model(job.workload, job.weights)
     inputs, labels = arguments(job)
     if job.mode == "train":
-        return Running(train_step(net, inputs, labels, style))
+        return Running(train_step(net, net, inputs, labels, style))
     net.eval()
     if style == "eager":
         return Running(torch.inference_mode()(lambda: net(*inputs)))
@@ -67,13 +67,16 @@ def compiled_as(style: str, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(fn, mode="default" if style == "compile" else style)
 
 
-def train_step(net: nn.Module, inputs: list[Tensor], labels: Tensor, style: str) -> Callable[[], Tensor]:
-    """Forward, backward, AdamW; returns the loss before the update."""
+def train_step(
+    net: nn.Module, logits_of: Callable[..., Tensor], inputs: list[Tensor], labels: Tensor, style: str
+) -> Callable[[], Tensor]:
+    """Forward, by ``logits_of``, backward and AdamW over the parameters of ``net``; returns the loss before the
+    update."""
     opt = torch.optim.AdamW(net.parameters(), **OPTIMIZER, fused=True)
     pairs = isinstance(net, peers_torch_images.Clip)
 
     def loss_of(*inputs: Tensor) -> Tensor:
-        logits = net(*inputs).flatten(0, -2)
+        logits = logits_of(*inputs).flatten(0, -2)
         loss = F.cross_entropy(logits, labels)
         return (loss + F.cross_entropy(logits.T, labels)) / 2 if pairs else loss
 

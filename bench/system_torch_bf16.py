@@ -27,7 +27,7 @@ def prepare(job: Job, style: str = "eager") -> Running:
     net = Autocast(model(job.workload, job.weights))
     inputs, labels = arguments(job)
     if job.mode == "train":
-        return Running(train_step(net, inputs, labels, style))
+        return Running(train_step(net, net, inputs, labels, style))
     net.eval()
     torch._inductor.config.freezing = True  # weights become constants of the compiled code, in bfloat16
     forward = compiled_as(style, net)

@@ -106,7 +106,7 @@ SYSTEMS = {
     ),
     "machine": System("system_machine", "graphc", modes=(), narrow="system_machine"),
     "gpu-graphc": System("system_gpu_graphc", "graphc", device="gpu"),
-    "gpu-graphc-own": System("system_gpu_graphc", "graphc", options={"blas": "off"}, device="gpu"),
+    "gpu-graphc-own": System("system_gpu_graphc", "graphc", options={"libraries": "off"}, device="gpu"),
     "gpu-torch": System("system_gpu_torch", "torch", device="gpu"),
     "gpu-torch-compile": System("system_gpu_torch", "torch", options={"style": "compile"}, device="gpu"),
     "gpu-torch-max-autotune": System("system_gpu_torch", "torch", options={"style": "max-autotune"}, device="gpu"),

@@ -28,6 +28,7 @@ from graphc.artifact_records import (
     is_newer,
     is_readable,
 )
+from graphc.convolution import is_sound_convolution
 from graphc.dtype import DTYPES
 from graphc.errors import CODES, error
 from graphc.gemm import is_sound
@@ -91,8 +92,12 @@ def _code(build: Build) -> None:
 def _grid(kernel: KernelRecord, architectures: Sequence[str]) -> None:
     what, grid = f"kernel {kernel.name!r}", kernel.grid
     if kernel.gemm is not None:
-        _require(not (kernel.object or kernel.cubins or grid), f"code of {what}")
+        _require(not (kernel.object or kernel.cubins or grid or kernel.convolution), f"code of {what}")
         _require(is_sound(kernel.gemm, LIMIT), f"product of {what}")
+        return
+    if kernel.convolution is not None:
+        _require(not (kernel.cubins or grid), f"code of {what}")
+        _require(is_sound_convolution(kernel.convolution, LIMIT), f"convolution of {what}")
         return
     _require(not kernel.object and kernel.cubins.keys() == set(architectures), f"cubins of {what}")
     _require(grid is not None and 1 <= grid.threads <= 1024, f"threads of {what}")
@@ -142,7 +147,7 @@ def _entry(entry: EntryRecord, kernels: Sequence[KernelRecord], manifest: Manife
         _require(1 <= launch.blocks < 1 << 31 if grid else not launch.blocks, f"{at}: blocks of launch {number}")
         room_for_blocks = grid is None or launch.blocks * grid.workspace_bytes <= entry.scratch_bytes
         _require(room_for_blocks, f"{at}: workspace of launch {number}")
-        _gemm(kernels[launch.kernel], launch, entry.scratch_bytes, f"{at}: product of launch {number}")
+        _call(kernels[launch.kernel], launch, entry.scratch_bytes, f"{at}: call of launch {number}")
         for i, (space, where, extent) in enumerate(launch.args):
             _require(0 <= space < len(SPACES), f"{at}: an argument of launch {number}")
             back, forth = moves.get((number, i), (0, 0))
@@ -160,14 +165,14 @@ def _entry(entry: EntryRecord, kernels: Sequence[KernelRecord], manifest: Manife
             _require(_inside(where, extent, room[space]), f"{at}: a test is out of range")
 
 
-def _gemm(kernel: KernelRecord, launch: LaunchRecord, scratch_bytes: int, at: str) -> None:
-    """A library reads as much as the description of a product says."""
-    gemm = kernel.gemm
-    if gemm is None:
+def _call(kernel: KernelRecord, launch: LaunchRecord, scratch_bytes: int, at: str) -> None:
+    """A library reads as much as the description of a call says."""
+    call = kernel.library_call
+    if call is None:
         return
-    _require(len(launch.args) == len(gemm.operands) and gemm.workspace_bytes <= scratch_bytes, at)
-    for name, (space, where, extent) in zip(gemm.operands, launch.args, strict=True):
-        _require(space in _BLOCKS and gemm.nbytes(name) <= extent and where % gemm.align(name) == 0, f"{at}: {name}")
+    _require(len(launch.args) == len(call.operands) and call.workspace_bytes <= scratch_bytes, at)
+    for name, (space, where, extent) in zip(call.operands, launch.args, strict=True):
+        _require(space in _BLOCKS and call.nbytes(name) <= extent and where % call.align(name) == 0, f"{at}: {name}")
 
 
 def _prepared(entry: EntryRecord, manifest: Manifest, at: str) -> None:

@@ -17,6 +17,7 @@ from math import prod
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from graphc.convolution import Convolution, LibraryCall
 from graphc.dtype import DTYPES, TensorType
 from graphc.errors import Loc, error
 from graphc.gemm import Gemm
@@ -29,7 +30,7 @@ __all__ = [
 
 # Major and minor version. A reader ignores what a minor version adds; anything else is a new major version
 # (docs/artifact-format.md says what is promised).
-FORMAT = "1.2"
+FORMAT = "1.3"
 
 # The first number of a launch argument [space, number, extent]: what the number counts from.
 SPACES = ("value", "arena", "state", "const", "flags", "weights")
@@ -125,7 +126,7 @@ class GridRecord:
 class KernelRecord:
     """A kernel: ``symbol`` in the object at member ``object``, printed as member ``source``. A kernel of a GPU has a
     ``grid``, and instead of the object ``cubins``: a member for each architecture of the target. One that is a call of
-    a library has ``gemm`` and no code."""
+    a library has ``gemm``, or ``convolution`` and its plan as ``object``, if that was measured."""
 
     name: str
     symbol: str
@@ -136,6 +137,11 @@ class KernelRecord:
     grid: GridRecord | None = None
     cubins: dict[str, str] = field(default_factory=dict)
     gemm: Gemm | None = None  # since 1.2
+    convolution: Convolution | None = None  # since 1.3
+
+    @property
+    def library_call(self) -> LibraryCall | None:
+        return self.gemm or self.convolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +250,7 @@ class Build:
     def code(self) -> list[str]:
         """The members with native code; some occur more than once."""
         if self.target.name == "cuda":
-            return [member for k in self.kernels for member in k.cubins.values()]
+            return [member for k in self.kernels for member in (*k.cubins.values(), *((k.object,) if k.object else ()))]
         return [self.team, *(k.object for k in self.kernels)]
 
     @property

@@ -94,10 +94,10 @@ def _model_arguments(sub: argparse.ArgumentParser) -> None:
         "--arch", metavar="ARCH", action="append", help="an architecture of GPUs, such as sm_90 (may be repeated)"
     )
     sub.add_argument(
-        "--blas",
+        "--libraries",
         choices=["auto", "on", "off"],
         default="auto",
-        help="products of GPUs by cuBLASLt (default: as measured)",
+        help="cuBLASLt and cuDNN on GPUs (default: as measured)",
     )
     sub.add_argument(
         "--cpu-baseline",

@@ -78,7 +78,7 @@ def compile_module(
         target=args.target or "cpu",
         cpu_baseline=args.cpu_baseline,
         arch=args.arch,
-        blas=args.blas,
+        libraries=args.libraries,
         precision=args.precision,
         memory_budget=args.memory_budget,
         tune=args.tune,

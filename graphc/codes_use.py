@@ -60,11 +60,11 @@ USE: dict[str, Code] = {
         "to run on the processor.",
     ),
     "GC0509": Code(
-        "cuBLASLt is missing, or refuses",
-        "The program was compiled with products of cuBLASLt, NVIDIA's library: either that is not installed, or it has "
-        "no such product for this GPU. The message says which.",
-        "an artifact of --blas on, with products in float64, on a machine without the library.",
-        "pip install nvidia-cublas; or compile with --blas off, for graphc's own products.",
+        "cuBLASLt or cuDNN is missing, or refuses",
+        "The program was compiled with calls of NVIDIA's libraries, cuBLASLt for products and cuDNN for convolutions: "
+        "either the one is not installed, or it has nothing such for this GPU. The message says which.",
+        "an artifact of --libraries on, with products in float64, on a machine without the library.",
+        "pip install nvidia-cublas nvidia-cudnn-cu13; or compile with --libraries off, for graphc's own kernels.",
     ),
     "GC0550": Code(
         "the graph text cannot be read",

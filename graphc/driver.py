@@ -26,8 +26,8 @@ from graphc import artifact_tensors, modelfile
 from graphc.artifact import CONSTS, STATE_FILE, Artifact, sha256
 from graphc.artifact_records import FORMAT, Build, EntryRecord, Manifest, Provenance
 from graphc.config import settings
-from graphc.driver_blas import MODES, with_products
 from graphc.driver_budget import Planned, Recomputed, fit, peak_beside_state, plan
+from graphc.driver_libraries import MODES, with_libraries
 from graphc.driver_link import KernelTable, Layout, StateLayout, entry_record, lay_out_consts, lay_out_state
 from graphc.driver_native import begin
 from graphc.driver_tune import tune
@@ -93,7 +93,7 @@ class Options:
     target: str | Sequence[str] = "cpu"
     cpu_baseline: str | Sequence[str] | None = None
     arch: str | Sequence[str] | None = None
-    blas: str = "auto"
+    libraries: str = "auto"
     precision: str = "float32"
     threads: int | None = None
     memory_budget: int | None = None
@@ -112,8 +112,8 @@ class Options:
         if self.precision not in PRECISIONS:
             message = f"there is no precision {self.precision!r}"
             raise error("GC0607", message, hint=f"one of {', '.join(PRECISIONS)}")
-        if self.blas not in MODES:
-            raise error("GC0607", f"blas cannot be {self.blas!r}", hint=f"one of {', '.join(MODES)}")
+        if self.libraries not in MODES:
+            raise error("GC0607", f"libraries cannot be {self.libraries!r}", hint=f"one of {', '.join(MODES)}")
 
     def applied(self, graph: Graph) -> Graph:
         """A traced graph under the policy for products."""
@@ -125,7 +125,7 @@ class Options:
         found: list[CpuTarget | CudaTarget] = []
         if "cuda" in _several(self.target):
             gpu = CudaTarget(architectures=_several(self.arch or ARCHITECTURES))
-            found.append(with_products(gpu, self.blas, self.cache))
+            found.append(with_libraries(gpu, self.libraries, self.cache))
         if "cpu" in _several(self.target):
             factors = frozenset[DType]().union(*map(narrow_factors, graphs))
             found += targets(_several(self.cpu_baseline or NATIVE), factors)
@@ -135,7 +135,7 @@ class Options:
     def recorded(self) -> dict[str, str]:
         """What the artifact says that was asked for, of all that has a part in what was made."""
         lists = {"target": self.target, "cpu_baseline": self.cpu_baseline or (), "arch": self.arch or ()}
-        lists["blas"] = self.blas if self.blas != "auto" else ()
+        lists["libraries"] = self.libraries if self.libraries != "auto" else ()
         words = {name: " ".join(sorted(_several(value))) for name, value in lists.items() if value}
         names = ("precision", "memory_budget", "tune")
         return words | {name: str(value) for name in names if (value := getattr(self, name)) is not None}
@@ -171,17 +171,18 @@ def compile(*entries: Entry, report: CompileReport | None = None, **options: Any
     """Compile entries over one state into a program.
 
     Options: ``target`` ("cpu", "cuda" for NVIDIA GPUs, or both; ``arch``: their architectures, by default "sm_80",
-    "sm_90" and "sm_100", each for its minor versions, too; ``blas``: which products are cuBLASLt's: "auto", those that
-    are faster so on the GPU of this machine, "on", all that it has, or "off"), ``cpu_baseline`` (the instructions that
-    the program may use: "x86-64-v3", AVX2, or "x86-64-v4", AVX-512, makes an artifact that runs on every such machine;
-    default: "native", what this one has; of several, such as ["native", "x86-64-v3", "neon"], the artifact has code for
-    each, and the best that fits is run), ``precision`` ("float32", or "bfloat16" or "float16": the factors of every
-    product are rounded to it, all else stays float32), ``threads`` (default: GRAPHC_THREADS, or the CPUs of this
-    process), ``memory_budget`` (bytes that no entry's peak may exceed: values are computed again where they cannot all
-    be kept, and GC0701 says so if that is not enough), ``tune`` (seconds that may be spent on measuring which of
-    several kernels with the same results is the fastest here; what was found is kept in the cache), ``cache`` (reuse
-    kernels compiled before), ``check`` (verify the graph after each pass; default: as GRAPHC_DEBUG says), ``metadata``
-    (text by name that the artifact carries for those who use it). Raises GraphcError.
+    "sm_90" and "sm_100", each for its minor versions, too; ``libraries``: which products and convolutions are calls of
+    cuBLASLt and cuDNN: "auto", those that are faster so on the GPU of this machine, "on", all that these have, or
+    "off"), ``cpu_baseline`` (the instructions that the program may use: "x86-64-v3", AVX2, or "x86-64-v4", AVX-512,
+    makes an artifact that runs on every such machine; default: "native", what this one has; of several, such as
+    ["native", "x86-64-v3", "neon"], the artifact has code for each, and the best that fits is run), ``precision``
+    ("float32", or "bfloat16" or "float16": the factors of every product are rounded to it, all else stays float32),
+    ``threads`` (default: GRAPHC_THREADS, or the CPUs of this process), ``memory_budget`` (bytes that no entry's peak
+    may exceed: values are computed again where they cannot all be kept, and GC0701 says so if that is not enough),
+    ``tune`` (seconds that may be spent on measuring which of several kernels with the same results is the fastest here;
+    what was found is kept in the cache), ``cache`` (reuse kernels compiled before), ``check`` (verify the graph after
+    each pass; default: as GRAPHC_DEBUG says), ``metadata`` (text by name that the artifact carries for those who use
+    it). Raises GraphcError.
     """
     report = CompileReport() if report is None else report
     opts = Options(**options)

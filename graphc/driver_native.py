@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from graphc.artifact_records import EntryRecord, GridRecord, KernelRecord, TargetRecord
+from graphc.convolution import Convolution
 from graphc.kernels.cpu import build as cpu
 from graphc.kernels.cpu.target import CpuTarget, needed
 from graphc.kernels.cuda import build as cuda
@@ -86,7 +87,7 @@ class ForCuda:
     def __init__(self, target: CudaTarget, kernels: Sequence[Kernel], plans: Sequence[EntryPlan], folder: Path):
         self.target, self.plans, self.kernels = target, plans, kernels
         aligned = cuda.aligned_params(plans)
-        own = [k for k in kernels if k.gemm is None]
+        own = [k for k in kernels if k.library_call is None]
         self.compilation = cuda.Compilation(own, [aligned[k.key] for k in own], target, folder)
 
     def finish(self, entries: tuple[EntryRecord, ...]) -> Native:
@@ -95,7 +96,7 @@ class ForCuda:
         records, sources = [], []
         for kernel in self.kernels:
             found = compiled.get(kernel.key)
-            record, text = called(kernel) if found is None else with_cubins(found, members)
+            record, text = called(kernel, members) if found is None else with_cubins(found, members)
             members[record.source] = text.encode()
             records.append(record)
             sources.append(text)
@@ -121,11 +122,16 @@ def grid_record(grid: Grid) -> GridRecord:
     return GridRecord(grid.threads, grid.shared_bytes, grid.workspace_bytes)
 
 
-def called(kernel: Kernel) -> tuple[KernelRecord, str]:
-    """A kernel that is a call of a library, and what it does."""
-    symbol = "gemm_" + hashlib.sha256(kernel.key.encode()).hexdigest()[:32]
-    source = f"source/{symbol}.txt"
-    return KernelRecord(kernel.name, symbol, "", source, kernel.doc, kernel.lines, gemm=kernel.gemm), str(kernel.gemm)
+def called(kernel: Kernel, members: dict[str, bytes]) -> tuple[KernelRecord, str]:
+    """A kernel that is a call of a library, whose plan goes to ``members``, and what it does."""
+    call, digest = kernel.library_call, hashlib.sha256(kernel.key.encode()).hexdigest()[:32]
+    symbol = f"call_{digest}"
+    record = KernelRecord(kernel.name, symbol, "", f"source/{symbol}.txt", kernel.doc, kernel.lines)
+    if not isinstance(call, Convolution):
+        return replace(record, gemm=call), str(call)
+    plan = f"native/{symbol}.plan" if call.plan else ""
+    members |= {plan: call.plan.encode()} if plan else {}
+    return replace(record, object=plan, convolution=replace(call, plan="")), str(call)
 
 
 def blocks_of(grid: Grid, launch: Launch) -> int:
@@ -137,9 +143,9 @@ def in_blocks(entry: EntryRecord, plan: EntryPlan, compiled: Mapping[str, cuda.C
     """The entry with the blocks of each launch, none of calls, and the largest workspace."""
     launches, workspace = [], 0
     for record, launch in zip(entry.launches, plan.launches, strict=True):
-        if launch.kernel.gemm is not None:
+        if (call := launch.kernel.library_call) is not None:
             launches.append(record)
-            workspace = max(workspace, launch.kernel.gemm.workspace_bytes)
+            workspace = max(workspace, call.workspace_bytes)
         else:
             grid = compiled[launch.kernel.key].grid
             launches.append(replace(record, blocks=blocks_of(grid, launch)))

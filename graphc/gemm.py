@@ -8,7 +8,7 @@ n + ld * j + i`` elements behind the first.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from graphc.dtype import DTYPES
@@ -81,6 +81,15 @@ class Gemm:
         if operand == "bias":
             return BIAS_ALIGN
         return {"a": self.a, "b": self.b}.get(operand, self.d).align
+
+    @property
+    def code(self) -> bytes:
+        """How the library does it; empty: as it prefers."""
+        return bytes.fromhex(self.algorithm)
+
+    def by(self, code: bytes, workspace_bytes: int, version: int) -> Gemm:
+        """The same, as a version of the library does it."""
+        return replace(self, algorithm=code.hex(), workspace_bytes=workspace_bytes, version=version)
 
     @property
     def depth(self) -> int:

@@ -18,7 +18,7 @@ Grammar::
             | Transpose(c, a, m, n, ...)           one block turned round, on the target's shuffles
             | Triples(c, a, m, steps, left)        a block of float32 as three bfloat16, where a unit multiplies those
             | TripleProduct(c, a, b, steps, ...)   and a product of such blocks
-            | Gemm(a, b, d, ...)                   all of a kernel: a call of the target's library (`graphc.gemm`)
+            | Gemm(...) | Convolution(...)         all of a kernel: a call of a library of the target's
             | Prefetch(buffer, index)              a hint: memory that will be read soon
             | Barrier | Combine | LoadWide | StoreWide | Registers     of one thread of a GPU (see below)
     expr   := Const | Var | Load(buffer, index) | Call(intrinsic, args)
@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
+from graphc.convolution import Convolution, LibraryCall
 from graphc.dtype import DType
 from graphc.errors import Loc
 from graphc.gemm import Gemm
@@ -326,7 +327,7 @@ Stmt = (
     | BlockProduct
     | Transpose
     | TileStmt
-    | Gemm
+    | LibraryCall
     | Prefetch
     | ThreadStmt
 )
@@ -376,9 +377,9 @@ class Kernel:
         return repr((params, self.scratch, self.body))
 
     @property
-    def gemm(self) -> Gemm | None:
+    def library_call(self) -> LibraryCall | None:
         """The call of a library that this is, with its workspace as scratch; None where it is code."""
-        return next((stmt for stmt in self.body if isinstance(stmt, Gemm)), None)
+        return next((stmt for stmt in self.body if isinstance(stmt, Gemm | Convolution)), None)
 
     @property
     def scratch_bytes(self) -> int:

@@ -22,7 +22,7 @@ from graphc.gemm import ALGORITHM_BYTES, BIAS_ALIGN, Gemm, Matrix
 
 __all__ = ["INSTALL", "Algorithm", "Library", "Product", "available", "opened", "release", "version"]
 
-INSTALL = "pip install nvidia-cublas installs it for CUDA 13; compiled with blas='off', a program needs none"
+INSTALL = "pip install nvidia-cublas installs it for CUDA 13; compiled with libraries='off', a program needs none"
 NAMES = ("libcublasLt.so.13", "libcublasLt.so.12")
 
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}  # cudaDataType
@@ -143,7 +143,7 @@ class Library:
     def checked(self, name: str, status: int) -> None:
         if status:
             why = STATUS.get(status, f"status {status}")
-            raise error("GC0509", f"{name} of cuBLASLt {release()}: {why}", hint="blas='off' compiles without it")
+            raise error("GC0509", f"{name} of cuBLASLt {release()}: {why}", hint="libraries='off' compiles without it")
 
     def made(self, create: str, destroy: str, *args: object) -> Handle:
         """A thing of the library, which is gone when the result is."""

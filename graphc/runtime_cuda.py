@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,10 +18,10 @@ import numpy as np
 
 from graphc.artifact import CONSTS, STATE_FILE, Artifact
 from graphc.artifact_records import ARENA, CONST, STATE, WEIGHTS, EntryRecord, StateRecord
+from graphc.convolution import Convolution, LibraryCall
 from graphc.runtime import Entry, Program
-from graphc.runtime_cublaslt import Library
+from graphc.runtime_cuda_calls import CalledKernel, Libraries
 from graphc.runtime_cuda_device import Device, DeviceBlock, Kernel, architecture_of
-from graphc.runtime_cuda_gemm import GemmKernel
 from graphc.runtime_cuda_step import Batch, Feed, Step
 from graphc.runtime_cuda_walk import Launched
 from graphc.runtime_state import StateView
@@ -86,17 +87,23 @@ class Memory:
 def launched(device: Device, artifact: Artifact) -> list[Launched]:
     """What the launches of an artifact run, in the order of its kernels. Raises GC0505 where it has no code for this
     device, GC0509 where a library is missing."""
-    architecture, library = architecture_of(device, artifact), None
+    architecture, libraries = architecture_of(device, artifact), Libraries()
     made: list[Launched] = []
     for record in artifact.manifest.kernels:
-        if record.gemm is not None:
-            library = library or Library()
-            made.append(GemmKernel(device, library, record.gemm))
+        call = record.library_call
+        if call is not None:
+            plan = bytes(artifact.members[record.object]) if record.object else b""
+            made.append(CalledKernel(device, libraries, with_plan(call, plan)))
         else:
             assert record.grid is not None
             cubin = bytes(artifact.members[record.cubins[architecture]])
             made.append(Kernel(device, cubin, record.symbol, record.grid))
     return made
+
+
+def with_plan(call: LibraryCall, plan: bytes) -> LibraryCall:
+    """A call as it was measured: plans of convolutions are members of the artifact."""
+    return replace(call, plan=plan.decode()) if isinstance(call, Convolution) else call
 
 
 class DeviceState(StateView):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from graphc import runtime_cublaslt as cublaslt
+from graphc import runtime_cudnn as cudnn
 from graphc.artifact import Artifact
 from graphc.artifact_records import Build, GridRecord
 from graphc.errors import error
@@ -54,9 +55,12 @@ def found() -> dict[str, str]:
     ]
     versions = {"driver": cuda.driverGetVersion(), "runtime": cuda.runtimeGetVersion()}
     texts = [f"{name} {v // 1000}.{v % 1000 // 10}" for name, v in versions.items()]
-    library = cublaslt.release() if cublaslt.available() else f"not installed; {cublaslt.INSTALL}"
+    libraries = {"cublaslt": cublaslt, "cudnn": cudnn}
+    releases = {
+        n: lib.release() if lib.available() else f"not installed; {lib.INSTALL}" for n, lib in libraries.items()
+    }
     cupy_version = f"{cupy.__version__}, for CUDA of {' and '.join(texts)}"
-    return {"cuda": "; ".join(described), "cupy": cupy_version, "cublaslt": library}
+    return {"cuda": "; ".join(described), "cupy": cupy_version, **releases}
 
 
 def fitting(architectures: Sequence[str], capability: str) -> str | None:
@@ -84,6 +88,8 @@ def unfit_gpu(build: Build) -> str:
         return f"was built for {', '.join(target.features)}, and this GPU is sm_{capability}"
     if any(kernel.gemm for kernel in build.kernels) and not cublaslt.available():
         return "multiplies with cuBLASLt, which is not installed here"
+    if any(kernel.convolution for kernel in build.kernels) and not cudnn.available():
+        return "convolves with cuDNN, which is not installed here"
     return ""
 
 

@@ -18,6 +18,7 @@ from graphc.dtype import DType
 from graphc.errors import Loc
 from graphc.ir import Attrs, Graph, Value
 from graphc.kernels.contract_ahead import PackedAhead
+from graphc.kernels.contract_convolution import Convolved
 from graphc.kernels.contract_direct import (
     Direct,
     as_direct,
@@ -86,7 +87,7 @@ def lower_contract(
     if ctx.target.processors and left.dtype == right.dtype:
         ways, products = [work.tiled(name, doc, then, came_from)], ctx.target.products
         if products is not None:
-            ways += work.by_library(name, doc, then, came_from)
+            ways += list(work.by_library(name, doc, then, came_from)) or list(work.by_windows(name, doc, came_from))
         return products.chosen(ways) if products is not None and len(ways) > 1 else ways[0]
     return before + work.launches(name, doc, then, came_from, whole)
 
@@ -229,7 +230,7 @@ class Work:
         ]
 
     def by_library(self, name: str, doc: str, then: str, lines: tuple[Loc, ...]) -> Iterator[list[Launch]]:
-        """The ways in which a library makes the product: with what follows, and with a kernel for that."""
+        """The ways in which a library of products makes it: with what follows, and with a kernel for that."""
         flops = 2 * self.size * self.depth
         whole = library_call(self.p, self.dtype, self.epilogue, self.factors, self.tiles)
         if whole is not None:
@@ -267,6 +268,13 @@ class Work:
             made, *second = self.summed(TripleLoops(p, cut, epilogue), self.factors, parts, name, doc, then, lines)
         others = other_cuts(p, cut) if self.ctx.others else []
         return [with_kernels(made, (TripleLoops(p, other, epilogue) for other in others)), *second]
+
+    def by_windows(self, name: str, doc: str, lines: tuple[Loc, ...]) -> Iterator[list[Launch]]:
+        """The same ways of a library of convolutions."""
+        flops = 2 * self.size * self.depth
+        return Convolved(
+            self.p, self.dtype, self.epilogue, self.factors, self.tiles, self.ctx, name, doc, lines, flops
+        ).ways()
 
     def turned(self, name: str, doc: str, lines: tuple[Loc, ...]) -> list[Launch]:
         """The right factor, turned, and the product with that."""

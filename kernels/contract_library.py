@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import gcd
 
+from graphc.convolution import LibraryCall
 from graphc.dtype import DType, uint8
 from graphc.gemm import BIAS_ALIGN, SUMS, Gemm, Matrix
 from graphc.kernels.contract_activation import followed
@@ -22,7 +23,7 @@ from graphc.kernels.contract_problem import Axis, Problem
 from graphc.kernels.lower_context import Operand
 from graphc.loop import Scratch
 
-__all__ = ["WORKSPACE", "Call", "library_call"]
+__all__ = ["WORKSPACE", "Call", "added", "alignment", "library_call"]
 
 A, B, D = 0, 1, 2  # positions in `Axis.strides`
 WORKSPACE = 32 << 20  # bytes that a call may use beside its arguments: what NVIDIA recommends for Hopper
@@ -32,10 +33,10 @@ ACCESS = 16  # bytes that are read at a time: greater alignment makes no differe
 class Call:
     """The parts of a launch: its one statement, its operands in their order, and its memory."""
 
-    def __init__(self, gemm: Gemm, operands: Sequence[Operand]):
-        self.body = (gemm,)
-        self.operands = [replace(o, name=name) for o, name in zip(operands, gemm.operands, strict=True)]
-        self.scratch = (Scratch("workspace", uint8, gemm.workspace_bytes),)
+    def __init__(self, call: LibraryCall, operands: Sequence[Operand]):
+        self.body = (call,)
+        self.operands = [replace(o, name=name) for o, name in zip(operands, call.operands, strict=True)]
+        self.scratch = (Scratch("workspace", uint8, call.workspace_bytes),)
 
 
 def library_call(
@@ -55,15 +56,15 @@ def library_call(
         return None  # that of libraries is exact to 11 bits
     outer = batch[0] if batch else Axis(1, (0,) * len(p.n.strides))
     left, right = _matrix(p.n, p.k, outer, b, B), _matrix(p.k, p.m, outer, a, A)
-    made, added = _matrix(p.n, p.m, outer, result, D), _added(p, outer, epilogue, reads, result)
-    if left is None or right is None or made is None or made[1] or added is None:
+    made, more = _matrix(p.n, p.m, outer, result, D), added(p.n, (p.m, outer), epilogue, reads, result)
+    if left is None or right is None or made is None or made[1] or more is None:
         return None
-    if sorted(follow.added) != sorted(o.name for o in added if o is not None):
+    if sorted(follow.added) != sorted(o.name for o in more if o is not None):
         return None
-    addend, bias = added
+    addend, bias = more
     if dtype.itemsize == 8 and (bias or follow.activation):
         return None  # libraries have no such products
-    d = made[0] if addend is None else replace(made[0], align=min(made[0].align, _align(addend)))
+    d = made[0] if addend is None else replace(made[0], align=min(made[0].align, alignment(addend)))
     gemm = Gemm(
         left[0], right[0], d, left[1], right[1], outer.size, dtype.name, follow.alpha,
         addend is not None, bias is not None, follow.activation, workspace_bytes=WORKSPACE,
@@ -74,7 +75,7 @@ def library_call(
 def _matrix(rows: Axis, columns: Axis, outer: Axis, operand: Operand, array: int) -> tuple[Matrix, bool] | None:
     """How an array lies whose dimensions are these axes, and whether it is turned: its rows are then the ``columns``.
     None where neither dimension is contiguous, or elements overlap."""
-    align = _align(operand)
+    align = alignment(operand)
     for turned, (down, across) in enumerate(((rows, columns), (columns, rows))):
         ld = across.strides[array] if across.size > 1 else down.size
         if (down.strides[array] == 1 or down.size == 1) and ld >= down.size:
@@ -85,37 +86,38 @@ def _matrix(rows: Axis, columns: Axis, outer: Axis, operand: Operand, array: int
     return None
 
 
-def _align(operand: Operand) -> int:
+def alignment(operand: Operand) -> int:
     """Of the operand's address, as far as it is known before loops move it."""
     if operand.view.buffer.space == "row":
         return operand.view.dtype.itemsize
     return gcd(operand.arg.offset, ACCESS)
 
 
-def _added(
-    p: Problem, outer: Axis, epilogue: Epilogue, reads: Sequence[Operand], result: Operand
+def added(
+    across: Axis, others: Sequence[Axis], epilogue: Epilogue, reads: Sequence[Operand], result: Operand
 ) -> tuple[Operand | None, Operand | None] | None:
-    """Which of ``reads`` is an array like the result, and which has an element for each column; None if one is neither,
-    or there are two of a kind."""
+    """Which of ``reads`` is an array like the result, and which has an element for each step ``across``; None if one is
+    neither, or there are two of a kind."""
     place = epilogue.positions()
     addend: Operand | None = None
     bias: Operand | None = None
     for read in reads:
         array = place[read.name]
-        along = [axis.strides[array] for axis in (p.n, p.m, outer) if axis.size > 1]
         if read.view.dtype != result.view.dtype:
             return None
-        if addend is None and along == [axis.strides[D] for axis in (p.n, p.m, outer) if axis.size > 1]:
+        if addend is None and all(
+            axis.strides[array] == axis.strides[D] for axis in (across, *others) if axis.size > 1
+        ):
             addend = read
-        elif bias is None and _is_bias(p, outer, array) and _align(read) >= BIAS_ALIGN:
+        elif bias is None and _is_bias(across, others, array) and alignment(read) >= BIAS_ALIGN:
             bias = read
         else:
             return None
-    over = [o for o in (bias,) if o is not None and o.view.buffer == result.view.buffer]
+    over = bias is not None and bias.view.buffer == result.view.buffer
     moved = addend is not None and addend.view.buffer == result.view.buffer and addend.arg.offset != result.arg.offset
     return None if over or moved else (addend, bias)
 
 
-def _is_bias(p: Problem, outer: Axis, array: int) -> bool:
-    still = all(axis.strides[array] == 0 for axis in (p.m, outer) if axis.size > 1)
-    return still and (p.n.strides[array] == 1 or p.n.size == 1)
+def _is_bias(across: Axis, others: Sequence[Axis], array: int) -> bool:
+    still = all(axis.strides[array] == 0 for axis in others if axis.size > 1)
+    return still and (across.strides[array] == 1 or across.size == 1)

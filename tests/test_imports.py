@@ -23,7 +23,7 @@ LONGEST = 500
 LAYERS = (
     ("graphc.codes*",),
     ("graphc.errors", "graphc.dtype"),
-    ("graphc.gemm",),
+    ("graphc.gemm", "graphc.convolution"),
     ("graphc.ir", "graphc.loop*", "graphc.config", "graphc.system"),
     ("graphc.ops",),
     (
@@ -53,6 +53,7 @@ STANDALONE_MAY_USE = (
     "graphc.config",
     "graphc.system",
     "graphc.gemm",
+    "graphc.convolution",
 )
 
 # Functions that import when they are called: `import graphc` stays cheap, and commands load what they use.

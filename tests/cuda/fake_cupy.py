@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from shim import SHARED_LIMIT, Buffer, Place, compile_kernels
 
-from graphc import runtime_cublaslt
+from graphc import runtime_cublaslt, runtime_cudnn
 from graphc.kernels.cuda import nvrtc
 
 BUILD = "checked"  # kernels say what they write, and are stopped where they read what nobody has written
@@ -479,20 +479,22 @@ def module() -> types.ModuleType:
 
 @contextmanager
 def installed() -> Iterator[types.ModuleType]:
-    """``import cupy`` finds the fake; kernels of target cuda are "compiled" by keeping their source. cuBLASLt is none:
-    a real one would look for a GPU."""
+    """``import cupy`` finds the fake; kernels of target cuda are "compiled" by keeping their source. There are
+    no libraries: real ones would look for a GPU."""
     was = sys.modules.get("cupy")
     kept = {name: getattr(nvrtc, name) for name in ("available", "version", "compile_cubin")}
     fakes = {"available": lambda: True, "version": lambda: (0, 0), "compile_cubin": lambda s, *_: (s.encode(), "")}
     sys.modules["cupy"] = fake = module()
-    library = runtime_cublaslt._loaded
+    libraries = {library: library._loaded for library in (runtime_cublaslt, runtime_cudnn)}
     vars(nvrtc).update(fakes)
-    vars(runtime_cublaslt)["_loaded"] = lambda: None
+    for library in libraries:
+        vars(library)["_loaded"] = lambda: None
     try:
         yield fake
     finally:
         vars(nvrtc).update(kept)
-        vars(runtime_cublaslt)["_loaded"] = library
+        for library, loaded in libraries.items():
+            vars(library)["_loaded"] = loaded
         del sys.modules["cupy"]
         if was is not None:
             sys.modules["cupy"] = was

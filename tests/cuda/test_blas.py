@@ -18,7 +18,7 @@ from golden_artifacts import loops
 from shim import COMPILER, MISSING
 
 import graphc as gc
-from graphc import driver_blas, nn, optim, runtime_cublaslt
+from graphc import driver_libraries, nn, optim, runtime_cublaslt
 from graphc.artifact import Artifact
 from graphc.errors import GraphcError
 from graphc.gemm import Gemm
@@ -64,8 +64,8 @@ def entry_of_all(cases: Sequence[tuple[Function, Shapes]], dtype: str = "float32
     return gc.Entry(product, {f"{n}{i}": gc.spec(s, dtype) for i, (_, of) in enumerate(cases) for n, s in of.items()})
 
 
-def for_a_gpu(*made: gc.Entry, blas: str = "on", **options: Any) -> CudaProgram:
-    program = gc.compile(*made, target="cuda", arch="sm_90", blas=blas, **options)
+def for_a_gpu(*made: gc.Entry, libraries: str = "on", **options: Any) -> CudaProgram:
+    program = gc.compile(*made, target="cuda", arch="sm_90", libraries=libraries, **options)
     assert isinstance(program, CudaProgram)
     return program
 
@@ -270,7 +270,7 @@ def test_nothing_is_left_behind(blas: Blas) -> None:
 
 
 def test_the_workspace_is_part_of_the_plan() -> None:
-    with_calls, without = (for_a_gpu(training(), blas=mode) for mode in ("on", "off"))
+    with_calls, without = (for_a_gpu(training(), libraries=mode) for mode in ("on", "off"))
     most = max(gemm.workspace_bytes for gemm in gemms(with_calls))
     assert with_calls.train.memory.scratch_bytes == most > without.train.memory.scratch_bytes
     assert with_calls.train.measured_peak_bytes() == with_calls.train.memory.peak_bytes
@@ -296,15 +296,15 @@ def times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, float]:
     found = {"own": 1.0, "call": 1.0, "best": 1.0}
     counted: list[int] = []
 
-    def seconds(self: driver_blas.Rig, runs: Any) -> list[float]:
+    def seconds(self: driver_libraries.Rig, runs: Any) -> list[float]:
         for run in runs:
             run()
         self.device.stream.synchronize()
         counted.append(len(runs))
         return [found["own"]] if len(runs) == 1 else [found["call"], found["best"], found["call"]]
 
-    monkeypatch.setattr(driver_blas.Rig, "seconds", seconds)
-    monkeypatch.setattr(driver_blas, "settings", lambda: SimpleNamespace(cache=tmp_path))
+    monkeypatch.setattr(driver_libraries.Rig, "seconds", seconds)
+    monkeypatch.setattr(driver_libraries, "settings", lambda: SimpleNamespace(cache=tmp_path))
     found["counted"] = counted  # type: ignore[assignment]
     return found
 
@@ -314,56 +314,57 @@ def product() -> gc.Entry:
 
 
 def test_what_is_not_clearly_faster_is_not_taken(times: dict[str, float], blas: Blas) -> None:
-    assert not gemms(compared(product(), blas="auto"))
+    assert not gemms(compared(product(), libraries="auto"))
     assert blas.faults == []
 
 
 def test_the_fastest_is_taken_and_kept(times: Any, blas: Blas) -> None:
     times.update(call=0.5, best=0.25)
-    (gemm,) = gemms(program := compared(product(), blas="auto"))
+    (gemm,) = gemms(program := compared(product(), libraries="auto"))
     assert (gemm.version, gemm.workspace_bytes, len(gemm.algorithm)) == (130100, 0, 128)
     assert gemm.activation == "relu"
     measured = len(times["counted"])
     assert measured == 4  # our own, one call with all, a call and the rest
     times.update(call=2.0, best=2.0)
-    assert for_a_gpu(product(), blas="auto").code.digest == program.code.digest
+    assert for_a_gpu(product(), libraries="auto").code.digest == program.code.digest
     assert len(times["counted"]) == measured
     assert blas.faults == []
 
 
 def test_a_call_and_a_kernel_may_be_faster_than_one_call(times: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    best = driver_blas.Rig.best
+    best = driver_libraries.Rig.best
 
-    def only_without_a_bias(self: driver_blas.Rig, way: list[Launch]) -> Any:
+    def only_without_a_bias(self: driver_libraries.Rig, way: list[Launch]) -> Any:
         found = best(self, way)
         assert found is not None
         takes = {1: 1.0, 2: 0.5}[len(way)]
-        return None if any(e.kernel.gemm and e.kernel.gemm.bias for e in way) else (takes, found[1])
+        calls = [e.kernel.library_call for e in way]
+        return None if any(isinstance(call, Gemm) and call.bias for call in calls) else (takes, found[1])
 
-    monkeypatch.setattr(driver_blas.Rig, "best", only_without_a_bias)
-    (gemm,) = gemms(program := compared(product(), blas="auto"))
+    monkeypatch.setattr(driver_libraries.Rig, "best", only_without_a_bias)
+    (gemm,) = gemms(program := compared(product(), libraries="auto"))
     assert str(gemm).startswith("d = a b\n")
     assert len(program.code.manifest.kernels) == 2
 
 
 def test_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cupy: ModuleType, blas: Blas) -> None:
     """With the clock of the fake, in which all takes the same time."""
-    monkeypatch.setattr(driver_blas, "MICROSECONDS", 0)
-    monkeypatch.setattr(driver_blas, "settings", lambda: SimpleNamespace(cache=tmp_path))
-    assert not gemms(for_a_gpu(product(), blas="auto"))
-    assert blas.calls > 3 * driver_blas.ROUNDS
+    monkeypatch.setattr(driver_libraries, "MICROSECONDS", 0)
+    monkeypatch.setattr(driver_libraries, "settings", lambda: SimpleNamespace(cache=tmp_path))
+    assert not gemms(for_a_gpu(product(), libraries="auto"))
+    assert blas.calls > 3 * driver_libraries.ROUNDS
     assert blas.faults == []
-    without = for_a_gpu(product(), blas="auto", cache=False)
+    without = for_a_gpu(product(), libraries="auto", cache=False)
     assert not gemms(without)
 
 
 def test_another_version_chooses_itself(times: Any, blas: Blas, monkeypatch: pytest.MonkeyPatch) -> None:
     times.update(call=0.5, best=0.25)
-    program = for_a_gpu(product(), blas="auto")
+    program = for_a_gpu(product(), libraries="auto")
     (gemm,) = gemms(program)
     library = Library()
     library.version += 1
-    monkeypatch.setattr("graphc.runtime_cuda.Library", lambda: library)
+    monkeypatch.setattr(runtime_cublaslt, "Library", lambda: library)
     program.product(x=np.ones(X, np.float32), w=np.ones(W, np.float32), b=np.ones(B, np.float32))
     (kernel,) = program.on_device.kernels
     assert kernel._algorithm.code.hex() != gemm.algorithm
@@ -372,16 +373,16 @@ def test_another_version_chooses_itself(times: Any, blas: Blas, monkeypatch: pyt
 
 def test_without_a_gpu_or_the_library_products_are_our_own(monkeypatch: pytest.MonkeyPatch, cupy: ModuleType) -> None:
     monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 0)
-    assert not gemms(for_a_gpu(product(), blas="auto"))
-    assert gemms(for_a_gpu(product(), blas="on"))
+    assert not gemms(for_a_gpu(product(), libraries="auto"))
+    assert gemms(for_a_gpu(product(), libraries="on"))
     monkeypatch.undo()
     monkeypatch.setattr(runtime_cublaslt, "_loaded", lambda: None)
-    assert not gemms(for_a_gpu(product(), blas="auto"))
+    assert not gemms(for_a_gpu(product(), libraries="auto"))
 
 
 def test_a_gpu_that_our_own_kernels_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_cupy.Device, "capability", "80")
-    assert not gemms(for_a_gpu(product(), blas="auto"))
+    assert not gemms(for_a_gpu(product(), libraries="auto"))
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
@@ -389,7 +390,7 @@ def test_a_gpu_that_our_own_kernels_do_not_fit(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_mode_that_there_is_not() -> None:
     with pytest.raises(GraphcError, match="GC0607"):
-        for_a_gpu(product(), blas="maybe")
+        for_a_gpu(product(), libraries="maybe")
 
 
 def test_where_the_library_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -410,7 +411,7 @@ def test_where_the_library_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_where_the_library_has_no_such_product(monkeypatch: pytest.MonkeyPatch) -> None:
     program = for_a_gpu(product())
     monkeypatch.setattr(Product, "algorithms", lambda *args: [])
-    with pytest.raises(GraphcError, match=r"cuBLASLt 13\.1\.0 has no product for this GPU: d = relu"):
+    with pytest.raises(GraphcError, match=r"cuBLASLt 13\.1\.0 has nothing for this on this GPU: d = relu"):
         program.product(x=np.ones(X, np.float32), w=np.ones(W, np.float32), b=np.ones(B, np.float32))
 
 
@@ -424,5 +425,5 @@ def test_an_artifact_whose_arguments_are_too_small(tmp_path: Path) -> None:
         replace(manifest, kernels=(replace(kernel, gemm=replace(kernel.gemm, b=larger)),)),
         replace(manifest, entries=(replace(entry, scratch_bytes=0),)),
     ):
-        with pytest.raises(GraphcError, match=r"GC0502.*product of launch 0"):
+        with pytest.raises(GraphcError, match=r"GC0502.*call of launch 0"):
             Artifact.of(changed, {n: m for n, m in program.code.members.items() if n != "state.safetensors"})

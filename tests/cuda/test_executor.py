@@ -15,7 +15,7 @@ from golden_artifacts import loops
 from shim import COMPILER, MISSING
 
 import graphc as gc
-from graphc import machine, nn, optim, runtime_cublaslt
+from graphc import machine, nn, optim, runtime_cublaslt, runtime_cudnn
 from graphc.cli import main
 from graphc.errors import GraphcError
 from graphc.runtime import Program
@@ -339,6 +339,7 @@ def test_what_doctor_shows(monkeypatch: pytest.MonkeyPatch, cupy: ModuleType) ->
         "cuda": "Fake GPU (sm_90, 1 GiB, 4 multiprocessors)",
         "cupy": "14.2.0, for CUDA of driver 13.0 and runtime 13.0",
         "cublaslt": f"not installed; {runtime_cublaslt.INSTALL}",
+        "cudnn": f"not installed; {runtime_cudnn.INSTALL}",
     }
     monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 0)
     assert found()["cuda"].startswith("CuPy finds no GPU; pip install")

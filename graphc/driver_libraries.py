@@ -1,9 +1,10 @@
-"""Products by cuBLASLt or by our own kernels: which is the faster one, for each shape, on the GPU of this machine.
+"""Products and convolutions by NVIDIA's libraries or by our own kernels: which is the faster one, for each shape, on
+the GPU of this machine.
 
-Lowering names the ways in which a product can be made: our own kernels, one call that does what follows as well, and
-a call with a kernel for what follows (`graphc.kernels.contract_library`). Here each is measured on the device, calls
-with the algorithms that the library expects to be the fastest. What was chosen is kept in the cache, for this GPU and
-this version of the library, so that the next compile makes the same artifact.
+Lowering names the ways in which one can be made: our own kernels, one call that does what follows as well, and a call
+with a kernel for what follows (`graphc.kernels.contract_library`, `graphc.kernels.contract_convolution`). Here each is
+measured on the device, calls with the algorithms that the library expects to be the fastest. What was chosen is kept in
+the cache, for this GPU and these versions of the libraries, so that the next compile makes the same artifact.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from graphc import runtime_cublaslt as cublaslt
+from graphc import runtime_cudnn as cudnn
 from graphc.config import settings
 from graphc.driver_native import blocks_of, grid_record
+from graphc.gemm import Gemm
 from graphc.kernels.cpu.cache import Cache
 from graphc.kernels.cuda.build import Compilation, Compiled, aligned_params, generator
 from graphc.kernels.cuda.target import CudaTarget
 from graphc.kernels.plan import Buffer, EntryPlan, Launch
-from graphc.runtime_cublaslt import Algorithm, Library, Product
+from graphc.runtime_cublaslt import Algorithm
+from graphc.runtime_cuda_calls import CalledKernel, Libraries
 from graphc.runtime_cuda_device import Device, DeviceBlock, fitting, missing
 from graphc.runtime_cuda_device import Kernel as LoadedKernel
-from graphc.runtime_cuda_gemm import GemmKernel
 from graphc.runtime_cuda_walk import Launched
 
-__all__ = ["MODES", "Always", "Measured", "with_products"]
+__all__ = ["MODES", "Always", "Measured", "with_libraries"]
 
 MODES = ("auto", "on", "off")
-ALGORITHMS = 8  # of the library that are compared for one product
+ALGORITHMS = 8  # of cuBLASLt that are compared for one product
+PLANS = 4  # of cuDNN for one convolution: the library compiles code for them
 ROUNDS = 5  # of all ways in turn; the best time of each counts
 MICROSECONDS = 300  # of one measurement: shorter launches are repeated
 WORTH = 0.97  # of our own time is what a call must take, for the library and the workspace that it needs
@@ -42,12 +46,12 @@ SOME_NUMBER = 0x3F  # in every byte: 0.75 in float32 and bfloat16
 Way = list[Launch]
 
 
-def with_products(target: CudaTarget, mode: str, cache: bool) -> CudaTarget:
-    """``target``, whose products may be cuBLASLt's if ``mode`` is "on", or if it is "auto" and there is a GPU here on
-    which that can be measured. ``cache``: keep what is found."""
+def with_libraries(target: CudaTarget, mode: str, cache: bool) -> CudaTarget:
+    """``target``, whose products and convolutions may be calls of libraries if ``mode`` is "on", or if it is "auto" and
+    there is a GPU here on which that can be measured. ``cache``: keep what is found."""
     if mode == "on":
         return replace(target, products=Always())
-    if mode == "off" or missing() or not cublaslt.available():
+    if mode == "off" or missing() or not (cublaslt.available() or cudnn.available()):
         return target
     return replace(target, products=Measured(target, settings().cache / "kernels" if cache else None))
 
@@ -67,16 +71,16 @@ class Choice:
     way: int
     algorithms: tuple[tuple[str, int], ...] = ()
 
-    def applied(self, ways: Sequence[Way], version: int) -> Way:
+    def applied(self, ways: Sequence[Way], libraries: Libraries) -> Way:
         found = iter(self.algorithms)
-        return [e if e.kernel.gemm is None else with_algorithm(e, *next(found), version) for e in ways[self.way]]
+        return [e if e.kernel.library_call is None else by(e, *next(found), libraries) for e in ways[self.way]]
 
 
-def with_algorithm(launch: Launch, code: str, workspace_bytes: int, version: int) -> Launch:
-    """A call of the library, by one of its algorithms."""
-    gemm = launch.kernel.gemm
-    assert gemm is not None
-    made = replace(gemm, algorithm=code, workspace_bytes=workspace_bytes, version=version)
+def by(launch: Launch, code: str, workspace_bytes: int, libraries: Libraries) -> Launch:
+    """A call of a library, by one of its algorithms, in hexadecimal."""
+    call = launch.kernel.library_call
+    assert call is not None
+    made = call.by(bytes.fromhex(code), workspace_bytes, libraries.version(call))
     scratch = tuple(replace(s, size=workspace_bytes) for s in launch.kernel.scratch)
     return replace(launch, kernel=replace(launch.kernel, body=(made,), scratch=scratch))
 
@@ -93,8 +97,8 @@ class Measured:
         return Device()
 
     @cached_property
-    def library(self) -> Library:
-        return Library()
+    def libraries(self) -> Libraries:
+        return Libraries()
 
     def chosen(self, ways: Sequence[Way]) -> Way:
         with self.device.gpu:
@@ -105,7 +109,7 @@ class Measured:
             if name not in self.known:
                 self.known[name] = self._read(name) or self._measured(ways, architecture)
                 self._write(name)
-            return self.known[name].applied(ways, self.library.version)
+            return self.known[name].applied(ways, self.libraries)
 
     # What is kept
 
@@ -113,12 +117,13 @@ class Measured:
         """What a choice depends on."""
         number = self.device.cupy.cuda.runtime.getDeviceProperties(self.device.gpu.id)
         keys = [e.kernel.key for way in ways for e in way]
-        text = "\n".join([number["name"].decode(), str(self.library.version), generator(), *keys])
+        versions = [str(library.version()) for library in (cublaslt, cudnn)]
+        text = "\n".join([number["name"].decode(), *versions, generator(), *keys])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property
     def _cache(self) -> Cache | None:
-        return None if self.folder is None else Cache(self.folder, code=".blas")
+        return None if self.folder is None else Cache(self.folder, code=".calls")
 
     def _read(self, name: str) -> Choice | None:
         data = None if self._cache is None else self._cache.read(name)
@@ -149,16 +154,16 @@ class Rig:
     """The ways to make one product, on the device."""
 
     def __init__(self, owner: Measured, ways: Sequence[Way], architecture: str, folder: Path):
-        self.device, self.library = owner.device, owner.library
+        self.device, self.libraries = owner.device, owner.libraries
         plan = EntryPlan("product", tuple(e for way in ways for e in way), (), ())
         self.compiled = _compiled(plan, owner.target, folder)
         self.architecture = architecture
         self.blocks = {b: self._block(b) for b in {a.buffer for e in plan.launches for a in e.args} if b is not None}
         most = [0]
         for launch in plan.launches:
-            gemm = launch.kernel.gemm
-            grid = None if gemm else self.compiled[launch.kernel.key].grid
-            most.append(blocks_of(grid, launch) * grid.workspace_bytes if grid else gemm.workspace_bytes if gemm else 0)
+            call = launch.kernel.library_call
+            grid = None if call else self.compiled[launch.kernel.key].grid
+            most.append(blocks_of(grid, launch) * grid.workspace_bytes if grid else call.workspace_bytes if call else 0)
         self.workspace = self.device.alloc(max(most), "measuring a product")
 
     def _block(self, buffer: Buffer) -> DeviceBlock:
@@ -167,14 +172,17 @@ class Rig:
         return block
 
     def best(self, way: Way) -> tuple[float, tuple[tuple[str, int], ...]] | None:
-        """The least seconds of a way, and the algorithms of its calls; None where the library has none for one."""
+        """The least seconds of a way, and the algorithms of its calls; None where a library is missing, or has none."""
         total, algorithms = 0.0, []
         for launch in way:
-            gemm = launch.kernel.gemm
-            if gemm is None:
+            call = launch.kernel.library_call
+            if call is None:
                 total += min(self.seconds([self._own(launch)]))
                 continue
-            found = Product(self.library, gemm).algorithms(ALGORITHMS, gemm.workspace_bytes)
+            library, most = (cublaslt, ALGORITHMS) if isinstance(call, Gemm) else (cudnn, PLANS)
+            if not library.available():
+                return None
+            found = self.libraries.prepared(call).algorithms(most, call.workspace_bytes)
             if not found:
                 return None
             times = self.seconds([self._call(launch, a) for a in found])
@@ -189,9 +197,9 @@ class Rig:
         return self._bound(launch, kernel, blocks_of(made.grid, launch))
 
     def _call(self, launch: Launch, algorithm: Algorithm) -> Callable[[], None]:
-        chosen = with_algorithm(launch, algorithm.code.hex(), algorithm.workspace_bytes, self.library.version)
-        assert chosen.kernel.gemm is not None
-        return self._bound(launch, GemmKernel(self.device, self.library, chosen.kernel.gemm), 0)
+        call = by(launch, algorithm.code.hex(), algorithm.workspace_bytes, self.libraries).kernel.library_call
+        assert call is not None
+        return self._bound(launch, CalledKernel(self.device, self.libraries, call), 0)
 
     def _bound(self, launch: Launch, kernel: Launched, blocks: int) -> Callable[[], None]:
         words = [a.value if a.buffer is None else self.blocks[a.buffer].address + a.offset for a in launch.args]
@@ -221,7 +229,7 @@ class Rig:
 def _compiled(plan: EntryPlan, target: CudaTarget, folder: Path) -> dict[str, Compiled]:
     """Our own kernels among those of ``plan``, by their keys."""
     aligned = aligned_params([plan])
-    kernels = {e.kernel.key: e.kernel for e in plan.launches if e.kernel.gemm is None}
+    kernels = {e.kernel.key: e.kernel for e in plan.launches if e.kernel.library_call is None}
     compilation = Compilation(list(kernels.values()), [aligned[key] for key in kernels], target, folder)
     try:
         return {c.kernel.key: c for c in compilation.finish()}
