@@ -154,8 +154,8 @@ def _size(unit: Unit) -> int:
 def epilogues(f: _Fuser) -> None:
     """Elementwise results join the product or gather that they read: its raw result is then rarely stored.
 
-    Updates of state stay apart: the optimizer is one kernel that all parameters share, and weights must not change
-    before the last product has read them. What a gather does not lead to at once stays apart from it, too: indices are
+    Updates of state stay apart until the order is known (see `graphc.passes.update`): weights must not change before
+    the last product has read them. What a gather does not lead to at once stays apart from it, too: indices are
     checked early, as those of labels before the loss is known, so that a step that fails has changed nothing."""
     for unit in f.units:
         if unit.space.kind is Kind.MAP and unit.node.out() not in f.updates:

@@ -22,6 +22,7 @@ from graphc.passes.precision import precision
 from graphc.passes.recompute import recompute
 from graphc.passes.schedule import schedule
 from graphc.passes.simplify import simplify
+from graphc.passes.update import update
 from graphc.passes.widen import widen
 from graphc.verify import verify
 
@@ -37,6 +38,11 @@ class Pass:
     run: Callable[[Graph], Graph]
     does: str
     thrifty: Callable[[Graph], Graph] | None = None
+
+
+def unchanged(graph: Graph) -> Graph:
+    """What runs in place of a pass that only pays where memory is short."""
+    return graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ PIPELINE = (
     Pass("fuse", fuse, "Groups nodes into kernels.", thrifty=fuse_arguments),
     Pass("schedule", schedule, "Orders the kernels for a low peak of memory."),
     Pass("recompute", recompute, "Computes again, by the way, what gradients need."),
+    Pass("update", unchanged, "Where memory is short, gradients that are products are never stored.", thrifty=update),
 )
 
 ORDER = (
@@ -101,6 +108,7 @@ ORDER = (
     Constraint("widen", "fuse", "the casts join the kernels around them, and kernels accumulate in one type"),
     Constraint("fuse", "schedule", "memory is alive between kernels, not between nodes"),
     Constraint("schedule", "recompute", "what is kept past the peak is known only in the final order"),
+    Constraint("recompute", "update", "recompute may change the order, which says where an update can be"),
     Constraint("dce", "fuse", "a kernel must not compute what nobody reads"),
 )
 

@@ -9,13 +9,14 @@ and the in-place activations of Rota Bulò et al., arXiv 1712.02616).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from graphc.dtype import Shape
 from graphc.ir import Graph, Node, Value
-from graphc.ops.base import Map, Move, Reduce, apply, apply_node, at_loc, get_op
+from graphc.ops.base import Map, Move, Reduce, get_op
+from graphc.passes.body import Body
 from graphc.passes.dce import dce
 from graphc.passes.fuse_cost import node_cost
 from graphc.passes.fuse_extract import is_uniform
@@ -240,7 +241,7 @@ def _rebuilt(graph: Graph, at: Mapping[Value, Value], copies: Sequence[_Copy], o
 
 def _with_copies(node: Node, copies: Sequence[_Copy], new: Mapping[Value, Value]) -> Node:
     """``node`` with the values of ``copies`` as more results; it no longer reads what it computes itself."""
-    body, merged = node.attrs["body"], _Body()
+    body, merged = node.attrs["body"], Body()
     computed: dict[Value, Value] = {}
     for copy in copies:
         known = {inner: merged.operand(new[leaf]) for inner, leaf in copy.cone.leaves.items()}
@@ -248,29 +249,4 @@ def _with_copies(node: Node, copies: Sequence[_Copy], new: Mapping[Value, Value]
         computed[new[copy.value]] = known[copy.value.node.attrs["body"].outputs[copy.value.index][1]]
     known = {v: computed.get(o) or merged.operand(o) for v, o in zip(body.inputs, node.inputs, strict=True)}
     merged.add([n for n in body.nodes if n.op != "input"], known)
-    outputs = [known[v] for _, v in body.outputs] + list(computed.values())
-    graph = Graph.build(body.name, merged.operands.values(), [(f"y{i}", v) for i, v in enumerate(outputs)])
-    with at_loc(node.loc):
-        return apply_node("call", *merged.operands, **{**node.attrs, "body": graph})
-
-
-@dataclass
-class _Body:
-    """The body of one call made of parts of several. Equal nodes are made once."""
-
-    operands: dict[Value, Value] = field(default_factory=dict)  # and the inputs of the body
-    made: dict[object, Node] = field(default_factory=dict)
-
-    def operand(self, value: Value) -> Value:
-        if value not in self.operands:
-            name = f"x{len(self.operands)}"
-            self.operands[value] = apply("input", name=name, dtype=value.dtype, shape=value.shape)
-        return self.operands[value]
-
-    def add(self, nodes: Iterable[Node], known: dict[Value, Value]) -> None:
-        """The ``nodes`` over what is ``known``, which then has their results."""
-        for n in nodes:
-            inputs = tuple(known[v] for v in n.inputs)
-            key = (n.op, inputs, tuple(n.attrs.items()), n.types)
-            made = self.made.setdefault(key, Node(n.op, inputs, n.attrs, n.types, n.loc))
-            known.update(zip(n.outs, made.outs, strict=True))
+    return merged.call(node, [*(known[v] for _, v in body.outputs), *computed.values()])

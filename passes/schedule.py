@@ -13,7 +13,7 @@ from graphc.passes.inline import KERNELS
 from graphc.passes.rewrite import with_bodies
 from graphc.passes.views import elementwise, homes, is_view
 
-__all__ = ["checks_indices", "live_bytes", "peak_bytes", "reaches", "schedule"]
+__all__ = ["Liveness", "checks_indices", "live_bytes", "peak_bytes", "reaches", "schedule"]
 
 # What an order in which state waits for all checks may cost beside the best: a share, and bytes.
 GUARD, GUARD_BYTES = 1.01, 4096
@@ -72,10 +72,10 @@ def peak_bytes(graph: Graph) -> int:
 
 def live_bytes(graph: Graph) -> list[int]:
     """The bytes of results alive as each node of ``graph`` runs, in order; see `peak_bytes`."""
-    return _Liveness(graph).bytes_alive(graph.nodes)
+    return Liveness(graph).bytes_alive(graph.nodes)
 
 
-class _Liveness:
+class Liveness:
     """Who keeps which bytes alive. Views keep the value that they look at; what is padded has the padding's size."""
 
     def __init__(self, graph: Graph):
@@ -175,7 +175,7 @@ class _Scheduler:
     guarded: bool
 
     def __post_init__(self) -> None:
-        self.live = _Liveness(self.graph)
+        self.live = Liveness(self.graph)
         self.free = {n for n in self.graph.nodes if n in self.live.views or isinstance(get_op(n.op).lower, Source)}
         self.rank = {node: i for i, node in enumerate(self.graph.nodes)}
         self.users: dict[Node, list[Node]] = {node: [] for node in self.graph.nodes}
