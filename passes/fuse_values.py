@@ -19,6 +19,7 @@ __all__ = ["Access", "Values", "stays_inside"]
 
 AGAIN = 40  # additions: an element that costs more is stored rather than computed in several kernels
 WORTH = 12  # additions that storing a function of a value in place of the value has to spare
+NEAR = 1 << 22  # bytes of a value that stays in the caches; what is larger waits for memory while it is computed again
 MASK = 200  # the same for what needs no memory (dropout masks, causal masks): nearly anything is cheaper than storing
 TABLE = 10  # the same for what is read repeated (sines of positions, for every head): it stays in the cache
 MANY_ROWS = 64  # that all need a row: with as many, it is computed once, in front
@@ -144,7 +145,10 @@ class Values:
 
     def _replaces_leaf(self, value: Value, cone: Cone) -> bool:
         """Whether ``value``, a costly function of one leaf, is all that later kernels need of it: then the product's
-        kernel, whose epilogue makes the leaf, stores this instead. A GELU's slope is such a value."""
+        kernel, whose epilogue makes the leaf, stores this instead. A GELU's slope is such a value. Where it is large
+        the leaf stays: `graphc.passes.recompute` can make the GELU of it again, which then need not be kept beside."""
+        if value.type.nbytes > NEAR:
+            return False
         if len(cone.leaves) != 1 or cone.nodes is None or sum(self.cost.get(n, 0) for n in cone.nodes) < WORTH:
             return False
         (leaf,) = cone.leaves

@@ -14,7 +14,7 @@ from graphc.interp import interpret
 from graphc.ir import Graph
 from graphc.kernels.cpu.target import BASELINES
 from graphc.kernels.lower import lower
-from graphc.passes import pipeline
+from graphc.passes import fuse_values, pipeline
 from graphc.passes.recompute import recompute
 from graphc.passes.schedule import peak_bytes
 from graphc.tracing import Entry, trace_entries
@@ -80,6 +80,18 @@ def test_the_peak_falls_and_the_meaning_stays(activation: Activation, share: flo
     assert want[0]["loss"] == got[0]["loss"]
     for name, value in want[1].items():
         np.testing.assert_array_equal(value, got[1][name], err_msg=name)
+
+
+def test_large_arguments_of_activations_are_stored_in_place_of_slopes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The activation is then written again beside the gradient, and of 6 parts one of 4 takes the place of two."""
+    graph, state = scheduled(gc.gelu)
+    slopes = recompute(graph)
+    monkeypatch.setattr(fuse_values, "NEAR", 0)
+    arguments = recompute(scheduled(gc.gelu)[0])
+    assert calls(arguments) == calls(slopes)
+    assert peak_bytes(arguments) < 0.75 * peak_bytes(slopes)
+    want, got = (interpret(g, data(), state) for g in (slopes, arguments))
+    assert want[0]["loss"] == got[0]["loss"]
 
 
 def test_compiled_steps_keep_their_bits(monkeypatch: pytest.MonkeyPatch) -> None:
