@@ -18,6 +18,7 @@ from typing import Any
 from llvmlite import ir
 
 from graphc.dtype import bfloat16, float32
+from graphc.kernels.cpu.builder import Builder
 from graphc.kernels.cpu.lanes import constant, first_lanes, prefetch, vector_load
 from graphc.kernels.cpu.matrix import PRODUCT, SUMS, load_tile, store_tile, tile_call, zero_tile
 from graphc.kernels.cpu.microkernel import FETCH_LOCALITY
@@ -97,7 +98,7 @@ class _Split:
         if name in module.globals:
             return module.globals[name]
         fn = _function(module, name, [_INT32.as_pointer(), ir.FloatType().as_pointer(), _WORD])
-        builder = ir.IRBuilder(fn.append_basic_block("entry"))
+        builder = Builder(fn.append_basic_block("entry"))
         c, a, steps = fn.args
         advance = TRIPLE_STEP if self.left else TRIPLE_STEP * self.a
 
@@ -171,7 +172,7 @@ class _Product:
             return module.globals[name]
         words = _INT32.as_pointer()
         fn = _function(module, name, [ir.FloatType().as_pointer(), words, words, _WORD, *[_BYTES] * len(self.ahead)])
-        builder = ir.IRBuilder(fn.append_basic_block("entry"))
+        builder = Builder(fn.append_basic_block("entry"))
         c, a, b, steps, *fetched = fn.args
         for register, i, j in SUMS:
             if self.accumulate:
