@@ -19,7 +19,7 @@ from graphc.loop import Affine, Expr, Operand, Role, Scratch, Stmt, Var, call
 
 __all__ = ["Forward"]
 
-MIN_TASKS = 16  # heads are split into ranges of queries where there are fewer
+MIN_TASKS = 12  # heads are split into ranges of queries where there are fewer; 2, 3, 4 and 6 threads share these evenly
 TOGETHER = 4  # keys whose scores are combined at once
 RANGE = 384  # queries of one task that works in several blocks of keys: their sums wait in the second-level cache
 
