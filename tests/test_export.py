@@ -12,6 +12,7 @@ import pytest
 from backends import runnable
 from golden_artifacts import FOLDER, STEPS, arguments
 
+import graphc as gc
 from graphc.artifact import Artifact
 from graphc.artifact_records import FORMAT, EntryRecord, PortRecord
 from graphc.cli import main
@@ -73,9 +74,8 @@ def program_text(entry: EntryRecord, exported: Exported) -> str:
     )
 
 
-def build(name: str, folder: Path) -> tuple[Path, EntryRecord]:
-    """The executable of a golden artifact, and its entry."""
-    artifact = Artifact.read(GOLDEN / f"{name}.gcx")
+def build(artifact: Artifact, folder: Path) -> tuple[Path, EntryRecord]:
+    """The executable of an artifact, and its entry."""
     exported = export_c(artifact, "net")
     write(exported, folder, "net")
     (entry,) = artifact.manifest.entries
@@ -90,18 +90,35 @@ def build(name: str, folder: Path) -> tuple[Path, EntryRecord]:
 
 @pytest.mark.parametrize("name", ["weights", "classifier", "loops", "prepared"])
 def test_the_same_bits_as_the_artifact(name: str, tmp_path: Path) -> None:
-    binary, entry = build(name, tmp_path)
+    artifact = GOLDEN / f"{name}.gcx"
+    binary, entry = build(Artifact.read(artifact), tmp_path)
     rng = np.random.default_rng(1)
     given = [arguments({p.name: p.type for p in entry.inputs}, rng) for _ in range(STEPS)]
     stdin = b"".join(a.tobytes() for arrays in given for a in arrays.values())
     found = subprocess.run([str(binary)], input=stdin, capture_output=True, check=True).stdout
-    program = load(GOLDEN / f"{name}.gcx", trusted=True, threads=1)
+    program = load(artifact, trusted=True, threads=1)
     want = [program.entries[entry.name](**arrays) for arrays in given]
     assert found == b"".join(a.tobytes() for outputs in want for a in outputs.values())
 
 
+def test_a_library_asks_for_what_its_kernels_need(tmp_path: Path) -> None:
+    """Where this machine has tile registers, a product of such size is made in them, and a process has to ask."""
+
+    @gc.entry(a=gc.spec((64, 96)), b=gc.spec((96, 64)))
+    def multiply(a: gc.Tensor, b: gc.Tensor) -> dict[str, gc.Tensor]:
+        return {"c": a @ b}
+
+    program = gc.compile(multiply, threads=1)
+    binary, _ = build(program.artifact, tmp_path)
+    rng = np.random.default_rng(1)
+    given = [{n: rng.standard_normal(s).astype(np.float32) for n, s in (("a", (64, 96)), ("b", (96, 64)))}] * STEPS
+    stdin = b"".join(a.tobytes() for arrays in given for a in arrays.values())
+    found = subprocess.run([str(binary)], input=stdin, capture_output=True, check=True).stdout
+    assert found == b"".join(program.multiply(**arrays)["c"].tobytes() for arrays in given)
+
+
 def test_a_check_that_fails_is_returned(tmp_path: Path) -> None:
-    binary, _ = build("classifier", tmp_path)
+    binary, _ = build(Artifact.read(GOLDEN / "classifier.gcx"), tmp_path)
     x, labels = np.zeros((4, 16), np.float32), np.full(4, 7, np.int32)
     done = subprocess.run([str(binary)], input=x.tobytes() + labels.tobytes(), capture_output=True, check=False)
     assert done.returncode == 1
@@ -111,7 +128,7 @@ def test_a_check_that_fails_is_returned(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
 @pytest.mark.parametrize("name", ["weights", "classifier", "loops", "prepared"])
 def test_nothing_is_needed_but_memcpy(name: str, tmp_path: Path) -> None:
-    build(name, tmp_path)
+    build(Artifact.read(GOLDEN / f"{name}.gcx"), tmp_path)
     listed = subprocess.run(["nm", str(tmp_path / "libnet.a")], capture_output=True, text=True, check=True).stdout
     symbols = [line.split()[-2:] for line in listed.splitlines() if len(line.split()) >= 2 and line[-1] != ":"]
     defined = {symbol for kind, symbol in symbols if kind not in "Uw"}
