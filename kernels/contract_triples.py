@@ -7,7 +7,7 @@ keeps panels of b in the second level of cache, and takes each tile of a apart o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -92,11 +92,11 @@ def cut_triples(p: Problem, dtype: DType, target: Target) -> tuple[int, Cut] | N
     lies = 1 in (p.m.strides[A], p.k.strides[A]) and 1 in (p.n.strides[B], p.k.strides[B])
     if dtype != float32 or not target.triples or not lies or min(p.m.size, p.n.size, p.k.size) < TRIPLE_BLOCK // 2:
         return None
-    parts, cycles = in_parts(p)
-    return (parts, cheapest(partial_problem(p, parts))) if cycles < cost(p, choose(p, dtype, target)) else None
+    parts, least = best_parts(p)
+    return (parts, cheapest(partial_problem(p, parts))) if least < cost(p, choose(p, dtype, target)) else None
 
 
-def in_parts(p: Problem) -> tuple[int, float]:
+def best_parts(p: Problem) -> tuple[int, float]:
     """The best number of parts, and its cost. Tasks that are parts of the sum take no element apart twice."""
     size = p.outer_size * p.m.size * p.n.size
     most = min(MOST_PARTS, p.k.size // LEAST_DEPTH, MOST_BYTES // (size * float32.itemsize))
@@ -113,7 +113,7 @@ def in_parts(p: Problem) -> tuple[int, float]:
 def cheapest(p: Problem) -> Cut:
     """That of the least cost, in which small teams count more: each task takes a factor apart for itself, so that many
     tasks cost a small team what they give to a large one. Layers have equal products."""
-    return min(cuts(p), key=lambda cut: triple_cost(p, cut) + cycles(p, cut, TEAMS[0]))
+    return min(cuts(p), key=lambda cut: triple_cost(p, cut, (TEAMS[0], *TEAMS)))
 
 
 def other_cuts(p: Problem, best: Cut) -> list[Cut]:
@@ -134,14 +134,10 @@ def cuts(p: Problem) -> Iterator[Cut]:
                 yield Cut(m_tiles, n_panels, rows, panels, even(panels, most), slab)
 
 
-def triple_cost(p: Problem, cut: Cut) -> float:
-    """Cycles until the last thread is done, summed over `TEAMS`."""
-    return sum(cycles(p, cut, team) for team in TEAMS)
-
-
-def cycles(p: Problem, cut: Cut, team: int) -> float:
-    steps = -(-p.k.size // TRIPLE_STEP) * prod(axis.size for axis in p.k_outer)
-    slabs = -(-p.k.size // cut.slab) * prod(axis.size for axis in p.k_outer)
+def triple_cost(p: Problem, cut: Cut, teams: Sequence[int] = TEAMS) -> float:
+    """Cycles until the last thread is done, summed over ``teams``."""
+    outside = prod(axis.size for axis in p.k_outer)
+    steps, slabs = (outside * -(-p.k.size // size) for size in (TRIPLE_STEP, cut.slab))
     groups = -(-cut.panels // cut.chunk)
     split_a = (SPLIT if p.k.strides[A] == 1 else SPLIT_TURNED)[A]
     split_b = (SPLIT if p.n.strides[B] == 1 else SPLIT_TURNED)[B]
@@ -150,7 +146,7 @@ def cycles(p: Problem, cut: Cut, team: int) -> float:
     task = steps * (cut.rows * cut.panels * STEP_CYCLES + packed * TRIPLE_BLOCK * TRIPLE_STEP)
     task += slabs * cut.rows * cut.panels * CALL_CYCLES + TASK
     tasks = p.outer_size * cut.m_tasks * cut.n_tasks
-    return -(-tasks // team) * task
+    return task * sum(-(-tasks // team) for team in teams)
 
 
 class TripleLoops:
