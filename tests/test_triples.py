@@ -106,6 +106,7 @@ def test_numbers_that_are_none() -> None:
 
 def test_a_machine_without_them() -> None:
     assert not any(target.triples for target in BASELINES.values())
-    assert not product(64, 64, 64, cpu_baseline="x86-64-v3").code.manifest.target.features[-1].startswith("amx")
+    features = product(64, 64, 64, cpu_baseline="x86-64-v3").code.manifest.target.features
+    assert not any(feature.startswith("amx") for feature in features)
     small = product(TRIPLE_BLOCK - 1, 64, 64).code.manifest.target
     assert small.features == host().features
